@@ -1,1 +1,12 @@
-//! (stub)
+//! Calibration: data sets read, sampled, batched by length, and run through the f32 model while observers watch.
+//!
+//! Where `zeropoint-observer` knows what to remember of an activation and `zeropoint-models` how to make one, this crate
+//! knows which samples to show and in which order. It never chooses a scheme: one pass serves every scheme on the same
+//! graph.
+
+pub mod dataset;
+mod plan;
+mod run;
+
+pub use plan::{BatchPlan, CalibrationSet, choose_samples};
+pub use run::{Calibrated, CalibrationProgress, calibrate, graph_fingerprint};

@@ -1,2 +1,67 @@
-//! (stub)
-fn main() {}
+//! The `zeropoint` command: arguments in, `zeropoint-pipeline` called, events and results shown.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the terminal's end of the program")]
+
+mod args;
+mod commands;
+mod encode;
+mod render;
+mod terminal;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use zeropoint_pipeline::{Cancel, PipelineError};
+
+use args::Cli;
+use terminal::Terminal;
+
+/// How the program ends, as the process's exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    GateNotMet,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let terminal = Terminal::new(&cli.global);
+    let cancel = Arc::new(Cancel::default());
+    if let Err(error) = stop_on_signal(&cancel) {
+        terminal.warn(&format!("Ctrl-C will end the program at once: {error}"));
+    }
+    match on_threads(&cli, &terminal, &cancel) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::GateNotMet) => ExitCode::from(3),
+        Err(error) => {
+            terminal.error(&error);
+            ExitCode::from(if error.is_usage() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Runs the command on a pool of the asked-for size; every parallel loop below it, candle's included, uses that pool.
+fn on_threads(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = cli.global.threads {
+        pool = pool.num_threads(usize::from(threads));
+    }
+    let pool = pool.build().map_err(|error| PipelineError::Io {
+        path: "threads".into(),
+        source: std::io::Error::other(error),
+    })?;
+    pool.install(|| commands::execute(&cli.command, terminal, cancel))
+}
+
+/// The first signal asks the run to stop and clean up; a second one ends the program where it is.
+fn stop_on_signal(cancel: &Arc<Cancel>) -> Result<(), ctrlc::Error> {
+    let cancel = Arc::clone(cancel);
+    ctrlc::set_handler(move || {
+        if cancel.is_requested() {
+            const INTERRUPTED: i32 = 130;
+            #[expect(clippy::exit, reason = "the user asked twice; what is half-written is recognised as such later")]
+            std::process::exit(INTERRUPTED);
+        }
+        cancel.request();
+    })
+}

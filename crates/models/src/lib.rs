@@ -1,1 +1,36 @@
-//! (stub)
+//! A Hugging Face model directory as data, and the candle program that runs it.
+//!
+//! candle-transformers' models keep their layers private, so they can be neither observed nor changed. Here a family
+//! is a function from `config.json` to a [`ModelSpec`]: blocks, Linears, the *sites* they read (an activation that
+//! several Linears may share), norms, edges and heads. Everything else in the workspace reads that description and no
+//! tensor name of one family; [`Model`] runs it, with the Linears of each site behind a [`SiteOp`] that can be the f32
+//! original, the simulation of a quantised one, or the integer code of `zeropoint-runtime`.
+//!
+//! This crate knows nothing of quantisation algorithms, data sets or reports.
+
+mod batch;
+mod embedded;
+mod error;
+mod families;
+mod heads;
+mod model;
+mod ops;
+mod pooling;
+mod sites;
+mod source;
+mod spec;
+mod tokenizer;
+
+pub use batch::{PackedBatch, TokenSequence};
+pub use embedded::EMBEDDED;
+pub use error::ModelError;
+pub use heads::{HeadSpec, Pooling, ProblemType, Task};
+pub use model::{Model, Outputs, SiteOpFactory, SiteSink};
+pub use ops::rows_of;
+pub use sites::{ActivationQuantizer, FloatLinear, FloatSite, SimulatedSite, SiteOp};
+pub use source::{ModelDirectory, SourceRef};
+pub use spec::{
+    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole, LinearSpec,
+    MlpSpec, ModelSpec, NormPlacement, NormSpec, Site, SiteId,
+};
+pub use tokenizer::Tokenizer;

@@ -1,1 +1,31 @@
-//! (stub)
+//! The whole way from a config to a run directory: typed config, stages, cache, self-check, gates and reports.
+//!
+//! [`run`] does what `zeropoint run` does; the stages are there one by one as well. Nothing here prints or parses
+//! arguments: progress comes as [`Event`]s, failure as a [`PipelineError`] with a hint, and a [`Cancel`] stops the work
+//! at the next batch or layer, leaving nothing behind.
+
+pub mod config;
+mod check;
+mod convert;
+mod deploy;
+mod dry_run;
+mod error;
+mod evaluate;
+mod events;
+mod inspect;
+mod prepare;
+mod report;
+mod run;
+mod statistics;
+mod system;
+
+pub use check::LayerErrors;
+pub use deploy::MODEL_DIR;
+pub use dry_run::{DryRun, PlannedLayer, dry_run};
+pub use error::PipelineError;
+pub use evaluate::evaluate;
+pub use events::{Cancel, Event, Events, Stage};
+pub use inspect::{InspectedLinear, Inspection, inspect};
+pub use prepare::Prepared;
+pub use run::{RunOptions, RunOutcome, quantize, run};
+pub use statistics::{CacheDir, calibrate};

@@ -1,1 +1,20 @@
-//! (stub)
+//! Quantisation as pure steps over weights and statistics: the plan, the weights, the activation parameters.
+//!
+//! A [`Plan`] decides for every Linear of a model whether and how it becomes INT8; [`quantize_weight`] rounds a weight
+//! to nearest under scales chosen by an observer; [`site_params`] turns calibration statistics into the parameters of
+//! an activation; [`simulated_site`] builds the float simulation of the same decisions. Nothing here runs a model,
+//! opens a file or talks to a terminal.
+
+mod activations;
+mod pattern;
+mod plan;
+mod simulate;
+mod weights;
+
+pub use activations::{ActivationError, site_params, site_quantizer};
+pub use pattern::{Pattern, PatternError};
+pub use plan::{
+    Decision, EmbeddingPrecision, LayerOverride, LayerScheme, LinearPlan, Plan, PlanError, PlanRequest,
+};
+pub use simulate::{dequantized, simulated_site};
+pub use weights::{QuantizedWeight, WeightError, quantize_weight};

@@ -1,0 +1,115 @@
+//! JSON lines: one object a line.
+//!
+//! Scores of up to 15 significant digits are read exactly; a longer one may be off in its last bit.
+
+use serde_json::{Map, Value};
+
+use super::{FieldRef, Fields, Parsed, Problem, Role, Sample, lines};
+
+pub(super) fn parse(text: &str, fields: &Fields) -> Parsed<Vec<Sample>> {
+    for role in Role::ALL {
+        if let field @ FieldRef::Column(_) = fields.get(role) {
+            return Err((0, Problem::ColumnInJson { field: field.clone() }));
+        }
+    }
+    lines::non_blank(text)
+        .map(|(line, text)| match sample(text, fields) {
+            Ok(sample) => Ok(Sample { line, ..sample }),
+            Err(problem) => Err((line, problem)),
+        })
+        .collect()
+}
+
+fn sample(line: &str, fields: &Fields) -> Result<Sample, Problem> {
+    let row = match serde_json::from_str(line).map_err(|error| not_json(&error))? {
+        Value::Object(row) => Row { row, fields },
+        other => return Err(Problem::NotAnObject { found: kind(&other) }),
+    };
+    let mut text_a = None;
+    for &role in fields.first_text() {
+        text_a = text_a.or(row.text(role)?);
+    }
+    let text_a = text_a.ok_or_else(|| fields.no_first_text(row.names()))?;
+    Ok(Sample {
+        text_a,
+        text_b: row.text(Role::TextB)?,
+        score: row.score()?,
+        label: row.label()?,
+        ..Sample::default()
+    })
+}
+
+/// One object and where its fields are.
+struct Row<'a> {
+    row: Map<String, Value>,
+    fields: &'a Fields,
+}
+
+impl Row<'_> {
+    /// The value of a field; `null` is as good as absent. An absent field is an error when its name was chosen.
+    fn value(&self, role: Role) -> Result<Option<&Value>, Problem> {
+        let FieldRef::Name(name) = self.fields.get(role) else { return Ok(None) };
+        match self.row.get(name) {
+            Some(Value::Null) | None if self.fields.is_chosen(role) => {
+                Err(Problem::missing(&[self.fields.get(role)], self.names()))
+            }
+            Some(Value::Null) | None => Ok(None),
+            value => Ok(value),
+        }
+    }
+
+    fn text(&self, role: Role) -> Result<Option<String>, Problem> {
+        match self.value(role)? {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(self.wrong_kind(role, other, "a string")),
+        }
+    }
+
+    fn score(&self) -> Result<Option<f64>, Problem> {
+        match self.value(Role::Score)? {
+            None => Ok(None),
+            Some(Value::Number(number)) => match number.as_f64().filter(|score| score.is_finite()) {
+                Some(score) => Ok(Some(score)),
+                None => Err(Problem::Score { text: number.to_string() }),
+            },
+            Some(other) => Err(self.wrong_kind(Role::Score, other, "a number")),
+        }
+    }
+
+    fn label(&self) -> Result<Option<String>, Problem> {
+        match self.value(Role::Label)? {
+            None => Ok(None),
+            Some(Value::String(label)) => Ok(Some(label.clone())),
+            Some(Value::Number(label)) => Ok(Some(label.to_string())),
+            Some(Value::Bool(label)) => Ok(Some(label.to_string())),
+            Some(other) => Err(self.wrong_kind(Role::Label, other, "a string, a number or a boolean")),
+        }
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.row.keys().map(String::as_str)
+    }
+
+    fn wrong_kind(&self, role: Role, value: &Value, expected: &'static str) -> Problem {
+        Problem::WrongKind { field: self.fields.get(role).to_string(), found: kind(value), expected }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// serde's message without its "at line 1 column n": the line is always 1 there.
+fn not_json(error: &serde_json::Error) -> Problem {
+    let message = error.to_string();
+    let message = message.split_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+    Problem::Json { message: message.to_owned(), column: error.column() }
+}

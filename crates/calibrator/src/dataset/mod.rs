@@ -1,0 +1,294 @@
+//! Data sets: samples of text with their scores or labels, from JSON lines, CSV and plain text.
+//!
+//! A file is read as a whole and checked as a whole: one broken row is an error that names the file, the line and what
+//! was expected there. Nothing is skipped silently, because a metric over the rows that happened to parse is not the
+//! metric that was asked for.
+
+mod delimited;
+mod error;
+mod jsonl;
+mod lines;
+
+pub use error::{DatasetError, Problem};
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use zeropoint_core::{Fingerprint, FingerprintBuilder};
+
+/// The longest line (of csv: the longest record), in bytes.
+pub const MAX_LINE_BYTES: usize = 16 << 20;
+/// The largest file, in bytes.
+pub const MAX_FILE_BYTES: u64 = 4 << 30;
+
+/// One sample: a text or a pair of texts, with what is known about it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// The text, or the first of a pair.
+    pub text_a: String,
+    /// The second text of a pair.
+    pub text_b: Option<String>,
+    /// The reference score, finite.
+    pub score: Option<f64>,
+    /// The reference label; numbers and booleans as they are written.
+    pub label: Option<String>,
+    /// The file it comes from, for messages.
+    pub file: Arc<str>,
+    /// Its line there, from 1 (of csv: where the record begins).
+    pub line: usize,
+}
+
+/// Where a field is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FieldRef {
+    /// A key of a JSON object or a name in the csv header.
+    Name(String),
+    /// A column of a csv file, from 0.
+    Column(usize),
+}
+
+impl From<&str> for FieldRef {
+    fn from(name: &str) -> Self {
+        Self::Name(name.to_owned())
+    }
+}
+
+impl From<usize> for FieldRef {
+    fn from(column: usize) -> Self {
+        Self::Column(column)
+    }
+}
+
+impl fmt::Display for FieldRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "`{name}`"),
+            Self::Column(column) => write!(f, "column {column}"),
+        }
+    }
+}
+
+/// Where the fields of a sample are found. By default each has its own name.
+///
+/// The first text is `text_a` or else `text`; when only one of them was given a place, it is that one. A field that still has its default may be absent from the file; one that
+/// was given another place must be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fields {
+    /// The text of a single-text sample.
+    pub text: FieldRef,
+    /// The first text of a pair.
+    pub text_a: FieldRef,
+    /// The second text of a pair.
+    pub text_b: FieldRef,
+    /// The reference score.
+    pub score: FieldRef,
+    /// The reference label.
+    pub label: FieldRef,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        let [text, text_a, text_b, score, label] = Role::ALL.map(|role| FieldRef::from(role.name()));
+        Self { text, text_a, text_b, score, label }
+    }
+}
+
+/// The part that a field plays in a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Text,
+    TextA,
+    TextB,
+    Score,
+    Label,
+}
+
+impl Role {
+    const ALL: [Self; 5] = [Self::Text, Self::TextA, Self::TextB, Self::Score, Self::Label];
+
+    /// The name that a field has by default.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::TextA => "text_a",
+            Self::TextB => "text_b",
+            Self::Score => "score",
+            Self::Label => "label",
+        }
+    }
+}
+
+impl Fields {
+    fn get(&self, role: Role) -> &FieldRef {
+        match role {
+            Role::Text => &self.text,
+            Role::TextA => &self.text_a,
+            Role::TextB => &self.text_b,
+            Role::Score => &self.score,
+            Role::Label => &self.label,
+        }
+    }
+
+    /// Where the first text may be, most wanted first. A place that was chosen for one excludes the other's default.
+    fn first_text(&self) -> &'static [Role] {
+        match (self.is_chosen(Role::TextA), self.is_chosen(Role::Text)) {
+            (true, _) => &[Role::TextA],
+            (false, true) => &[Role::Text],
+            (false, false) => &[Role::TextA, Role::Text],
+        }
+    }
+
+    /// The error for a first text that is nowhere among the names that are present.
+    fn no_first_text<'a>(&self, present: impl Iterator<Item = &'a str>) -> Problem {
+        let wanted: Vec<&FieldRef> = self.first_text().iter().map(|&role| self.get(role)).collect();
+        Problem::missing(&wanted, present)
+    }
+
+    /// Whether the field was given a place of its own, which must then exist.
+    fn is_chosen(&self, role: Role) -> bool {
+        !matches!(self.get(role), FieldRef::Name(name) if name == role.name())
+    }
+}
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Jsonl,
+    /// One text a line.
+    Txt,
+    /// Comma-separated values with quoting as in RFC 4180.
+    Csv {
+        /// Whether the first row names the columns. `None`: it does when it contains one of the field names. Without a
+        /// header, columns are `text_a, text_b, score` when there are three, `text, label` when there are two and `text`
+        /// when there is one.
+        header: Option<bool>,
+        /// One ASCII character; not a quote, not an end of line.
+        delimiter: u8,
+    },
+}
+
+impl Format {
+    /// The format that a file's extension stands for: jsonl, ndjson, txt, csv, tsv.
+    pub fn from_extension(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "jsonl" | "ndjson" => Some(Self::Jsonl),
+            "txt" => Some(Self::Txt),
+            "csv" => Some(Self::Csv { header: None, delimiter: b',' }),
+            "tsv" => Some(Self::Csv { header: None, delimiter: b'\t' }),
+            _ => None,
+        }
+    }
+}
+
+/// How to read a data set; by default the extension says the format and each field has its own name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// `None`: by the extension.
+    pub format: Option<Format>,
+    /// Where the fields are found.
+    pub fields: Fields,
+}
+
+/// Reads every sample of a file, in its order.
+///
+/// UTF-8, with or without a byte order mark, lines ending in LF or CRLF, blank lines skipped. A file without samples, over
+/// [`MAX_FILE_BYTES`] or with a line over [`MAX_LINE_BYTES`] is an error, as is a score that is not finite.
+pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>, DatasetError> {
+    let name: Arc<str> = path.display().to_string().into();
+    let whole_file = |problem| DatasetError::new(&name, 0, problem);
+    let format = options.format.or_else(|| Format::from_extension(path));
+    let format = format.ok_or_else(|| whole_file(Problem::UnknownFormat))?;
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|source| whole_file(Problem::Io(source)))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(whole_file(Problem::TooLarge));
+    }
+    parse(&bytes, &name, format, &options.fields)
+}
+
+/// Reads every sample of a file's content; `file` is its name in messages. See [`read`].
+pub fn parse(
+    bytes: &[u8],
+    file: &Arc<str>,
+    format: Format,
+    fields: &Fields,
+) -> Result<Vec<Sample>, DatasetError> {
+    let text = lines::decode(bytes).map_err(|(line, problem)| DatasetError::new(file, line, problem))?;
+    let samples = match format {
+        Format::Jsonl => jsonl::parse(text, fields),
+        Format::Txt => Ok(lines::non_blank(text)
+            .map(|(line, text)| Sample { text_a: text.to_owned(), line, ..Sample::default() })
+            .collect()),
+        Format::Csv { header, delimiter } => delimited::parse(text, header, delimiter, fields),
+    };
+    let mut samples: Vec<Sample> =
+        samples.map_err(|(line, problem)| DatasetError::new(file, line, problem))?;
+    if samples.is_empty() {
+        return Err(DatasetError::new(file, 0, Problem::Empty));
+    }
+    for sample in &mut samples {
+        sample.file = Arc::clone(file);
+    }
+    Ok(samples)
+}
+
+/// What a reader of one format returns; an error has its line.
+type Parsed<T> = Result<T, (usize, Problem)>;
+
+/// The score of every sample, or which sample has none.
+pub fn require_scores(samples: &[Sample]) -> Result<Vec<f64>, DatasetError> {
+    require(samples, Role::Score, |sample| sample.score)
+}
+
+/// The label of every sample, or which sample has none.
+pub fn require_labels(samples: &[Sample]) -> Result<Vec<&str>, DatasetError> {
+    require(samples, Role::Label, |sample| sample.label.as_deref())
+}
+
+/// Both texts of every sample, or which sample has only one.
+pub fn require_pairs(samples: &[Sample]) -> Result<Vec<(&str, &str)>, DatasetError> {
+    require(samples, Role::TextB, |sample| Some((sample.text_a.as_str(), sample.text_b.as_deref()?)))
+}
+
+fn require<'a, T>(
+    samples: &'a [Sample],
+    role: Role,
+    value: impl Fn(&'a Sample) -> Option<T>,
+) -> Result<Vec<T>, DatasetError> {
+    let checked = |sample: &'a Sample| {
+        let missing =
+            || DatasetError::new(&sample.file, sample.line, Problem::Required { field: role.name() });
+        value(sample).ok_or_else(missing)
+    };
+    samples.iter().map(checked).collect()
+}
+
+/// The fingerprint of what the samples hold, in their order; files and lines do not count.
+pub fn fingerprint(samples: &[Sample]) -> Fingerprint {
+    let mut builder = Fingerprint::builder("samples");
+    builder.field("count", (samples.len() as u64).to_le_bytes());
+    for sample in samples {
+        builder.field("text_a", &sample.text_a);
+        optional(&mut builder, "text_b", sample.text_b.as_deref());
+        optional(&mut builder, "score", sample.score.map(f64::to_le_bytes));
+        optional(&mut builder, "label", sample.label.as_deref());
+    }
+    builder.finish()
+}
+
+/// Absent fields leave no trace; every sample begins with its `text_a`, so the list can still be read in one way only.
+fn optional(builder: &mut FingerprintBuilder, name: &str, value: Option<impl AsRef<[u8]>>) {
+    if let Some(value) = value {
+        builder.field(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! Which samples are used, and in which batches: a function of the whole set and the seed alone.
+
+use zeropoint_core::{Fingerprint, Rng};
+use zeropoint_models::{ModelError, TokenSequence, Tokenizer};
+
+use crate::dataset::Sample;
+
+/// Batches of indices into a list of sequences, longest sequences first.
+///
+/// Sequences of similar length share a batch, which keeps the memory of attention even and shows the largest batch
+/// first. The plan depends on lengths and batch size only, so it is the same on every run and for any thread count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchPlan {
+    batches: Vec<Vec<usize>>,
+}
+
+impl BatchPlan {
+    /// Plans batches of at most `batch_size` sequences (0 counts as 1).
+    pub fn new(sequences: &[TokenSequence], batch_size: usize) -> Self {
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        order.sort_by_key(|&i| (std::cmp::Reverse(sequences[i].len()), i));
+        Self { batches: order.chunks(batch_size.max(1)).map(<[usize]>::to_vec).collect() }
+    }
+
+    /// The batches in order.
+    pub fn batches(&self) -> &[Vec<usize>] {
+        &self.batches
+    }
+}
+
+/// Indices of the samples to use: `count` of `available`, seeded, in file order.
+pub fn choose_samples(available: usize, count: usize, seed: u64) -> Vec<usize> {
+    Rng::new(seed).sample(available, count)
+}
+
+/// A calibration set: the chosen samples as tokens, in planned batches.
+#[derive(Debug, Clone)]
+pub struct CalibrationSet {
+    /// The samples in file order.
+    pub sequences: Vec<TokenSequence>,
+    /// The batches they are run in.
+    pub plan: BatchPlan,
+    /// How many samples the data held before `samples` were chosen.
+    pub available: usize,
+}
+
+impl CalibrationSet {
+    /// Chooses `samples` of `data`, and tokenises and batches them.
+    pub fn new(
+        data: &[Sample],
+        tokenizer: &Tokenizer,
+        samples: usize,
+        batch_size: usize,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        let chosen = choose_samples(data.len(), samples, seed).into_iter().map(|i| &data[i]);
+        let texts: Vec<_> = chosen.map(|sample| (sample.text_a.as_str(), sample.text_b.as_deref())).collect();
+        let sequences = tokenizer.encode_all(&texts)?;
+        let plan = BatchPlan::new(&sequences, batch_size);
+        Ok(Self { sequences, plan, available: data.len() })
+    }
+
+    /// Tokens over all samples.
+    pub fn tokens(&self) -> usize {
+        self.sequences.iter().map(TokenSequence::len).sum()
+    }
+
+    /// Identifies the token ids and the batches: everything of the data that statistics depend on.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut builder = Fingerprint::builder("calibration-set");
+        let bytes = |values: &[u32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        for batch in self.plan.batches() {
+            builder.field("batch", (batch.len() as u64).to_le_bytes());
+            for &i in batch {
+                builder.field("ids", bytes(&self.sequences[i].ids));
+                builder.field("types", bytes(&self.sequences[i].type_ids));
+            }
+        }
+        builder.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_lengths(lengths: &[usize]) -> Vec<TokenSequence> {
+        lengths.iter().map(|&n| TokenSequence { ids: vec![1; n], type_ids: vec![0; n] }).collect()
+    }
+
+    #[test]
+    fn batches_hold_neighbours_in_length_longest_first() {
+        let plan = BatchPlan::new(&of_lengths(&[3, 9, 5, 9, 1]), 2);
+        assert_eq!(plan.batches(), [vec![1, 3], vec![2, 0], vec![4]]);
+    }
+
+    #[test]
+    fn samples_are_seeded_and_in_file_order() {
+        let chosen = choose_samples(100, 10, 42);
+        assert!(chosen.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(chosen, choose_samples(100, 10, 42));
+        assert_ne!(chosen, choose_samples(100, 10, 43));
+    }
+
+    #[test]
+    fn the_fingerprint_sees_tokens_and_batches() {
+        let set = |ids: Vec<u32>, batch: usize| {
+            let sequences = vec![
+                TokenSequence { type_ids: vec![0; ids.len()], ids },
+                TokenSequence { ids: vec![7], type_ids: vec![0] },
+            ];
+            let plan = BatchPlan::new(&sequences, batch);
+            CalibrationSet { sequences, plan, available: 2 }.fingerprint()
+        };
+        assert_eq!(set(vec![1, 2], 2), set(vec![1, 2], 2));
+        assert_ne!(set(vec![1, 2], 2), set(vec![1, 3], 2));
+        assert_ne!(set(vec![1, 2], 2), set(vec![1, 2], 1));
+    }
+}

@@ -1,0 +1,110 @@
+//! The observing pass: the f32 model over the calibration set, statistics out.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use zeropoint_core::Fingerprint;
+use zeropoint_kernels::Isa;
+use zeropoint_models::{Model, ModelDirectory, ModelError, PackedBatch, SiteId, SiteSink};
+use zeropoint_observer::ActivationStatistics;
+
+use crate::plan::CalibrationSet;
+
+/// How far a calibration is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CalibrationProgress {
+    /// Samples done, of [`CalibrationProgress::total`].
+    pub done: usize,
+    /// Samples in all.
+    pub total: usize,
+    /// Tokens done.
+    pub tokens: usize,
+    /// Tokens in all.
+    pub total_tokens: usize,
+    /// Time since the first batch began.
+    pub elapsed: Duration,
+}
+
+impl CalibrationProgress {
+    /// Samples in a second so far.
+    pub fn samples_per_second(&self) -> f64 {
+        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Tokens in a second so far.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Time left at the pace so far, by tokens: batches differ in length.
+    pub fn time_left(&self) -> Duration {
+        let left = self.total_tokens.saturating_sub(self.tokens) as f64;
+        Duration::try_from_secs_f64(left / self.tokens_per_second().max(1e-9)).unwrap_or(Duration::MAX)
+    }
+}
+
+/// How a calibration ended.
+#[derive(Debug)]
+pub enum Calibrated {
+    /// Statistics of every site the task runs, by [`zeropoint_models::Site::id`].
+    Done(BTreeMap<String, ActivationStatistics>),
+    /// The progress callback asked to stop.
+    Cancelled,
+}
+
+/// Runs the float model over the set and collects statistics of every site. `progress` is called after each batch and
+/// may end the pass.
+///
+/// Batches run one after the other, each on all threads; counts, ranges and histograms merge exactly, so the result
+/// does not depend on the number of threads.
+pub fn calibrate(
+    model: &Model,
+    set: &CalibrationSet,
+    progress: &mut dyn FnMut(CalibrationProgress) -> ControlFlow<()>,
+) -> Result<Calibrated, ModelError> {
+    let spec = model.spec();
+    let mut sink = StatisticsSink {
+        isa: model.isa(),
+        sites: spec.sites.iter().map(|site| ActivationStatistics::new(site.channels)).collect(),
+    };
+    let started = Instant::now();
+    let (total, total_tokens) = (set.sequences.len(), set.tokens());
+    let (mut done, mut tokens) = (0, 0);
+    for indices in set.plan.batches() {
+        let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i]))?;
+        model.forward_observed(&batch, &mut sink)?;
+        done += batch.len();
+        tokens += batch.tokens();
+        let report = CalibrationProgress { done, total, tokens, total_tokens, elapsed: started.elapsed() };
+        if progress(report).is_break() {
+            return Ok(Calibrated::Cancelled);
+        }
+    }
+    let named = spec.sites.iter().map(|site| site.id.clone()).zip(sink.sites);
+    Ok(Calibrated::Done(named.collect()))
+}
+
+struct StatisticsSink {
+    isa: Isa,
+    sites: Vec<ActivationStatistics>,
+}
+
+impl SiteSink for StatisticsSink {
+    fn observe(&mut self, site: SiteId, values: &[f32], _channels: usize) -> Result<(), String> {
+        self.sites[site].observe(self.isa, values).map_err(|error| error.to_string())
+    }
+}
+
+/// Identifies what the statistics of a model depend on beside the data: its weights, its description, and the code
+/// that ran it.
+///
+/// `weights` is the checkpoint's content fingerprint, which takes a reading of all weights to find.
+pub fn graph_fingerprint(directory: &ModelDirectory, weights: Fingerprint, isa: Isa) -> Fingerprint {
+    Fingerprint::builder("graph")
+        .field("weights", weights.to_string())
+        .field("spec", format!("{:?}", directory.spec()))
+        .field("isa", isa.to_string())
+        .field("version", env!("CARGO_PKG_VERSION"))
+        .finish()
+}

@@ -1,0 +1,168 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Post-training INT8 quantisation of Hugging Face models, on the CPU: one config in, a deployable model and its
+/// accuracy report out.
+#[derive(Debug, Parser)]
+#[command(name = "zeropoint", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage or config; 3 an accuracy gate was not met (the outputs are kept).
+Environment: ZEROPOINT_ISA=scalar|avx2|avx512vnni chooses the instruction set, NO_COLOR turns colour off.";
+
+const SUPPORTED: &str = "\
+Supported models: BERT encoders (BertModel, BertForSequenceClassification) with absolute positions, in f32, f16 or \
+bf16 safetensors, one file or sharded; sentence-transformers with CLS, max or mean pooling; single-label classifiers.
+Limits: models are read from a directory (nothing is downloaded); weights and activations are INT8; transformers \
+expands INT8 weights to float when it loads them, so the speed-up is in Zeropoint's own runtime.";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Threads to use (default: one for each processor); results do not depend on it
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Tell more; twice for details of every step
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Show errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Calibrate, quantise, check, evaluate, and write the run directory
+    #[command(after_help = SUPPORTED)]
+    Run(RunArgs),
+    /// Collect activation statistics only
+    Calibrate(CalibrateArgs),
+    /// Quantise with statistics from a file, without evaluation
+    Quantize(QuantizeArgs),
+    /// Measure a quantised model against the original of a config
+    Evaluate(EvaluateArgs),
+    /// Embed or classify texts with a quantised model on the INT8 runtime, one JSON object a line
+    Encode(EncodeArgs),
+    /// Describe a model: architecture, Linears, parameters, bytes, what is quantised already
+    Inspect(InspectArgs),
+    /// Print the JSON Schema of the config
+    Schema,
+}
+
+/// A config and changes to it.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The config, a TOML file
+    pub(crate) config: PathBuf,
+    /// Change a key of the config, as in `quantization.weights.observer=min-max`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+}
+
+/// Where statistics are kept.
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// Keep statistics in this directory (default: zeropoint in the user's cache directory)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Neither look for statistics of an earlier run nor keep these
+    #[arg(long, conflicts_with = "cache")]
+    pub(crate) no_cache: bool,
+}
+
+/// The run directory.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// The run directory (default: `output.dir` of the config)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Replace the directory if an earlier run wrote it
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Print the plan (layers, schemes, sizes, passes, memory, time) and do nothing; reads no weights
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the report (or the plan) as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// The statistics file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Statistics that `zeropoint calibrate` wrote for this config
+    #[arg(long, value_name = "FILE")]
+    pub(crate) statistics: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// Print the report as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// The quantised model, such as runs/NAME/model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Print metrics and gates as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EncodeArgs {
+    /// The quantised model, such as runs/NAME/model
+    pub(crate) model: PathBuf,
+    /// The texts: jsonl, txt or csv
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Write here instead of to standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Texts in a batch
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) batch_size: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model directory, or "embedded"
+    pub(crate) model: String,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,122 @@
+//! One function for each command.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use zeropoint_pipeline::config::Config;
+use zeropoint_pipeline::{
+    CacheDir, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, calibrate, dry_run, evaluate, inspect, quantize,
+    run,
+};
+
+use crate::args::{CacheArgs, CalibrateArgs, Command, ConfigArgs, EvaluateArgs, InspectArgs, OutputArgs, QuantizeArgs, RunArgs};
+use crate::terminal::Terminal;
+use crate::{Outcome, encode, render};
+
+pub(crate) fn execute(command: &Command, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    match command {
+        Command::Run(args) => run_command(args, terminal, cancel),
+        Command::Calibrate(args) => calibrate_command(args, terminal, cancel),
+        Command::Quantize(args) => quantize_command(args, terminal, cancel),
+        Command::Evaluate(args) => evaluate_command(args, terminal, cancel),
+        Command::Encode(args) => encode::encode(args, terminal, cancel),
+        Command::Inspect(args) => inspect_command(args),
+        Command::Schema => {
+            print_json(&Config::json_schema());
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+fn load(args: &ConfigArgs, out: Option<&PathBuf>) -> Result<Config, PipelineError> {
+    let mut config = Config::load(&args.config, &args.sets)?;
+    if let Some(out) = out {
+        config.output.dir = Some(out.to_string_lossy().into_owned());
+        config.validate()?;
+    }
+    Ok(config)
+}
+
+fn cache(args: &CacheArgs) -> CacheDir {
+    match (&args.cache, args.no_cache) {
+        (_, true) => CacheDir::None,
+        (Some(dir), _) => CacheDir::At(dir.clone()),
+        (None, false) => CacheDir::Default,
+    }
+}
+
+fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    let prepared = Prepared::new(load(&args.config, args.output.out.as_ref())?)?;
+    if args.dry_run {
+        let plan = dry_run(&prepared)?;
+        if args.json {
+            print_json(&json!(plan));
+        } else {
+            print!("{}", render::dry_run(&plan));
+        }
+        return Ok(Outcome::Done);
+    }
+    let options = RunOptions { force: args.output.force, cache: cache(&args.cache) };
+    let outcome = run(&prepared, &options, terminal, cancel)?;
+    Ok(finish(&outcome, args.json, terminal))
+}
+
+fn quantize_command(args: &QuantizeArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    let OutputArgs { out, force } = &args.output;
+    let prepared = Prepared::new(load(&args.config, out.as_ref())?)?;
+    let options = RunOptions { force: *force, cache: CacheDir::None };
+    let outcome = quantize(&prepared, &args.statistics, &options, terminal, cancel)?;
+    Ok(finish(&outcome, args.json, terminal))
+}
+
+fn finish(outcome: &RunOutcome, as_json: bool, terminal: &Terminal) -> Outcome {
+    terminal.say(&render::summary(outcome));
+    if as_json {
+        print!("{}", outcome.report.to_json());
+    }
+    gate_outcome(outcome.gates_passed(), terminal)
+}
+
+fn gate_outcome(passed: bool, terminal: &Terminal) -> Outcome {
+    if passed {
+        return Outcome::Done;
+    }
+    terminal.say("An accuracy gate was not met; the outputs are kept.");
+    Outcome::GateNotMet
+}
+
+fn calibrate_command(args: &CalibrateArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    let prepared = Prepared::new(load(&args.config, None)?)?;
+    for warning in &prepared.warnings {
+        terminal.warn(warning);
+    }
+    calibrate(&prepared, &args.out, &cache(&args.cache), terminal, cancel)?;
+    terminal.say(&format!("Statistics written to {}", args.out.display()));
+    Ok(Outcome::Done)
+}
+
+fn evaluate_command(args: &EvaluateArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    let prepared = Prepared::new(load(&args.config, None)?)?;
+    let (metrics, gates) = evaluate(&prepared, &args.model, terminal, cancel)?;
+    if args.json {
+        print_json(&json!({ "metrics": metrics, "gates": gates }));
+    } else {
+        terminal.say("");
+        print!("{}", render::metrics(&metrics, &gates));
+    }
+    Ok(gate_outcome(gates.iter().all(|gate| gate.passed), terminal))
+}
+
+fn inspect_command(args: &InspectArgs) -> Result<Outcome, PipelineError> {
+    let inspection = inspect(&args.model)?;
+    if args.json {
+        print_json(&json!(inspection));
+    } else {
+        print!("{}", render::inspection(&inspection));
+    }
+    Ok(Outcome::Done)
+}
+
+fn print_json(value: &serde_json::Value) {
+    println!("{value:#}");
+}

@@ -1,0 +1,140 @@
+//! Results as text for a reader.
+
+use std::fmt::Write;
+
+use indicatif::{BinaryBytes, HumanCount};
+use zeropoint_evaluator::report::{Gate, Metric};
+use zeropoint_pipeline::{DryRun, Inspection, RunOutcome};
+
+/// What a run ends with on the terminal.
+pub(crate) fn summary(outcome: &RunOutcome) -> String {
+    let report = &outcome.report;
+    let mut text = format!(
+        "\n{}: {} -> {} ({:.2} times smaller)\n",
+        outcome.dir.display(),
+        BinaryBytes(report.size.original_bytes),
+        BinaryBytes(report.size.quantized_bytes),
+        report.size.ratio,
+    );
+    text.push_str(&metrics(&report.metrics, &report.gates));
+    if let Some(check) = &report.self_check {
+        let _ = writeln!(text, "self-check: cosine to the simulation at least {:.6}", check.cosine_min);
+    }
+    let _ = write!(text, "report: {}", outcome.dir.join("report.md").display());
+    text
+}
+
+/// Metrics of both models, and the gates.
+pub(crate) fn metrics(metrics: &[Metric], gates: &[Gate]) -> String {
+    let mut rows = vec![["task", "metric", "original", "quantised", "delta", "stderr"].map(str::to_owned).to_vec()];
+    for metric in metrics {
+        rows.push(vec![
+            metric.task.clone(),
+            metric.name.clone(),
+            if metric.ideal { "-".to_owned() } else { format!("{:.4}", metric.original) },
+            format!("{:.4}", metric.quantized),
+            format!("{:+.4}", metric.delta),
+            format!("{:.4}", metric.stderr),
+        ]);
+    }
+    let mut text = if metrics.is_empty() { String::new() } else { table(&rows) };
+    for gate in gates {
+        let _ = writeln!(
+            text,
+            "gate {} {}: lost {:.4}, at most {} allowed: {}",
+            gate.task,
+            gate.metric,
+            gate.drop,
+            gate.max_drop,
+            if gate.passed { "met" } else { "NOT MET" }
+        );
+    }
+    text
+}
+
+/// The plan of a run.
+pub(crate) fn dry_run(plan: &DryRun) -> String {
+    let mut rows = vec![["Linear", "shape", "weights", "activations"].map(str::to_owned).to_vec()];
+    for layer in &plan.layers {
+        let [outputs, inputs] = layer.shape;
+        rows.push(vec![
+            layer.path.clone(),
+            format!("{outputs} x {inputs}"),
+            layer.weights.clone().unwrap_or_else(|| "float".to_owned()),
+            layer.activations.clone().or_else(|| layer.reason.clone()).unwrap_or_default(),
+        ]);
+    }
+    let mut text = format!("{} ({}), scheme {}\n\n", plan.model, plan.architecture, plan.scheme);
+    text.push_str(&table(&rows));
+    let _ = writeln!(
+        text,
+        "\ncalibration  {} samples, {} tokens, {} pass",
+        plan.samples,
+        HumanCount(plan.tokens as u64),
+        plan.passes
+    );
+    for (task, samples) in &plan.tasks {
+        let _ = writeln!(text, "evaluation   {task}, {samples} samples");
+    }
+    let _ = writeln!(
+        text,
+        "weights      {} -> {} bytes ({:.2} times smaller)",
+        HumanCount(plan.original_bytes),
+        HumanCount(plan.quantized_bytes),
+        plan.original_bytes as f64 / plan.quantized_bytes as f64
+    );
+    let _ = writeln!(text, "memory       about {}", BinaryBytes(plan.memory_bytes));
+    let _ = writeln!(text, "time         about {:.1} s on this machine", plan.seconds);
+    let _ = writeln!(text, "output       {}", plan.output);
+    for warning in &plan.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+/// A model as `inspect` shows it.
+pub(crate) fn inspection(model: &Inspection) -> String {
+    let mut text = format!("{} ({})\n\n", model.name, model.architecture);
+    let _ = writeln!(text, "head         {}", model.head);
+    let _ = writeln!(text, "size         {} blocks, hidden {}, at most {} tokens", model.blocks, model.hidden, model.max_tokens);
+    let _ = writeln!(
+        text,
+        "parameters   {}, of them {} in {} Linears",
+        HumanCount(model.parameters),
+        HumanCount(model.linear_parameters as u64),
+        model.linears.len()
+    );
+    let _ = writeln!(text, "weights      {} bytes in {} file(s)", HumanCount(model.bytes), model.files);
+    let _ = writeln!(text, "quantised    {}\n", if model.quantized { "yes" } else { "no" });
+    let mut rows = vec![["Linear", "shape", "dtype", "bytes", "quantisation"].map(str::to_owned).to_vec()];
+    for linear in &model.linears {
+        let [outputs, inputs] = linear.shape;
+        let state = linear.quantized.clone().or_else(|| linear.ignored_by_default.clone()).unwrap_or_else(|| "-".to_owned());
+        rows.push(vec![
+            linear.path.clone(),
+            format!("{outputs} x {inputs}"),
+            linear.dtype.clone(),
+            linear.bytes.to_string(),
+            state,
+        ]);
+    }
+    text.push_str(&table(&rows));
+    for (tensor, reason) in &model.unused {
+        let _ = writeln!(text, "not run: {tensor} ({reason})");
+    }
+    text
+}
+
+/// Columns as wide as their widest cell.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,348 @@
+//! The report of a run: `report.json`, and its Markdown and model card forms.
+//!
+//! `report.json` is an interface: other tools rely on its keys, and [`SCHEMA`] changes when one changes its meaning.
+//! JSON has no infinity and no NaN. A measured number without a value is written as `null` and read back as NaN; an
+//! SQNR is capped instead (see [`sqnr_db`](crate::metrics::fidelity::sqnr_db)), because "exact" is not "unknown".
+
+mod card;
+mod escape;
+mod front_matter;
+mod markdown;
+
+pub use card::CardInfo;
+pub use front_matter::{FrontMatter, FrontValue, parse_front_matter};
+
+use serde::{Deserialize, Serialize};
+use zeropoint_core::Fingerprint;
+
+/// The version of `report.json` that this crate writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// Why a `report.json` could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// Not JSON, or not a report.
+    #[error("this is not a report of Zeropoint: {0}; give the report.json that `zeropoint run` wrote")]
+    Json(#[from] serde_json::Error),
+    /// A schema of another release.
+    #[error(
+        "the report has schema {found}, and this release reads schema {SCHEMA}; make the report again or use the release that wrote it"
+    )]
+    Schema {
+        /// The schema that the file names.
+        found: u64,
+    },
+}
+
+/// Everything that a run has to say about itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The program that made it.
+    pub zeropoint: Zeropoint,
+    /// The model that was quantised.
+    pub model: Model,
+    /// What was asked for.
+    pub settings: Settings,
+    /// What the activations were observed on.
+    pub calibration: Calibration,
+    /// Bytes before and after.
+    pub size: Size,
+    /// Original against quantised, one entry per task and metric.
+    pub metrics: Vec<Metric>,
+    /// The limits that the config sets on losses.
+    #[serde(default)]
+    pub gates: Vec<Gate>,
+    /// The quantised Linears, in the order of the model.
+    pub layers: Vec<Layer>,
+    /// Tensors that stay float.
+    #[serde(default)]
+    pub not_quantized: Vec<NotQuantized>,
+    /// The written directory, loaded back and run beside the simulation; `None` when it was not run.
+    #[serde(default)]
+    pub self_check: Option<SelfCheck>,
+    /// Wall time and memory.
+    pub timing: Timing,
+}
+
+impl Report {
+    /// The report as indented JSON, with a newline at the end.
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("string keys and no failing serializer");
+        json.push('\n');
+        json
+    }
+
+    /// Reads a `report.json`. The schema is looked at first, so that a newer file is told from a broken one.
+    pub fn from_json(json: &str) -> Result<Self, ReportError> {
+        #[derive(Deserialize)]
+        struct Header {
+            schema: u64,
+        }
+        let Header { schema } = serde_json::from_str(json)?;
+        if schema != u64::from(SCHEMA) {
+            return Err(ReportError::Schema { found: schema });
+        }
+        Ok(serde_json::from_str(json)?)
+    }
+
+    /// The metric that lost most, relative to the size of its original value (absolutely where that is 0).
+    ///
+    /// Metrics against an original come before fidelity metrics, whose `original` is an ideal. `None` when no metric has
+    /// a value.
+    pub fn worst_loss(&self) -> Option<&Metric> {
+        let relative = |metric: &Metric| match metric.original.abs() {
+            0.0 => metric.loss(),
+            size => metric.loss() / size,
+        };
+        let worst_of = |ideal: bool| {
+            self.metrics
+                .iter()
+                .filter(|metric| metric.ideal == ideal && metric.loss().is_finite())
+                .reduce(|worst, metric| if relative(metric) > relative(worst) { metric } else { worst })
+        };
+        worst_of(false).or_else(|| worst_of(true))
+    }
+}
+
+/// The program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Zeropoint {
+    /// Its version.
+    pub version: String,
+}
+
+/// The source model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// As the config names it: a directory or a Hub id.
+    pub source: String,
+    /// The architecture that its `config.json` names.
+    pub architecture: String,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Of its weights and config.
+    pub fingerprint: Fingerprint,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The scheme in one line, as a preset's name or as [`zeropoint_core::Scheme`] displays itself.
+    pub scheme: String,
+    /// Of the resolved config.
+    pub config_fingerprint: Fingerprint,
+}
+
+/// What the activations were observed on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Number of samples; 0 when nothing had to be observed.
+    pub samples: u64,
+    /// Number of tokens, padding excluded.
+    pub tokens: u64,
+    /// Of the samples; `None` when there were none.
+    pub fingerprint: Option<Fingerprint>,
+    /// Of the choice of samples.
+    pub seed: u64,
+    /// How often the data went through the model.
+    pub passes: u32,
+}
+
+/// Bytes of the weight files on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Size {
+    /// Of the source.
+    pub original_bytes: u64,
+    /// Of the quantised model.
+    pub quantized_bytes: u64,
+    /// How many times smaller: `original_bytes / quantized_bytes`.
+    #[serde(with = "number")]
+    pub ratio: f64,
+}
+
+impl Size {
+    /// Sizes with their ratio (NaN when the quantised model has no bytes).
+    pub fn new(original_bytes: u64, quantized_bytes: u64) -> Self {
+        let ratio = match quantized_bytes {
+            0 => f64::NAN,
+            bytes => original_bytes as f64 / bytes as f64,
+        };
+        Self { original_bytes, quantized_bytes, ratio }
+    }
+}
+
+/// One metric of one task, in its own unit (correlations and accuracies are fractions).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// The task, as the config names it.
+    pub task: String,
+    /// The metric.
+    pub name: String,
+    /// The original model's value; for fidelity metrics the ideal, 0 or 1.
+    #[serde(with = "number")]
+    pub original: f64,
+    /// The quantised model's value.
+    #[serde(with = "number")]
+    pub quantized: f64,
+    /// `quantized - original`.
+    #[serde(with = "number")]
+    pub delta: f64,
+    /// Standard error of `delta`, see [`paired_standard_error`](crate::bootstrap::paired_standard_error).
+    #[serde(with = "number")]
+    pub stderr: f64,
+    /// Which direction is good.
+    pub higher_is_better: bool,
+    /// Number of samples measured.
+    pub samples: u64,
+    /// Whether `original` is the ideal of a fidelity metric and not a measurement.
+    #[serde(default)]
+    pub ideal: bool,
+}
+
+impl Metric {
+    /// How much worse the quantised model is: positive when it lost, negative when it gained, NaN when unknown.
+    pub fn loss(&self) -> f64 {
+        if self.higher_is_better { -self.delta } else { self.delta }
+    }
+
+    /// Whether the loss is larger than two standard errors: more than another sample of the same data explains.
+    pub fn is_significant_loss(&self) -> bool {
+        self.loss() > 0.0 && self.loss() > 2.0 * self.stderr
+    }
+}
+
+/// A limit on a loss, and whether it was kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// The task.
+    pub task: String,
+    /// The metric.
+    pub metric: String,
+    /// The largest loss allowed.
+    #[serde(with = "number")]
+    pub max_drop: f64,
+    /// The loss found, see [`Metric::loss`].
+    #[serde(with = "number")]
+    pub drop: f64,
+    /// Whether it is within the limit; a drop without a value is not.
+    pub passed: bool,
+}
+
+impl Gate {
+    /// Holds a metric against a limit.
+    pub fn check(metric: &Metric, max_drop: f64) -> Self {
+        let drop = metric.loss();
+        Self {
+            task: metric.task.clone(),
+            metric: metric.name.clone(),
+            max_drop,
+            drop,
+            passed: drop <= max_drop,
+        }
+    }
+}
+
+/// One quantised Linear.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Its path, as the source names it.
+    pub path: String,
+    /// How its weight is quantised, as [`zeropoint_core::WeightScheme`] displays itself.
+    pub weights: String,
+    /// How its input is quantised, as [`zeropoint_core::ActivationScheme`] displays itself.
+    pub activations: String,
+    /// Weight against quantised weight, in decibels.
+    #[serde(with = "number")]
+    pub weight_sqnr_db: f64,
+    /// Input against quantised input, in decibels; `None` when not measured.
+    #[serde(default)]
+    pub activation_sqnr_db: Option<f64>,
+    /// Output of the float Linear against that of the quantised one on the same float input, in decibels; `None` when
+    /// not measured.
+    pub output_sqnr_db: Option<f64>,
+    /// Smallest and largest value of the input; `None` when it was not observed.
+    pub input_range: Option<[f64; 2]>,
+    /// Fraction of the input's values that fell outside the chosen range; `None` when not measured.
+    #[serde(default)]
+    pub clipped_fraction: Option<f64>,
+    /// Input channels far larger than the others.
+    #[serde(default)]
+    pub outlier_channels: Vec<OutlierChannel>,
+    /// Bytes of its tensors in the quantised model.
+    #[serde(default)]
+    pub bytes: u64,
+}
+
+/// An input channel far larger than the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutlierChannel {
+    /// Its index.
+    pub channel: u64,
+    /// Its largest absolute value.
+    #[serde(with = "number")]
+    pub absmax: f64,
+}
+
+/// A tensor that stays float.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NotQuantized {
+    /// Its name in the file.
+    pub tensor: String,
+    /// Its type in the quantised model, as safetensors names it.
+    pub dtype: String,
+    /// Its bytes in the quantised model.
+    pub bytes: u64,
+    /// Why, in a few words; tensors with the same reason are listed together.
+    pub reason: String,
+}
+
+/// The written directory, loaded back and run beside the simulation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SelfCheck {
+    /// Number of samples run.
+    pub samples: u64,
+    /// The lowest cosine between the outputs of both.
+    #[serde(with = "number")]
+    pub cosine_min: f64,
+}
+
+/// Wall time in seconds, memory in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Loading the model.
+    #[serde(with = "number")]
+    pub load_s: f64,
+    /// Calibration.
+    #[serde(with = "number")]
+    pub calibrate_s: f64,
+    /// Quantising and writing.
+    #[serde(with = "number")]
+    pub quantize_s: f64,
+    /// Evaluation of both models.
+    #[serde(with = "number")]
+    pub evaluate_s: f64,
+    /// The largest resident memory of the process.
+    pub peak_rss_bytes: u64,
+    /// The processor, as the system names it, when known.
+    #[serde(default)]
+    pub processor: Option<String>,
+    /// Number of threads, when known.
+    #[serde(default)]
+    pub threads: Option<u32>,
+}
+
+/// A measured number: not finite is `null` in JSON, and `null` is NaN in memory.
+mod number {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        value.is_finite().then_some(*value).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    }
+}

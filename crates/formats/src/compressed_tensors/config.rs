@@ -1,0 +1,133 @@
+//! The `quantization_config` of a model, and how it is written.
+
+use serde_json::{Value, json};
+use zeropoint_core::{ActivationMode, Granularity, Scheme};
+
+use super::matching::{self, Target};
+
+/// How the tensors of a quantised model are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Format {
+    /// INT8 weights as they are, one byte each, with scales beside them.
+    #[default]
+    IntQuantized,
+}
+
+impl Format {
+    /// The name in `config.json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::IntQuantized => "int-quantized",
+        }
+    }
+}
+
+/// Modules that share a scheme.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Exact module names, the class `Linear`, or `re:` patterns matched from the start of the name.
+    pub targets: Vec<String>,
+    /// Their scheme.
+    pub scheme: Scheme,
+}
+
+/// Which Linears of a model are quantised, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuantizationConfig {
+    /// The schemes and the modules they apply to.
+    pub groups: Vec<Group>,
+    /// Modules left in floating point, named as targets are. Every Linear that is not quantised must be here: readers
+    /// take a missing one for quantised and compute garbage.
+    pub ignore: Vec<String>,
+    /// How the tensors are stored.
+    pub format: Format,
+}
+
+impl QuantizationConfig {
+    /// The config of these quantised modules and these ignored ones, in the most portable form: where all share one
+    /// scheme a single group with the target `Linear`, otherwise one group per scheme with exact names. Groups and the
+    /// names in them keep the order in which they come.
+    pub fn for_modules<N: Into<String>>(
+        modules: impl IntoIterator<Item = (N, Scheme)>,
+        ignore: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        let mut groups: Vec<Group> = Vec::new();
+        for (name, scheme) in modules {
+            let name = name.into();
+            match groups.iter_mut().find(|group| group.scheme == scheme) {
+                Some(group) => group.targets.push(name),
+                None => groups.push(Group { targets: vec![name], scheme }),
+            }
+        }
+        if let [only] = groups.as_mut_slice() {
+            only.targets = vec![matching::LINEAR.to_owned()];
+        }
+        Self { groups, ignore: ignore.into_iter().map(Into::into).collect(), format: Format::IntQuantized }
+    }
+
+    /// The JSON for `config.json`, with exactly the keys that every reader takes.
+    ///
+    /// Older readers refuse unknown keys inside the argument objects, and readers compute garbage without an error when
+    /// `quantization_status` is missing or `format` is left to its default, so both are always written.
+    pub fn to_json(&self) -> Value {
+        let groups: serde_json::Map<String, Value> = self
+            .groups
+            .iter()
+            .enumerate()
+            .map(|(i, group)| (format!("group_{i}"), group_json(group)))
+            .collect();
+        json!({
+            "quant_method": "compressed-tensors",
+            "format": self.format.name(),
+            "quantization_status": "compressed",
+            "ignore": self.ignore,
+            "config_groups": groups,
+        })
+    }
+
+    /// The scheme of a Linear by its module name; `None` when it is ignored or no target matches.
+    ///
+    /// Where several targets match, an exact name wins over a pattern and a pattern over a class; among patterns the
+    /// first in the order of their text wins. This is the rule of `compressed-tensors` (`match_named_modules`).
+    pub fn scheme_of(&self, module_name: &str) -> Option<Scheme> {
+        let matches = |text: &String| Target::parse(text).is_ok_and(|target| target.matches(module_name));
+        if self.ignore.iter().any(matches) {
+            return None;
+        }
+        self.groups
+            .iter()
+            .flat_map(|group| group.targets.iter().map(|target| (target, group.scheme)))
+            .filter(|(target, _)| matches(target))
+            .min_by_key(|(target, _)| (Target::rank(target), *target))
+            .map(|(_, scheme)| scheme)
+    }
+}
+
+fn group_json(group: &Group) -> Value {
+    let Scheme { weights, activations } = group.scheme;
+    let args = |symmetric: bool, granularity: Granularity, dynamic: bool| {
+        json!({
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": symmetric,
+            "strategy": strategy(granularity),
+            "dynamic": dynamic,
+        })
+    };
+    let dynamic = activations.mode == ActivationMode::Dynamic;
+    json!({
+        "targets": group.targets,
+        "weights": args(true, weights.granularity, false),
+        "input_activations": args(activations.symmetry.is_symmetric(), activations.granularity(), dynamic),
+    })
+}
+
+/// The format's word for a granularity.
+pub(crate) const fn strategy(granularity: Granularity) -> &'static str {
+    match granularity {
+        Granularity::Tensor => "tensor",
+        Granularity::Channel => "channel",
+        Granularity::Token => "token",
+    }
+}

@@ -1,0 +1,14 @@
+//! The compressed-tensors format: how `config.json` names the scheme of each Linear, and which tensors hold it.
+//!
+//! [`QuantizationConfig`] is the `quantization_config` of a model; [`linear_tensor_specs`], [`read_linear`] and
+//! [`linear_tensor_bytes`] are the tensors of one Linear; [`packed`] is the bit layout of weight-only schemes.
+
+mod args;
+mod config;
+mod linear;
+mod matching;
+pub mod packed;
+mod parse;
+
+pub use config::{Format, Group, QuantizationConfig};
+pub use linear::{NamedBytes, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs, read_linear};

@@ -1,0 +1,141 @@
+//! Reading a `quantization_config`, and refusing what would be computed wrongly.
+//!
+//! Files of llm-compressor carry many keys that say how the model was made; those are known here and passed over. A key
+//! that is not known may change what the tensors mean (transforms and sparsity once were such keys), so it is refused
+//! unless it is empty.
+
+use serde_json::{Map, Value};
+
+use super::{
+    Format, Group, QuantizationConfig,
+    args::{self, Object, is_empty, refused},
+    matching::Target,
+};
+use crate::FormatError;
+
+const ROOT: &str = "quantization_config";
+
+impl QuantizationConfig {
+    /// Reads the value of `quantization_config`.
+    ///
+    /// Accepted: compressed INT8 models whose weights are symmetric per channel or per tensor and whose activations are
+    /// static per tensor or dynamic per token. Everything else is an error that names the key, its value and what is
+    /// allowed.
+    pub fn from_json(value: &Value) -> Result<Self, FormatError> {
+        let root = Object::new(ROOT, value)?;
+        root.expect("quant_method", &["compressed-tensors"])?;
+        let format = root.text("format")?;
+        if !["int-quantized", "mixed-precision"].contains(&format) {
+            return Err(
+                root.refuse("format", "only int-quantized models (INT8 weights and activations) can be run")
+            );
+        }
+        root.expect("quantization_status", &["compressed"])?;
+        root.expect_empty(
+            "kv_cache_scheme",
+            "a quantised KV cache is not supported: quantise the model without it",
+        )?;
+        root.expect_empty(
+            "transform_config",
+            "online transforms are not supported: quantise the model without them",
+        )?;
+        check_sparsity(&root)?;
+        root.known(&[
+            "quant_method",
+            "format",
+            "quantization_status",
+            "kv_cache_scheme",
+            "transform_config",
+            "sparsity_config",
+            "ignore",
+            "config_groups",
+            "version",
+            "global_compression_ratio",
+            "run_compressed",
+        ])?;
+        let ignore = match root.get("ignore") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(_) => targets(&root, "ignore")?,
+        };
+        let groups = root.object("config_groups")?;
+        if groups.is_empty() {
+            return Err(root.refuse("config_groups", "at least one group is needed"));
+        }
+        let groups: Vec<Group> =
+            groups.entries().map(|(path, value)| group(path, value, format)).collect::<Result<_, _>>()?;
+        check_unique(&root, &groups)?;
+        Ok(Self { groups, ignore, format: Format::IntQuantized })
+    }
+}
+
+fn group(path: String, value: &Value, model_format: &str) -> Result<Group, FormatError> {
+    let group = Object::new(path, value)?;
+    if model_format == "mixed-precision" || !is_empty(group.get("format")) {
+        group.expect("format", &["int-quantized"])?;
+    }
+    group.expect_empty("output_activations", "quantised outputs are not supported: set it to null")?;
+    group.known(&["targets", "weights", "input_activations", "output_activations", "format"])?;
+    let targets = targets(&group, "targets")?;
+    if targets.is_empty() {
+        return Err(group.refuse("targets", "at least one target is needed"));
+    }
+    if group.get("input_activations").is_some_and(Value::is_null) {
+        let allowed = "weight-only schemes cannot be run: INT8 activations (static or dynamic) are needed";
+        return Err(group.refuse("input_activations", allowed));
+    }
+    let weights = args::weights(&group.object("weights")?)?;
+    let activations = args::activations(&group.object("input_activations")?)?;
+    Ok(Group { targets, scheme: zeropoint_core::Scheme { weights, activations } })
+}
+
+/// A list of names and patterns, each of which compiles.
+fn targets(object: &Object<'_>, key: &str) -> Result<Vec<String>, FormatError> {
+    let list =
+        object.require(key)?.as_array().ok_or_else(|| object.refuse(key, "a list of names is needed"))?;
+    let target = |(i, value): (usize, &Value)| {
+        let path = format!("{}[{i}]", object.path_of(key));
+        let text = value
+            .as_str()
+            .ok_or_else(|| refused(&path, Some(value), "a module name or a pattern is needed"))?;
+        Target::parse(text).map_err(|reason| {
+            // The engine's message draws the pattern over several lines; its last line holds the reason.
+            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            refused(
+                &path,
+                Some(value),
+                &format!("the pattern does not compile ({reason}): write exact names instead"),
+            )
+        })?;
+        Ok(text.to_owned())
+    };
+    list.iter().enumerate().map(target).collect()
+}
+
+/// The same target with two schemes would leave the choice to the order of reading.
+fn check_unique(root: &Object<'_>, groups: &[Group]) -> Result<(), FormatError> {
+    let mut seen = std::collections::BTreeMap::new();
+    for group in groups {
+        for target in &group.targets {
+            if seen.insert(target, group.scheme).is_some_and(|scheme| scheme != group.scheme) {
+                let target = target.escape_debug();
+                return Err(
+                    root.refuse("config_groups", &format!("`{target}` is in groups of different schemes"))
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Older files describe the absence of sparsity by the format `dense`.
+fn check_sparsity(root: &Object<'_>) -> Result<(), FormatError> {
+    let dense = |config: &Map<String, Value>| config.get("format").and_then(Value::as_str) == Some("dense");
+    match root.get("sparsity_config") {
+        value if is_empty(value) => Ok(()),
+        Some(Value::Object(config)) if dense(config) => Ok(()),
+        _ => Err(root.refuse(
+            "sparsity_config",
+            "sparse weights are not supported: only null, {} or format dense is allowed",
+        )),
+    }
+}

@@ -1,0 +1,116 @@
+//! A model's weights as one file or as shards with an index.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+
+use super::{
+    INDEX_FILE, SINGLE_FILE, SafetensorsWriter, TensorSpec,
+    layout::{Layout, pt_metadata},
+};
+use crate::{FormatError, staged::write_file_atomically};
+
+/// Writes `model.safetensors`, or `model-00001-of-0000N.safetensors` and `model.safetensors.index.json`.
+///
+/// As with [`SafetensorsWriter`], tensors may come in any order, one at a time.
+#[derive(Debug)]
+pub struct CheckpointWriter {
+    dir: PathBuf,
+    shards: Vec<SafetensorsWriter>,
+    names: Vec<String>,
+    /// Name -> index into `shards`.
+    places: BTreeMap<String, usize>,
+    data_bytes: u64,
+}
+
+impl CheckpointWriter {
+    /// Plans the files of a checkpoint in the existing directory `dir`.
+    ///
+    /// One file if the data has at most `max_shard_bytes`; otherwise shards that take the tensors in the order of their
+    /// names, each up to that many bytes of data. A single larger tensor gets a shard of its own.
+    pub fn create(
+        dir: impl AsRef<Path>,
+        mut specs: Vec<TensorSpec>,
+        max_shard_bytes: u64,
+    ) -> Result<Self, FormatError> {
+        let dir = dir.as_ref();
+        // Names are unique over all shards, so the whole plan is checked before it is cut.
+        let data_bytes = Layout::new(&dir.join(SINGLE_FILE), specs.clone())?.data_bytes;
+        specs.sort_by(|a, b| a.name.cmp(&b.name));
+        let plan = split(specs, max_shard_bytes);
+        let names: Vec<String> = match plan.len() {
+            1 => vec![SINGLE_FILE.to_owned()],
+            count => (1..=count).map(|i| format!("model-{i:05}-of-{count:05}.safetensors")).collect(),
+        };
+        let mut places = BTreeMap::new();
+        let mut shards = Vec::with_capacity(plan.len());
+        for (place, (specs, name)) in plan.into_iter().zip(&names).enumerate() {
+            places.extend(specs.iter().map(|spec| (spec.name.clone(), place)));
+            shards.push(SafetensorsWriter::create(dir.join(name), specs, &pt_metadata())?);
+        }
+        Ok(Self { dir: dir.to_owned(), shards, names, places, data_bytes })
+    }
+
+    /// The names of the weight files, without the index.
+    pub fn file_names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Exact size of all weight files together, headers included.
+    pub fn weight_bytes(&self) -> u64 {
+        self.shards.iter().map(SafetensorsWriter::file_bytes).sum()
+    }
+
+    /// The tensors file by file, each in the order of its file, which is the fastest order to write them in.
+    pub fn order(&self) -> impl Iterator<Item = &super::TensorInfo> {
+        self.shards.iter().flat_map(SafetensorsWriter::order)
+    }
+
+    /// Writes the data of one tensor: little-endian, row-major, exactly its planned length, once.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), FormatError> {
+        let Some(&place) = self.places.get(name) else {
+            let reason = "it was not planned; write each planned tensor once".to_owned();
+            return Err(FormatError::Write { path: self.dir.clone(), tensor: name.to_owned(), reason });
+        };
+        self.shards[place].write(name, bytes)
+    }
+
+    /// Checks that every tensor was written, then puts the files and, if there are several, the index under their names.
+    pub fn finish(self) -> Result<(), FormatError> {
+        let sharded = self.shards.len() > 1;
+        for shard in &self.shards {
+            shard.check_complete()?;
+        }
+        for shard in self.shards {
+            shard.finish()?;
+        }
+        if sharded {
+            let map: BTreeMap<&String, &String> =
+                self.places.iter().map(|(name, &place)| (name, &self.names[place])).collect();
+            let index = json!({ "metadata": { "total_size": self.data_bytes }, "weight_map": map });
+            write_file_atomically(self.dir.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts the list greedily; always at least one part, so that a checkpoint without tensors is still a file.
+fn split(specs: Vec<TensorSpec>, max_bytes: u64) -> Vec<Vec<TensorSpec>> {
+    let mut parts = vec![Vec::new()];
+    let mut filled = 0u64;
+    for spec in specs {
+        let bytes = spec.bytes();
+        let last = parts.len() - 1;
+        if !parts[last].is_empty() && filled.saturating_add(bytes) > max_bytes {
+            parts.push(vec![spec]);
+            filled = bytes;
+        } else {
+            parts[last].push(spec);
+            filled = filled.saturating_add(bytes);
+        }
+    }
+    parts
+}

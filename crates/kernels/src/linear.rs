@@ -1,0 +1,280 @@
+//! A quantised Linear: the integer product and its f32 epilogue in one go.
+
+use std::ops::Range;
+
+use zeropoint_core::QuantParams;
+
+use crate::PackedWeights;
+use crate::activation::{Activation, GeluErf, GeluTanh, Identity, Map, Relu};
+use crate::gemm::{Finish, PANEL, multiply};
+use crate::simd::{LANES, Simd};
+
+/// The quantisation parameters of the input rows.
+#[derive(Debug, Clone, Copy)]
+pub enum RowParams<'a> {
+    /// One for all rows (static activations).
+    PerTensor(QuantParams),
+    /// One for each row (dynamic activations).
+    PerToken(&'a [QuantParams]),
+}
+
+/// What turns i32 sums into the f32 output of a Linear.
+#[derive(Debug, Clone, Copy)]
+pub struct Epilogue<'a> {
+    /// Scale and zero point of the INT8 input.
+    pub input: RowParams<'a>,
+    /// One scale for each output; repeat it for a weight quantised per tensor.
+    pub weight_scales: &'a [f32],
+    /// One f32 for each output.
+    pub bias: Option<&'a [f32]>,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+/// `out[r, c - columns.start] = act(sum over k of (a[r, k] - zero_point) * w[c, k] * input_scale * weight_scale[c] +
+/// bias[c])` for the outputs in `columns`.
+///
+/// `a` is `[rows, inputs]`. `columns.start` is a multiple of [`PackedWeights::PANEL`], and rows of `out` begin every
+/// `out_stride` values, of which those past the columns are left alone.
+///
+/// The zero point is taken off in integers: the sum is exact. It is then rounded to f32, multiplied by the input's
+/// scale, and one fused operation multiplies by the weight's scale and adds the bias: before the activation the error
+/// is at most `2^-24 * (2.01 * |product| + |result|)`, apart from f32's overflow and underflow.
+pub fn linear(
+    a: &[i8],
+    rows: usize,
+    w: &PackedWeights,
+    columns: Range<usize>,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    assert_eq!(epilogue.weight_scales.len(), w.outputs(), "a weight scale for each output");
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() == w.outputs()), "a bias for each output");
+    if let RowParams::PerToken(params) = epilogue.input {
+        assert_eq!(params.len(), rows, "quantisation parameters for each row");
+    }
+    assert!(out_stride >= columns.len(), "a row of `out` holds all columns");
+    if rows == 0 || columns.is_empty() {
+        return;
+    }
+    assert!(out.len() >= (rows - 1) * out_stride + columns.len(), "`out` holds all rows");
+
+    let to = Out { data: out, stride: out_stride, first_column: columns.start };
+    match epilogue.activation {
+        Activation::None => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, Identity)),
+        Activation::Relu => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, Relu)),
+        Activation::GeluErf => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, GeluErf)),
+        Activation::GeluTanh => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, GeluTanh)),
+    }
+}
+
+struct Out<'a> {
+    data: &'a mut [f32],
+    stride: usize,
+    first_column: usize,
+}
+
+/// The epilogue of one panel, padded to whole vectors.
+struct Panel {
+    columns: Range<usize>,
+    column_sums: [i32; PANEL],
+    scales: [f32; PANEL],
+    bias: [f32; PANEL],
+}
+
+struct Dequantize<'a, M> {
+    epilogue: &'a Epilogue<'a>,
+    out: Out<'a>,
+    activation: M,
+    panel: Panel,
+}
+
+impl<'a, M> Dequantize<'a, M> {
+    fn new(epilogue: &'a Epilogue<'a>, out: Out<'a>, activation: M) -> Self {
+        let panel =
+            Panel { columns: 0..0, column_sums: [0; PANEL], scales: [0.0; PANEL], bias: [0.0; PANEL] };
+        Self { epilogue, out, activation, panel }
+    }
+}
+
+impl<M: Map> Finish for Dequantize<'_, M> {
+    #[inline(always)]
+    fn begin_panel(&mut self, columns: Range<usize>, column_sums: &[i32; PANEL]) {
+        let panel = &mut self.panel;
+        panel.columns = columns.clone();
+        panel.column_sums = *column_sums;
+        panel.scales[..columns.len()].copy_from_slice(&self.epilogue.weight_scales[columns.clone()]);
+        if let Some(bias) = self.epilogue.bias {
+            panel.bias[..columns.len()].copy_from_slice(&bias[columns]);
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, first_row: usize, sums: &[[i32; PANEL]]) {
+        let panel = &self.panel;
+        let offset = panel.columns.start - self.out.first_column;
+        for (row, sums) in (first_row..).zip(sums) {
+            let QuantParams { scale, zero_point } = match self.epilogue.input {
+                RowParams::PerTensor(params) => params,
+                RowParams::PerToken(params) => params[row],
+            };
+            let (scale, zero_point) = (simd.splat(scale), simd.splat_i32(i32::from(zero_point)));
+            let out = &mut self.out.data[row * self.out.stride + offset..][..panel.columns.len()];
+            let vectors = vectors(sums).iter().zip(vectors(&panel.column_sums));
+            let constants = vectors_f32(&panel.scales).iter().zip(vectors_f32(&panel.bias));
+            for ((out, (sums, column_sums)), (scales, bias)) in
+                out.chunks_mut(LANES).zip(vectors).zip(constants)
+            {
+                let correction = simd.mul_i32(zero_point, simd.load_i32(column_sums));
+                let exact = simd.sub_i32(simd.load_i32(sums), correction);
+                let product = simd.mul(simd.to_f32(exact), scale);
+                let y = simd.mul_add(product, simd.load(scales), simd.load(bias));
+                simd.store_some(self.activation.apply(simd, y), out);
+            }
+        }
+    }
+}
+
+fn vectors(panel: &[i32; PANEL]) -> &[[i32; LANES]] {
+    panel.as_chunks().0
+}
+
+fn vectors_f32(panel: &[f32; PANEL]) -> &[[f32; LANES]] {
+    panel.as_chunks().0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use crate::activation::activate;
+    use zeropoint_core::Rng;
+
+    struct Layer {
+        a: Vec<i8>,
+        w: Vec<i8>,
+        params: Vec<QuantParams>,
+        scales: Vec<f32>,
+        bias: Vec<f32>,
+    }
+
+    fn layer(rng: &mut Rng, rows: usize, inputs: usize, outputs: usize) -> Layer {
+        let mut integers = |len| (0..len).map(|_| rng.next_u64() as i8).collect::<Vec<i8>>();
+        let (a, w, zero_points) = (integers(rows * inputs), integers(outputs * inputs), integers(rows));
+        let mut positive = |len| (0..len).map(|_| 1e-4 + 0.01 * rng.uniform() as f32).collect::<Vec<f32>>();
+        let (input_scales, scales) = (positive(rows), positive(outputs));
+        let params = input_scales.iter().zip(&zero_points);
+        let params = params.map(|(&scale, &zero_point)| QuantParams { scale, zero_point }).collect();
+        Layer { a, w, params, scales, bias: (0..outputs).map(|_| rng.normal() as f32).collect() }
+    }
+
+    #[test]
+    fn the_epilogue_keeps_its_error_bound_against_f64() {
+        let (rows, inputs, outputs) = (8, 97, 130);
+        let l = layer(&mut Rng::new(3), rows, inputs, outputs);
+        for isa in Isa::available() {
+            let packed = PackedWeights::pack(isa, &l.w, outputs, inputs).unwrap();
+            for input in [RowParams::PerToken(&l.params), RowParams::PerTensor(l.params[1])] {
+                for bias in [None, Some(l.bias.as_slice())] {
+                    let epilogue =
+                        Epilogue { input, weight_scales: &l.scales, bias, activation: Activation::None };
+                    let mut out = vec![f32::NAN; rows * outputs];
+                    linear(&l.a, rows, &packed, 0..outputs, &epilogue, &mut out, outputs);
+                    for (i, &y) in out.iter().enumerate() {
+                        let (r, c) = (i / outputs, i % outputs);
+                        let p = match input {
+                            RowParams::PerTensor(p) => p,
+                            RowParams::PerToken(p) => p[r],
+                        };
+                        let sum: i64 = (0..inputs)
+                            .map(|k| {
+                                let a = i64::from(l.a[r * inputs + k]) - i64::from(p.zero_point);
+                                a * i64::from(l.w[c * inputs + k])
+                            })
+                            .sum();
+                        let product = sum as f64 * f64::from(p.scale) * f64::from(l.scales[c]);
+                        let exact = product + bias.map_or(0.0, |bias| f64::from(bias[c]));
+                        let bound = (2.01 * product.abs() + exact.abs()) * 0.5f64.powi(24);
+                        assert!(
+                            (f64::from(y) - exact).abs() <= bound,
+                            "{isa}: {y} for {exact} at [{r}, {c}]"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_widest_sums_survive_the_zero_point() {
+        let inputs = 65_536;
+        for (x, zero_point, w) in
+            [(-128i8, 127, -128i8), (127, -128, -128), (-128, 127, 127), (127, -128, 127)]
+        {
+            let exact = (i64::from(x) - i64::from(zero_point)) * i64::from(w) * inputs as i64;
+            for isa in Isa::available() {
+                let packed = PackedWeights::pack(isa, &vec![w; inputs], 1, inputs).unwrap();
+                let epilogue = Epilogue {
+                    input: RowParams::PerTensor(QuantParams { scale: 1.0, zero_point }),
+                    weight_scales: &[1.0],
+                    bias: None,
+                    activation: Activation::None,
+                };
+                let mut out = [0.0];
+                linear(&vec![x; inputs], 1, &packed, 0..1, &epilogue, &mut out, 1);
+                assert_eq!(out[0], exact as f32, "{isa}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_the_columns_give_the_bits_of_the_whole_and_touch_nothing_else() {
+        let (rows, inputs, outputs) = (7, 50, 200);
+        let l = layer(&mut Rng::new(4), rows, inputs, outputs);
+        let mut whole_by_isa = Vec::new();
+        for isa in Isa::available() {
+            let packed = PackedWeights::pack(isa, &l.w, outputs, inputs).unwrap();
+            let epilogue = Epilogue {
+                input: RowParams::PerToken(&l.params),
+                weight_scales: &l.scales,
+                bias: Some(&l.bias),
+                activation: Activation::None,
+            };
+            let mut whole = vec![0.0; rows * outputs];
+            linear(&l.a, rows, &packed, 0..outputs, &epilogue, &mut whole, outputs);
+            for columns in [0..64, 64..200, 128..130, 64..128, 192..192] {
+                let (width, stride) = (columns.len(), columns.len() + 3);
+                let mut part = vec![-7.0; rows * stride];
+                linear(&l.a, rows, &packed, columns.clone(), &epilogue, &mut part, stride);
+                for (r, row) in part.chunks_exact(stride).enumerate() {
+                    assert_eq!(row[..width], whole[r * outputs..][columns.clone()], "{isa}: {columns:?}");
+                    assert_eq!(row[width..], [-7.0; 3], "{isa}: {columns:?}");
+                }
+            }
+            whole_by_isa.push(whole);
+        }
+        assert!(whole_by_isa.iter().all(|whole| *whole == whole_by_isa[0]), "all instruction sets agree");
+    }
+
+    #[test]
+    fn the_fused_activation_is_the_separate_one() {
+        let (rows, inputs, outputs) = (3, 20, 70);
+        let l = layer(&mut Rng::new(5), rows, inputs, outputs);
+        for isa in Isa::available() {
+            let packed = PackedWeights::pack(isa, &l.w, outputs, inputs).unwrap();
+            let run = |activation| {
+                let input = RowParams::PerToken(&l.params);
+                let epilogue = Epilogue { input, weight_scales: &l.scales, bias: Some(&l.bias), activation };
+                let mut out = vec![0.0; rows * outputs];
+                linear(&l.a, rows, &packed, 0..outputs, &epilogue, &mut out, outputs);
+                out
+            };
+            for activation in [Activation::Relu, Activation::GeluErf, Activation::GeluTanh] {
+                let mut separate = run(Activation::None);
+                activate(isa, &mut separate, activation);
+                assert_eq!(run(activation), separate, "{isa}: {activation:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Layer normalisation.
+
+use crate::Isa;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// `out = (v - mean(v)) / sqrt(variance(v) + eps) * gamma + beta` for each row `v` of `x + residual`.
+///
+/// `x`, `residual` and `out` are `[rows, columns]`, `gamma` and `beta` have `columns` values. The variance (over
+/// `columns`, not `columns - 1`) is taken around the mean and then corrected by the rounding of that mean (T. Chan and
+/// others, "Algorithms for Computing the Sample Variance", The American Statistician 37, 1983), so that an offset common
+/// to the row costs only what rounding `x + residual` itself does: the error is at most
+/// `1e-6 * (|gamma| * (1 + |normalised| + |v| / sqrt(variance + eps)) + |beta|)`.
+#[allow(clippy::too_many_arguments)]
+pub fn layer_norm(
+    isa: Isa,
+    x: &[f32],
+    residual: Option<&[f32]>,
+    columns: usize,
+    gamma: &[f32],
+    beta: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    assert!(columns > 0, "a row has at least one column");
+    assert!(x.len().is_multiple_of(columns), "`x` is [rows, columns]");
+    assert!(residual.is_none_or(|residual| residual.len() == x.len()), "`residual` is as long as `x`");
+    assert!(
+        gamma.len() == columns && beta.len() == columns,
+        "`gamma` and `beta` have a value for each column"
+    );
+    assert_eq!(x.len(), out.len(), "`out` is as long as `x`");
+    isa.run(LayerNorm { x, residual, gamma, beta, eps, out });
+}
+
+struct LayerNorm<'a> {
+    x: &'a [f32],
+    residual: Option<&'a [f32]>,
+    gamma: &'a [f32],
+    beta: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for LayerNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = self.gamma.len();
+        for (row, (x, out)) in
+            self.x.chunks_exact(columns).zip(self.out.chunks_exact_mut(columns)).enumerate()
+        {
+            let sum = match self.residual {
+                Some(residual) => add_and_sum(s, x, &residual[row * columns..][..columns], out),
+                None => copy_and_sum(s, x, out),
+            };
+            normalise(s, out, sum, self.gamma, self.beta, self.eps);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_and_sum<S: Simd>(s: S, x: &[f32], residual: &[f32], out: &mut [f32]) -> f32 {
+    let mut sum = s.splat(0.0);
+    for ((x, residual), out) in x.chunks(LANES).zip(residual.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+        let v = s.add(s.load_some(x, 0.0), s.load_some(residual, 0.0));
+        s.store_some(v, out);
+        sum = s.add(sum, v);
+    }
+    s.sum(sum)
+}
+
+#[inline(always)]
+fn copy_and_sum<S: Simd>(s: S, x: &[f32], out: &mut [f32]) -> f32 {
+    let mut sum = s.splat(0.0);
+    for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
+        let v = s.load_some(x, 0.0);
+        s.store_some(v, out);
+        sum = s.add(sum, v);
+    }
+    s.sum(sum)
+}
+
+#[inline(always)]
+fn normalise<S: Simd>(s: S, row: &mut [f32], sum: f32, gamma: &[f32], beta: &[f32], eps: f32) {
+    let count = row.len() as f32;
+    let mean = sum / count;
+    let centre = s.splat(mean);
+    let (mut first, mut second) = (s.splat(0.0), s.splat(0.0));
+    for v in row.chunks(LANES) {
+        let distance = s.sub(s.load_some(v, mean), centre);
+        first = s.add(first, distance);
+        second = s.mul_add(distance, distance, second);
+    }
+    let shift = s.sum(first) / count;
+    let variance = (s.sum(second) / count - shift * shift).max(0.0);
+    let (shift, factor) = (s.splat(shift), s.splat(1.0 / (variance + eps).sqrt()));
+    for ((v, gamma), beta) in row.chunks_mut(LANES).zip(gamma.chunks(LANES)).zip(beta.chunks(LANES)) {
+        let distance = s.sub(s.sub(s.load_some(v, 0.0), centre), shift);
+        let normalised = s.mul(distance, factor);
+        s.store_some(s.mul_add(normalised, s.load_some(gamma, 0.0), s.load_some(beta, 0.0)), v);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zeropoint_core::Rng;
+
+    struct Case {
+        columns: usize,
+        offset: f64,
+        spread: f64,
+        eps: f32,
+        residual: bool,
+    }
+
+    #[test]
+    fn layer_norm_keeps_its_error_against_f64() {
+        let mut rng = Rng::new(6);
+        for columns in [1, 2, 15, 16, 17, 100, 768, 4096] {
+            for (offset, spread) in [(0.0, 1.0), (3.0, 0.1), (-1000.0, 1.0), (0.0, 1e-4), (0.0, 1e4)] {
+                for (eps, residual) in [(1e-12, false), (1e-5, true)] {
+                    check(&mut rng, &Case { columns, offset, spread, eps, residual });
+                }
+            }
+        }
+    }
+
+    fn check(rng: &mut Rng, case: &Case) {
+        let &Case { columns, offset, spread, eps, residual } = case;
+        let rows = 3;
+        let mut normal = |len: usize, offset: f64, spread: f64| {
+            (0..len).map(|_| (offset + spread * rng.normal()) as f32).collect::<Vec<f32>>()
+        };
+        let x = normal(rows * columns, offset, spread);
+        let y = residual.then(|| normal(rows * columns, 0.0, spread));
+        let (gamma, beta) = (normal(columns, 1.0, 0.3), normal(columns, 0.0, 0.3));
+        let mut first: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            let mut out = vec![f32::NAN; x.len()];
+            layer_norm(isa, &x, y.as_deref(), columns, &gamma, &beta, eps, &mut out);
+            for (r, out) in out.chunks_exact(columns).enumerate() {
+                let at = |c: usize| {
+                    let i = r * columns + c;
+                    f64::from(x[i]) + y.as_ref().map_or(0.0, |y| f64::from(y[i]))
+                };
+                let mean = (0..columns).map(at).sum::<f64>() / columns as f64;
+                let variance = (0..columns).map(|c| (at(c) - mean).powi(2)).sum::<f64>() / columns as f64;
+                let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+                for (c, &out) in out.iter().enumerate() {
+                    let (g, b) = (f64::from(gamma[c]), f64::from(beta[c]));
+                    let normalised = (at(c) - mean) * factor;
+                    let bound = 1e-6 * (g.abs() * (1.0 + normalised.abs() + at(c).abs() * factor) + b.abs());
+                    let error = (f64::from(out) - (normalised * g + b)).abs();
+                    assert!(
+                        error <= bound,
+                        "{isa}: {columns} columns, {offset} +- {spread}: {error:e} > {bound:e}"
+                    );
+                }
+            }
+            assert_eq!(first.get_or_insert_with(|| out.clone()), &out, "{isa} has the bits of scalar");
+        }
+    }
+}

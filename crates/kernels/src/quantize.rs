@@ -1,0 +1,267 @@
+//! f32 to INT8 and back, bit-equal to the scalar functions of `zeropoint-core`.
+
+use thiserror::Error;
+use zeropoint_core::{QMAX, QMIN, QuantParams, Symmetry};
+
+use crate::Isa;
+use crate::simd::{Kernel, LANES, Simd};
+use crate::statistics::{Extremes, extremes_of};
+
+/// A row that cannot be quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("row {row} of the activations holds NaN or infinity: it has no range to quantise by")]
+pub struct NonFinite {
+    /// The first such row.
+    pub row: usize,
+}
+
+/// `out[i] = zeropoint_core::quantize(x[i], params)`, with its treatment of infinities and NaN.
+pub fn quantize_static(isa: Isa, x: &[f32], params: QuantParams, out: &mut [i8]) {
+    assert_eq!(x.len(), out.len(), "`out` is as long as `x`");
+    isa.run(QuantizeStatic { x, params, out });
+}
+
+/// Quantises each row of `x`, `[rows, columns]`, by its own range.
+///
+/// `params[r]` becomes `QuantParams::from_range(min, max, symmetry)` of row `r`, and `out` what
+/// `zeropoint_core::quantize_with_reciprocal(x, 1.0 / scale, zero_point)` gives. On an error the contents of `out` and
+/// `params` from that row on are as they were.
+pub fn quantize_tokens(
+    isa: Isa,
+    x: &[f32],
+    columns: usize,
+    symmetry: Symmetry,
+    out: &mut [i8],
+    params: &mut [QuantParams],
+) -> Result<(), NonFinite> {
+    assert!(columns > 0, "a row has at least one column");
+    assert_eq!(x.len(), params.len() * columns, "`x` is [params.len(), columns]");
+    assert_eq!(x.len(), out.len(), "`out` is as long as `x`");
+    isa.run(QuantizeTokens { x, columns, symmetry, out, params })
+}
+
+/// `out[i] = zeropoint_core::dequantize(q[i], params)`.
+pub fn dequantize(isa: Isa, q: &[i8], params: QuantParams, out: &mut [f32]) {
+    assert_eq!(q.len(), out.len(), "`out` is as long as `q`");
+    isa.run(Dequantize { q, params, out });
+}
+
+/// Steps to integers: the vector form of what both scalar functions share.
+#[derive(Clone, Copy)]
+struct Rounding<S: Simd> {
+    s: S,
+    lowest: S::F,
+    highest: S::F,
+    zero_point: S::I,
+}
+
+impl<S: Simd> Rounding<S> {
+    #[inline(always)]
+    fn new(s: S, zero_point: i8) -> Self {
+        let z = i32::from(zero_point);
+        Self {
+            s,
+            lowest: s.splat((QMIN - z) as f32),
+            highest: s.splat((QMAX - z) as f32),
+            zero_point: s.splat_i32(z),
+        }
+    }
+
+    /// NaN gives the lowest integer: `max` returns its second operand then.
+    #[inline(always)]
+    fn round(self, steps: S::F) -> S::I {
+        let clamped = self.s.min(self.s.max(steps, self.lowest), self.highest);
+        self.s.add_i32(self.s.to_i32(clamped), self.zero_point)
+    }
+}
+
+#[inline(always)]
+fn map_to_i8<S: Simd>(s: S, x: &[f32], out: &mut [i8], f: impl Fn(S::F) -> S::I) {
+    let (x, x_tail) = x.as_chunks::<LANES>();
+    let (out, out_tail) = out.as_chunks_mut::<LANES>();
+    for (x, out) in x.iter().zip(out) {
+        s.store_i8(f(s.load(x)), out);
+    }
+    if !x_tail.is_empty() {
+        let mut lanes = [0; LANES];
+        s.store_i8(f(s.load_tail(x_tail, 0.0)), &mut lanes);
+        out_tail.copy_from_slice(&lanes[..out_tail.len()]);
+    }
+}
+
+struct QuantizeStatic<'a> {
+    x: &'a [f32],
+    params: QuantParams,
+    out: &'a mut [i8],
+}
+
+impl Kernel for QuantizeStatic<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rounding = Rounding::new(s, self.params.zero_point);
+        let scale = s.splat(self.params.scale);
+        map_to_i8(s, self.x, self.out, |x| rounding.round(s.div(x, scale)));
+    }
+}
+
+struct QuantizeTokens<'a> {
+    x: &'a [f32],
+    columns: usize,
+    symmetry: Symmetry,
+    out: &'a mut [i8],
+    params: &'a mut [QuantParams],
+}
+
+impl Kernel for QuantizeTokens<'_> {
+    type Output = Result<(), NonFinite>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Result<(), NonFinite> {
+        let rows = self.x.chunks_exact(self.columns).zip(self.out.chunks_exact_mut(self.columns));
+        for (row, ((x, out), params)) in rows.zip(self.params).enumerate() {
+            let Extremes { min, max, finite } = extremes_of(s, x);
+            if !finite {
+                return Err(NonFinite { row });
+            }
+            *params = QuantParams::from_range(min, max, self.symmetry).map_err(|_| NonFinite { row })?;
+            let rounding = Rounding::new(s, params.zero_point);
+            let reciprocal = s.splat(1.0 / params.scale);
+            map_to_i8(s, x, out, |x| rounding.round(s.mul(x, reciprocal)));
+        }
+        Ok(())
+    }
+}
+
+struct Dequantize<'a> {
+    q: &'a [i8],
+    params: QuantParams,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Dequantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let zero_point = s.splat_i32(i32::from(self.params.zero_point));
+        let scale = s.splat(self.params.scale);
+        for (q, out) in self.q.chunks(LANES).zip(self.out.chunks_mut(LANES)) {
+            let mut lanes = [0; LANES];
+            lanes[..q.len()].copy_from_slice(q);
+            let q = s.load_i8(q.first_chunk().unwrap_or(&lanes));
+            s.store_some(s.mul(s.to_f32(s.sub_i32(q, zero_point)), scale), out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use zeropoint_core as core;
+
+    /// Any bits at all, the special values often.
+    fn any_f32() -> impl Strategy<Value = f32> {
+        const SPECIAL: [f32; 12] = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            f32::MIN,
+            f32::MIN_POSITIVE,
+            1e-45,
+            -1e-45,
+            0.0,
+            -0.0,
+            0.5,
+            -2.5,
+        ];
+        prop_oneof![
+            prop::sample::select(SPECIAL.to_vec()),
+            any::<u32>().prop_map(f32::from_bits),
+            -300f32..300.0,
+            (-600i32..600).prop_map(|halves| halves as f32 / 2.0),
+        ]
+    }
+
+    fn any_scale() -> impl Strategy<Value = f32> {
+        prop_oneof![Just(1.0f32), Just(f32::MIN_POSITIVE), Just(f32::MAX), 1e-6f32..10.0, 1e-38f32..1e38]
+    }
+
+    fn symmetries() -> impl Strategy<Value = Symmetry> {
+        any::<bool>().prop_map(Symmetry::from_flag)
+    }
+
+    proptest! {
+        #[test]
+        fn static_quantising_is_the_scalar_specification(
+            x in prop::collection::vec(any_f32(), 0..70), scale in any_scale(), zero_point: i8,
+        ) {
+            let params = QuantParams { scale, zero_point };
+            let expected: Vec<i8> = x.iter().map(|&x| core::quantize(x, params)).collect();
+            for isa in Isa::available() {
+                let mut out = vec![55; x.len()];
+                quantize_static(isa, &x, params, &mut out);
+                prop_assert_eq!(&out, &expected, "{}", isa);
+            }
+        }
+
+        #[test]
+        fn token_quantising_is_the_scalar_specification(
+            x in prop::collection::vec(any_f32().prop_filter("finite", |x| x.is_finite()), 1..140),
+            rows in 1usize..4, symmetry in symmetries(),
+        ) {
+            let columns = x.len().div_ceil(rows);
+            let rows = x.len() / columns;
+            let x = &x[..rows * columns];
+            let mut expected = Vec::new();
+            for row in x.chunks_exact(columns) {
+                let (min, max) = row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+                let p = QuantParams::from_range(min, max, symmetry).unwrap();
+                let q = row.iter().map(|&x| core::quantize_with_reciprocal(x, 1.0 / p.scale, p.zero_point));
+                expected.push((p, q.collect::<Vec<i8>>()));
+            }
+            for isa in Isa::available() {
+                let mut out = vec![55; x.len()];
+                let mut params = vec![QuantParams { scale: 0.0, zero_point: 0 }; rows];
+                prop_assert_eq!(quantize_tokens(isa, x, columns, symmetry, &mut out, &mut params), Ok(()));
+                for (r, (p, q)) in expected.iter().enumerate() {
+                    prop_assert_eq!(params[r], *p, "{}", isa);
+                    prop_assert_eq!(&out[r * columns..][..columns], q, "{}", isa);
+                }
+            }
+        }
+
+        #[test]
+        fn dequantising_is_the_scalar_specification(
+            q in prop::collection::vec(any::<i8>(), 0..70), scale in any_scale(), zero_point: i8,
+        ) {
+            let params = QuantParams { scale, zero_point };
+            let expected: Vec<u32> = q.iter().map(|&q| core::dequantize(q, params).to_bits()).collect();
+            for isa in Isa::available() {
+                let mut out = vec![f32::NAN; q.len()];
+                dequantize(isa, &q, params, &mut out);
+                prop_assert_eq!(out.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected.clone(), "{}", isa);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_is_named() {
+        for isa in Isa::available() {
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for (columns, at) in [(3, 2), (16, 0), (40, 33)] {
+                    let mut x = vec![1.0; 3 * columns];
+                    x[columns + at] = bad;
+                    let mut out = vec![0; x.len()];
+                    let mut params = [QuantParams { scale: 1.0, zero_point: 0 }; 3];
+                    let result =
+                        quantize_tokens(isa, &x, columns, Symmetry::Asymmetric, &mut out, &mut params);
+                    assert_eq!(result, Err(NonFinite { row: 1 }), "{isa}: {bad} at {at} of {columns}");
+                }
+            }
+        }
+    }
+}

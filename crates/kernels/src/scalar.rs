@@ -1,0 +1,203 @@
+//! Sixteen lanes as an array: plain Rust, the twin that the other instruction sets are tested against.
+
+use std::array::from_fn;
+
+use crate::gemm::{Line, PANEL, Tile};
+use crate::simd::{LANES, Simd};
+
+/// Needs nothing of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scalar;
+
+/// Between `2^23` and `2^24` an f32 has no fraction: adding `1.5 * 2^23` rounds, half to even, what is within `±2^22`, and
+/// leaves the integer in the low bits. Without SSE4.1 the functions of the standard library are calls.
+const ROUNDER: f32 = 12_582_912.0;
+
+impl Simd for Scalar {
+    type F = [f32; LANES];
+    type I = [i32; LANES];
+    type D = [f64; LANES];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, vector: Self::F, to: &mut [f32; LANES]) {
+        *to = vector;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        a.map(f32::abs)
+    }
+
+    #[inline(always)]
+    fn floor(self, a: Self::F) -> Self::F {
+        from_fn(|i| {
+            let nearest = (a[i] + ROUNDER) - ROUNDER;
+            if nearest > a[i] { nearest - 1.0 } else { nearest }
+        })
+    }
+
+    #[inline(always)]
+    fn copysign(self, a: Self::F, sign: Self::F) -> Self::F {
+        from_fn(|i| a[i].copysign(sign[i]))
+    }
+
+    #[inline(always)]
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> Self::I {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load_i32(self, from: &[i32; LANES]) -> Self::I {
+        *from
+    }
+
+    #[inline(always)]
+    fn store_i32(self, vector: Self::I, to: &mut [i32; LANES]) {
+        *to = vector;
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::I {
+        from.map(i32::from)
+    }
+
+    #[inline(always)]
+    fn store_i8(self, vector: Self::I, to: &mut [i8; LANES]) {
+        *to = vector.map(|lane| lane as i8);
+    }
+
+    #[inline(always)]
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
+    fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+
+    #[inline(always)]
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i].wrapping_mul(b[i]))
+    }
+
+    #[inline(always)]
+    fn max_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i].max(b[i]))
+    }
+
+    #[inline(always)]
+    fn to_i32(self, a: Self::F) -> Self::I {
+        a.map(|lane| ((lane + ROUNDER).to_bits() as i32).wrapping_sub(ROUNDER.to_bits() as i32))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        a.map(|lane| lane as f32)
+    }
+
+    #[inline(always)]
+    fn magnitude_bits(self, a: Self::F) -> Self::I {
+        a.map(|lane| lane.abs().to_bits() as i32)
+    }
+
+    #[inline(always)]
+    fn exp2_i32(self, n: Self::I) -> Self::F {
+        n.map(|lane| f32::from_bits((lane.wrapping_add(127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn zero_f64(self) -> Self::D {
+        [0.0; LANES]
+    }
+
+    #[inline(always)]
+    fn add_square_of_difference(self, sum: Self::D, a: Self::F, b: Self::F) -> Self::D {
+        from_fn(|i| {
+            let difference = f64::from(a[i]) - f64::from(b[i]);
+            sum[i] + difference * difference
+        })
+    }
+
+    #[inline(always)]
+    fn store_f64(self, vector: Self::D, to: &mut [f64; LANES]) {
+        *to = vector;
+    }
+
+    const K_GROUP: usize = 1;
+    const WEIGHT_FLIP: u8 = 0;
+
+    #[inline(always)]
+    fn packed_position(k: usize, column: usize, _padded: usize) -> usize {
+        k * PANEL + column
+    }
+
+    #[inline(always)]
+    fn row_offset(self, _row: &[i8]) -> i32 {
+        0
+    }
+
+    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile) {
+        assert_eq!(panel.len(), inputs, "a line of the panel for each input");
+        assert_eq!(a.len(), offsets.len() * inputs, "an offset for each row");
+        for (row, sums) in a.chunks_exact(inputs).zip(tile) {
+            *sums = [0; PANEL];
+            for (&x, line) in row.iter().zip(panel) {
+                for (sum, &w) in sums.iter_mut().zip(&line.0) {
+                    // A product of two INT8 values fits 16 bits: 128 * 128 = 2^14.
+                    *sum += i32::from(i16::from(x) * i16::from(w));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The vector that every kernel is written in: sixteen lanes, whatever the machine's registers hold.
+//!
+//! A kernel is generic over [`Simd`], and each instruction set implements the trait: one 512-bit register, two of 256
+//! bits, or an array. Lane `i` sees the same IEEE operations in the same order everywhere, and horizontal sums fold the
+//! same tree, so that results are equal bit for bit without a second version of any algorithm.
+
+use crate::gemm::{Line, Tile};
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Work that can be compiled for any instruction set.
+///
+/// `run` must be `#[inline(always)]`: only inside a function that enables the instruction set do the operations of
+/// [`Simd`] become single instructions.
+pub(crate) trait Kernel {
+    type Output;
+
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Operations on sixteen lanes; the value is the proof that the machine has them.
+pub(crate) trait Simd: Copy {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen i32.
+    type I: Copy;
+    /// Sixteen f64.
+    type D: Copy;
+
+    fn splat(self, value: f32) -> Self::F;
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    fn store(self, vector: Self::F, to: &mut [f32; LANES]);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`: the second operand where either is NaN or both are zeros.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }`: the second operand where either is NaN or both are zeros.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// Every lane must be within `±2^22`.
+    fn floor(self, a: Self::F) -> Self::F;
+    /// The magnitude of `a` with the sign of `sign`.
+    fn copysign(self, a: Self::F, sign: Self::F) -> Self::F;
+    /// `if a < b { x } else { y }`.
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+
+    fn splat_i32(self, value: i32) -> Self::I;
+    fn load_i32(self, from: &[i32; LANES]) -> Self::I;
+    fn store_i32(self, vector: Self::I, to: &mut [i32; LANES]);
+    fn load_i8(self, from: &[i8; LANES]) -> Self::I;
+    /// Every lane must be in `-128..=127`.
+    fn store_i8(self, vector: Self::I, to: &mut [i8; LANES]);
+    /// Wraps, as do the other two.
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn max_i32(self, a: Self::I, b: Self::I) -> Self::I;
+
+    /// Rounded half to even; every lane must be within `±2^22`, or NaN and then unused.
+    fn to_i32(self, a: Self::F) -> Self::I;
+    fn to_f32(self, a: Self::I) -> Self::F;
+    /// The bits of `|a|`: ordered as the magnitudes are, with infinity and then NaN above every finite value.
+    fn magnitude_bits(self, a: Self::F) -> Self::I;
+    /// `2^n`; every lane must be in `-126..=127`.
+    fn exp2_i32(self, n: Self::I) -> Self::F;
+
+    fn zero_f64(self) -> Self::D;
+    /// `sum + (a - b)^2` in f64, each operation rounded.
+    fn add_square_of_difference(self, sum: Self::D, a: Self::F, b: Self::F) -> Self::D;
+    fn store_f64(self, vector: Self::D, to: &mut [f64; LANES]);
+
+    /// Packed weights of this instruction set: how many values of K stand together.
+    const K_GROUP: usize;
+    /// The bits of a packed byte that are flipped: `0x80` stores `w + 128` as u8.
+    const WEIGHT_FLIP: u8;
+
+    /// Where `w[k, column]` lies in a packed panel of 64 columns and `padded` values of K.
+    fn packed_position(k: usize, column: usize, padded: usize) -> usize;
+
+    /// What the accumulators of a row begin with, so that the tile ends with the exact product.
+    fn row_offset(self, row: &[i8]) -> i32;
+
+    /// `tile[r][c] = sum over k of a[r, k] * w[k, c]` for the `offsets.len()` rows of `a` (1 to 6, `inputs` values
+    /// each) and one packed panel. `offsets[r]` is [`Simd::row_offset`] of row `r`.
+    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile);
+
+    /// The lanes of `from`, and `fill` in those that it lacks; `from` has fewer than sixteen.
+    #[inline(always)]
+    fn load_tail(self, from: &[f32], fill: f32) -> Self::F {
+        let mut lanes = [fill; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
+    }
+
+    /// The first lanes, as many as `to` has; fewer than sixteen.
+    #[inline(always)]
+    fn store_tail(self, vector: Self::F, to: &mut [f32]) {
+        let mut lanes = [0.0; LANES];
+        self.store(vector, &mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+
+    /// [`Simd::load`] or [`Simd::load_tail`], by the length of `from`, which has sixteen lanes at most.
+    #[inline(always)]
+    fn load_some(self, from: &[f32], fill: f32) -> Self::F {
+        match from.first_chunk() {
+            Some(full) => self.load(full),
+            None => self.load_tail(from, fill),
+        }
+    }
+
+    /// [`Simd::store`] or [`Simd::store_tail`], by the length of `to`, which has sixteen lanes at most.
+    #[inline(always)]
+    fn store_some(self, vector: Self::F, to: &mut [f32]) {
+        match to.first_chunk_mut() {
+            Some(full) => self.store(vector, full),
+            None => self.store_tail(vector, to),
+        }
+    }
+
+    /// Folds sixteen lanes to one: lane `i` with `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
+    #[inline(always)]
+    fn fold(self, vector: Self::F, f: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(vector, &mut lanes);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] = f(lanes[i], lanes[i + width]);
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: Self::F) -> f32 {
+        self.fold(vector, |a, b| a + b)
+    }
+
+    /// The largest lane that is not NaN, as [`Simd::max`] sees it.
+    #[inline(always)]
+    fn largest(self, vector: Self::F) -> f32 {
+        self.fold(vector, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn smallest(self, vector: Self::F) -> f32 {
+        self.fold(vector, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn largest_i32(self, vector: Self::I) -> i32 {
+        let mut lanes = [0; LANES];
+        self.store_i32(vector, &mut lanes);
+        lanes.into_iter().fold(i32::MIN, i32::max)
+    }
+}

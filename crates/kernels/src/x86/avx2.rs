@@ -1,0 +1,254 @@
+//! Sixteen lanes as two 256-bit registers (four for f64): AVX2 and FMA.
+
+use std::arch::x86_64::*;
+
+use super::avx2_tile;
+use crate::gemm::{Line, Tile};
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Proof that the machine has AVX2 and FMA: [`Avx2::detect`] is the only way to get one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Avx2(());
+
+/// Intrinsics on values, and loads and stores of whole references.
+macro_rules! intrinsics {
+    ($body:expr) => {
+        // SAFETY: `self` exists only where AVX2 and FMA were detected, and every pointer comes from a reference to as
+        // many bytes as the intrinsic touches.
+        unsafe { $body }
+    };
+}
+
+impl Avx2 {
+    pub(crate) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+
+    /// Runs `kernel`, compiled for AVX2 and FMA.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma")]
+        fn enabled<K: Kernel>(kernel: K, simd: Avx2) -> K::Output {
+            kernel.run(simd)
+        }
+        intrinsics!(enabled(kernel, self))
+    }
+}
+
+/// An f32 operation on both halves.
+macro_rules! both {
+    ($f:ident($($vector:ident),+)) => {
+        intrinsics!([$f($($vector[0]),+), $f($($vector[1]),+)])
+    };
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type D = [__m256d; 4];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        intrinsics!([_mm256_set1_ps(value); 2])
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        intrinsics!([_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from[8..].as_ptr())])
+    }
+
+    #[inline(always)]
+    fn store(self, vector: Self::F, to: &mut [f32; LANES]) {
+        intrinsics!({
+            _mm256_storeu_ps(to.as_mut_ptr(), vector[0]);
+            _mm256_storeu_ps(to[8..].as_mut_ptr(), vector[1]);
+        });
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        let sign = self.splat(-0.0);
+        both!(_mm256_andnot_ps(sign, a))
+    }
+
+    #[inline(always)]
+    fn floor(self, a: Self::F) -> Self::F {
+        both!(_mm256_floor_ps(a))
+    }
+
+    #[inline(always)]
+    fn copysign(self, a: Self::F, sign: Self::F) -> Self::F {
+        let (magnitude, bit) = (self.abs(a), self.splat(-0.0));
+        let sign = both!(_mm256_and_ps(sign, bit));
+        both!(_mm256_or_ps(magnitude, sign))
+    }
+
+    #[inline(always)]
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        let less = |half: usize| intrinsics!(_mm256_cmp_ps::<_CMP_LT_OQ>(a[half], b[half]));
+        let mask = [less(0), less(1)];
+        both!(_mm256_blendv_ps(y, x, mask))
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> Self::I {
+        intrinsics!([_mm256_set1_epi32(value); 2])
+    }
+
+    #[inline(always)]
+    fn load_i32(self, from: &[i32; LANES]) -> Self::I {
+        intrinsics!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from[8..].as_ptr().cast())])
+    }
+
+    #[inline(always)]
+    fn store_i32(self, vector: Self::I, to: &mut [i32; LANES]) {
+        intrinsics!({
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), vector[0]);
+            _mm256_storeu_si256(to[8..].as_mut_ptr().cast(), vector[1]);
+        });
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::I {
+        intrinsics!({
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
+        })
+    }
+
+    #[inline(always)]
+    fn store_i8(self, vector: Self::I, to: &mut [i8; LANES]) {
+        intrinsics!({
+            // Packing works within 128-bit lanes: the middle quarters come out swapped.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(vector[0], vector[1]));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        });
+    }
+
+    #[inline(always)]
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_add_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_sub_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_mullo_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn max_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_max_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn to_i32(self, a: Self::F) -> Self::I {
+        both!(_mm256_cvtps_epi32(a))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        both!(_mm256_cvtepi32_ps(a))
+    }
+
+    #[inline(always)]
+    fn magnitude_bits(self, a: Self::F) -> Self::I {
+        let magnitude = self.abs(a);
+        both!(_mm256_castps_si256(magnitude))
+    }
+
+    #[inline(always)]
+    fn exp2_i32(self, n: Self::I) -> Self::F {
+        let biased = self.add_i32(n, self.splat_i32(127));
+        intrinsics!(biased.map(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(half))))
+    }
+
+    #[inline(always)]
+    fn zero_f64(self) -> Self::D {
+        intrinsics!([_mm256_setzero_pd(); 4])
+    }
+
+    #[inline(always)]
+    fn add_square_of_difference(self, sum: Self::D, a: Self::F, b: Self::F) -> Self::D {
+        let (a, b) = (widen(self, a), widen(self, b));
+        let add = |quarter: usize| {
+            intrinsics!({
+                let difference = _mm256_sub_pd(a[quarter], b[quarter]);
+                _mm256_add_pd(sum[quarter], _mm256_mul_pd(difference, difference))
+            })
+        };
+        [add(0), add(1), add(2), add(3)]
+    }
+
+    #[inline(always)]
+    fn store_f64(self, vector: Self::D, to: &mut [f64; LANES]) {
+        for (quarter, to) in vector.into_iter().zip(to.as_chunks_mut::<4>().0) {
+            intrinsics!(_mm256_storeu_pd(to.as_mut_ptr(), quarter));
+        }
+    }
+
+    const K_GROUP: usize = avx2_tile::K_GROUP;
+    const WEIGHT_FLIP: u8 = 0;
+
+    #[inline(always)]
+    fn packed_position(k: usize, column: usize, padded: usize) -> usize {
+        avx2_tile::packed_position(k, column, padded)
+    }
+
+    #[inline(always)]
+    fn row_offset(self, _row: &[i8]) -> i32 {
+        0
+    }
+
+    #[inline(always)]
+    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile) {
+        intrinsics!(avx2_tile::tile(a, inputs, panel, offsets.len(), tile));
+    }
+}
+
+#[inline(always)]
+fn widen(_token: Avx2, a: [__m256; 2]) -> [__m256d; 4] {
+    let low = |half| intrinsics!(_mm256_cvtps_pd(_mm256_castps256_ps128(half)));
+    let high = |half| intrinsics!(_mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half)));
+    [low(a[0]), high(a[0]), low(a[1]), high(a[1])]
+}

@@ -1,0 +1,250 @@
+//! Sixteen lanes as one 512-bit register: AVX-512 F, BW, DQ, VL and VNNI.
+
+use std::arch::x86_64::*;
+
+use super::avx512_tile;
+use crate::gemm::{Line, Tile};
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Proof that the machine has AVX-512 with VNNI: [`Avx512Vnni::detect`] is the only way to get one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Avx512Vnni(());
+
+/// Intrinsics on values, and loads and stores of whole references.
+macro_rules! intrinsics {
+    ($body:expr) => {
+        // SAFETY: `self` exists only where AVX-512 F, BW, DQ, VL and VNNI were detected, and every pointer comes from a
+        // reference to as many bytes as the intrinsic touches.
+        unsafe { $body }
+    };
+}
+
+impl Avx512Vnni {
+    pub(crate) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        found.then_some(Self(()))
+    }
+
+    /// Runs `kernel`, compiled for AVX-512.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn enabled<K: Kernel>(kernel: K, simd: Avx512Vnni) -> K::Output {
+            kernel.run(simd)
+        }
+        intrinsics!(enabled(kernel, self))
+    }
+}
+
+impl Simd for Avx512Vnni {
+    type F = __m512;
+    type I = __m512i;
+    type D = [__m512d; 2];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        intrinsics!(_mm512_set1_ps(value))
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        intrinsics!(_mm512_loadu_ps(from.as_ptr()))
+    }
+
+    #[inline(always)]
+    fn store(self, vector: Self::F, to: &mut [f32; LANES]) {
+        intrinsics!(_mm512_storeu_ps(to.as_mut_ptr(), vector));
+    }
+
+    #[inline(always)]
+    fn load_tail(self, from: &[f32], fill: f32) -> Self::F {
+        // SAFETY: the token as above; masked lanes are not read, and there are as many others as `from` has values.
+        unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(from.len()), from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_tail(self, vector: Self::F, to: &mut [f32]) {
+        // SAFETY: the token as above; masked lanes are not written, and there are as many others as `to` has values.
+        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(to.len()), vector) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        intrinsics!(_mm512_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        intrinsics!(_mm512_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        intrinsics!(_mm512_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        intrinsics!(_mm512_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        intrinsics!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        intrinsics!(_mm512_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        intrinsics!(_mm512_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        intrinsics!(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a))
+    }
+
+    #[inline(always)]
+    fn floor(self, a: Self::F) -> Self::F {
+        intrinsics!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a))
+    }
+
+    #[inline(always)]
+    fn copysign(self, a: Self::F, sign: Self::F) -> Self::F {
+        intrinsics!({
+            let bit = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(bit, a), _mm512_and_ps(bit, sign))
+        })
+    }
+
+    #[inline(always)]
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        intrinsics!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> Self::I {
+        intrinsics!(_mm512_set1_epi32(value))
+    }
+
+    #[inline(always)]
+    fn load_i32(self, from: &[i32; LANES]) -> Self::I {
+        intrinsics!(_mm512_loadu_si512(from.as_ptr().cast()))
+    }
+
+    #[inline(always)]
+    fn store_i32(self, vector: Self::I, to: &mut [i32; LANES]) {
+        intrinsics!(_mm512_storeu_si512(to.as_mut_ptr().cast(), vector));
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::I {
+        intrinsics!(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn store_i8(self, vector: Self::I, to: &mut [i8; LANES]) {
+        intrinsics!(_mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(vector)));
+    }
+
+    #[inline(always)]
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        intrinsics!(_mm512_add_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        intrinsics!(_mm512_sub_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        intrinsics!(_mm512_mullo_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn max_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        intrinsics!(_mm512_max_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn to_i32(self, a: Self::F) -> Self::I {
+        intrinsics!(_mm512_cvtps_epi32(a))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        intrinsics!(_mm512_cvtepi32_ps(a))
+    }
+
+    #[inline(always)]
+    fn magnitude_bits(self, a: Self::F) -> Self::I {
+        intrinsics!(_mm512_castps_si512(self.abs(a)))
+    }
+
+    #[inline(always)]
+    fn exp2_i32(self, n: Self::I) -> Self::F {
+        intrinsics!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127)))))
+    }
+
+    #[inline(always)]
+    fn zero_f64(self) -> Self::D {
+        intrinsics!([_mm512_setzero_pd(); 2])
+    }
+
+    #[inline(always)]
+    fn add_square_of_difference(self, sum: Self::D, a: Self::F, b: Self::F) -> Self::D {
+        let add = |sum, a, b| {
+            intrinsics!({
+                let difference = _mm512_sub_pd(_mm512_cvtps_pd(a), _mm512_cvtps_pd(b));
+                _mm512_add_pd(sum, _mm512_mul_pd(difference, difference))
+            })
+        };
+        let high = |a| intrinsics!(_mm512_extractf32x8_ps::<1>(a));
+        intrinsics!([
+            add(sum[0], _mm512_castps512_ps256(a), _mm512_castps512_ps256(b)),
+            add(sum[1], high(a), high(b))
+        ])
+    }
+
+    #[inline(always)]
+    fn store_f64(self, vector: Self::D, to: &mut [f64; LANES]) {
+        intrinsics!({
+            _mm512_storeu_pd(to.as_mut_ptr(), vector[0]);
+            _mm512_storeu_pd(to[8..].as_mut_ptr(), vector[1]);
+        });
+    }
+
+    const K_GROUP: usize = avx512_tile::K_GROUP;
+    const WEIGHT_FLIP: u8 = avx512_tile::WEIGHT_FLIP;
+
+    #[inline(always)]
+    fn packed_position(k: usize, column: usize, _padded: usize) -> usize {
+        avx512_tile::packed_position(k, column)
+    }
+
+    #[inline(always)]
+    fn row_offset(self, row: &[i8]) -> i32 {
+        intrinsics!(avx512_tile::row_offset(row))
+    }
+
+    #[inline(always)]
+    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile) {
+        intrinsics!(avx512_tile::tile(a, inputs, panel, offsets, tile));
+    }
+}
+
+/// The mask of the first `count` lanes, sixteen at most.
+#[inline(always)]
+fn first_lanes(count: usize) -> __mmask16 {
+    assert!(count <= LANES);
+    ((1u32 << count) - 1) as __mmask16
+}

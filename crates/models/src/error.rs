@@ -1,0 +1,106 @@
+//! What can be wrong with a model directory, and with running it.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+use zeropoint_formats::FormatError;
+
+/// Why a model could not be read, described or run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// `model.source` names nothing that exists.
+    #[error("{path}: no such model directory; `model.source` is a directory with config.json, or \"embedded\"")]
+    NotFound {
+        /// The directory asked for.
+        path: PathBuf,
+    },
+    /// The source looks like a hub id, which this version does not fetch.
+    #[error(
+        "`{id}` is neither a directory here nor \"embedded\"; models are not fetched from a hub: download it and set \
+         `model.source` to its directory"
+    )]
+    HubId {
+        /// The source as given.
+        id: String,
+    },
+    /// A file of the directory cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A JSON file of the directory does not hold what it must.
+    #[error("{path}: {reason}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, what is allowed.
+        reason: String,
+    },
+    /// The model is of an architecture that has no description here.
+    #[error("{path}: architecture `{found}` is not supported; supported are {supported}")]
+    Architecture {
+        /// Its config.json.
+        path: PathBuf,
+        /// `architectures[0]`, or `model_type`.
+        found: String,
+        /// The supported ones, comma-separated.
+        supported: String,
+    },
+    /// The model cannot do what is asked.
+    #[error("{path}: `task = \"{asked}\"` does not fit {architecture}; {allowed}")]
+    Task {
+        /// The model directory.
+        path: PathBuf,
+        /// The task asked for.
+        asked: String,
+        /// The model's architecture.
+        architecture: String,
+        /// What fits.
+        allowed: String,
+    },
+    /// A tensor that the description needs is absent or has another shape.
+    #[error("{path}: tensor `{tensor}` {reason}")]
+    Tensor {
+        /// The model directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tokenizer cannot be loaded or refuses a text.
+    #[error("{path}: the tokenizer {reason}")]
+    Tokenizer {
+        /// Its file.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// A sample that the model cannot take.
+    #[error("{reason}")]
+    Sample {
+        /// What and why.
+        reason: String,
+    },
+    /// Weight files.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// An observer refused the activations of a site.
+    #[error("site `{site}`: {reason}")]
+    Site {
+        /// The site.
+        site: String,
+        /// Why.
+        reason: String,
+    },
+    /// An instruction set was asked for that cannot be had.
+    #[error(transparent)]
+    Isa(#[from] zeropoint_kernels::IsaError),
+    /// candle refused an operation: a fault of this program.
+    #[error("internal error in a tensor operation: {0}")]
+    Candle(#[from] candle_core::Error),
+}

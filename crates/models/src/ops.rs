@@ -1,0 +1,152 @@
+//! The operations around the matrix products, as candle operators over the fast code of `zeropoint-kernels`.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use zeropoint_kernels::{self as kernels, Activation, Isa};
+
+use crate::spec::ActivationFn;
+
+/// Rows handled by one task. Fixed, so that the split never depends on the number of threads.
+const ROWS_PER_TASK: usize = 32;
+
+fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let CpuStorage::F32(data) = storage else { bail!("an f32 tensor is expected") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&data[start..end]),
+        None => bail!("a contiguous tensor is expected"),
+    }
+}
+
+fn contiguous_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let CpuStorage::F32(data) = storage else { bail!("an f32 tensor is expected") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut data[start..end]),
+        None => bail!("a contiguous tensor is expected"),
+    }
+}
+
+/// Calls `f` with the values of a contiguous f32 tensor on the CPU, row-major, without a copy.
+pub fn rows_of<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else { bail!("a tensor in main memory is expected") };
+    Ok(f(contiguous(storage, layout)?))
+}
+
+/// `LayerNorm`, of the input or of the sum of input and residual.
+pub(crate) struct LayerNorm {
+    pub(crate) isa: Isa,
+    pub(crate) gain: Vec<f32>,
+    pub(crate) shift: Vec<f32>,
+    pub(crate) eps: f32,
+}
+
+impl LayerNorm {
+    fn run(&self, x: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
+        let columns = self.gain.len();
+        let task = columns * ROWS_PER_TASK;
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(task).enumerate().for_each(|(i, out)| {
+            let part = i * task..i * task + out.len();
+            let residual = residual.map(|r| &r[part.clone()]);
+            kernels::layer_norm(self.isa, &x[part], residual, columns, &self.gain, &self.shift, self.eps, out);
+        });
+        out
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        match residual {
+            Some(residual) => x.apply_op2_no_bwd(residual, self),
+            None => x.apply_op1_no_bwd(self),
+        }
+    }
+}
+
+impl CustomOp1 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.run(contiguous(x, layout)?, None)), layout.shape().clone()))
+    }
+}
+
+impl CustomOp2 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "residual-layer-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, r: &CpuStorage, lr: &Layout) -> Result<(CpuStorage, Shape)> {
+        let out = self.run(contiguous(x, lx)?, Some(contiguous(r, lr)?));
+        Ok((CpuStorage::F32(out), lx.shape().clone()))
+    }
+}
+
+/// Adds a bias to each row and applies the non-linearity, in place.
+pub(crate) struct BiasActivation<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) activation: ActivationFn,
+}
+
+impl InplaceOp1 for BiasActivation<'_> {
+    fn name(&self) -> &'static str {
+        "bias-activation"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let columns = layout.dims().last().copied().unwrap_or(1);
+        let x = contiguous_mut(storage, layout)?;
+        x.par_chunks_mut((columns * ROWS_PER_TASK).max(1)).for_each(|rows| {
+            if let Some(bias) = self.bias {
+                for row in rows.chunks_exact_mut(columns) {
+                    kernels::add_in_place(self.isa, row, bias);
+                }
+            }
+            apply_activation(self.isa, rows, self.activation);
+        });
+        Ok(())
+    }
+}
+
+pub(crate) fn apply_activation(isa: Isa, x: &mut [f32], activation: ActivationFn) {
+    match activation {
+        ActivationFn::Identity => {}
+        ActivationFn::Relu => kernels::activate(isa, x, Activation::Relu),
+        ActivationFn::GeluErf => kernels::activate(isa, x, Activation::GeluErf),
+        ActivationFn::GeluTanh => kernels::activate(isa, x, Activation::GeluTanh),
+        ActivationFn::Tanh => kernels::tanh_in_place(isa, x),
+    }
+}
+
+/// `softmax(scale * x)` over the last dimension, in place.
+pub(crate) struct Softmax {
+    pub(crate) isa: Isa,
+    pub(crate) scale: f32,
+}
+
+impl InplaceOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let columns = layout.dims().last().copied().unwrap_or(1);
+        kernels::softmax_rows(self.isa, contiguous_mut(storage, layout)?, columns, self.scale);
+        Ok(())
+    }
+}
+
+/// `x += y`, in place.
+pub(crate) struct AddInPlace(pub(crate) Isa);
+
+impl InplaceOp2 for AddInPlace {
+    fn name(&self) -> &'static str {
+        "add-in-place"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, lx: &Layout, y: &CpuStorage, ly: &Layout) -> Result<()> {
+        kernels::add_in_place(self.0, contiguous_mut(x, lx)?, contiguous(y, ly)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! Texts to token ids, as the model's own files say.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::{EncodeInput, TruncationParams};
+
+use crate::ModelError;
+use crate::batch::TokenSequence;
+
+/// Fewest tokens a sample may be cut to: the specials of a pair, and one token of each text.
+const MIN_LENGTH: usize = 5;
+
+/// The tokenizer of a model, cutting every sample at a maximum length and never padding.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    max_length: usize,
+    lower_case: bool,
+}
+
+impl Tokenizer {
+    /// Loads tokenizer.json, or vocab.txt (`WordPiece`) where that is all there is.
+    pub(crate) fn load(dir: &Path, max_length: usize, lower_case: bool) -> Result<Self, ModelError> {
+        let path = dir.join("tokenizer.json");
+        let (path, loaded) = if path.exists() {
+            let loaded = tokenizers::Tokenizer::from_file(&path).map_err(|error| error.to_string());
+            (path, loaded)
+        } else {
+            let vocab = dir.join("vocab.txt");
+            let loaded = word_piece(&vocab, dir);
+            (vocab, loaded)
+        };
+        let failed = |reason: String| ModelError::Tokenizer { path: path.clone(), reason };
+        let mut inner = loaded.map_err(|error| failed(format!("cannot be loaded: {error}")))?;
+        if max_length < MIN_LENGTH {
+            return Err(failed(format!("would cut samples at {max_length} tokens; at least {MIN_LENGTH} are needed")));
+        }
+        inner.with_padding(None);
+        inner
+            .with_truncation(Some(TruncationParams { max_length, ..TruncationParams::default() }))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Self { inner, path, max_length, lower_case })
+    }
+
+    /// The length at which samples are cut, in tokens with specials.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// Token ids with specials for one text, or a pair.
+    pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<TokenSequence, ModelError> {
+        let lower = |text: &str| if self.lower_case { text.to_lowercase() } else { text.to_owned() };
+        let input: EncodeInput<'_> = match pair {
+            Some(pair) => (lower(text), lower(pair)).into(),
+            None => lower(text).into(),
+        };
+        let encoding = self
+            .inner
+            .encode_fast(input, true)
+            .map_err(|error| ModelError::Tokenizer { path: self.path.clone(), reason: format!("failed: {error}") })?;
+        Ok(TokenSequence { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+    }
+
+    /// [`Tokenizer::encode`] of many, in parallel, in order.
+    pub fn encode_all<'a>(&self, samples: &[(&'a str, Option<&'a str>)]) -> Result<Vec<TokenSequence>, ModelError> {
+        samples.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
+    }
+}
+
+/// A BERT tokenizer from vocab.txt alone.
+fn word_piece(vocab: &Path, dir: &Path) -> Result<tokenizers::Tokenizer, String> {
+    let Some(name) = vocab.to_str().filter(|_| vocab.exists()) else {
+        return Err("neither tokenizer.json nor vocab.txt is in the directory".to_owned());
+    };
+    #[derive(serde::Deserialize)]
+    struct Config {
+        #[serde(default = "yes")]
+        do_lower_case: bool,
+    }
+    fn yes() -> bool {
+        true
+    }
+    let config = dir.join("tokenizer_config.json");
+    let lower = if config.exists() {
+        crate::source::read_json::<Config>(&config).map_err(|error| error.to_string())?.do_lower_case
+    } else {
+        true
+    };
+    let model =
+        WordPiece::from_file(name).unk_token("[UNK]".to_owned()).build().map_err(|error| error.to_string())?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    let id = |token: &str| {
+        tokenizer.token_to_id(token).map(|id| (token.to_owned(), id)).ok_or(format!("vocab.txt has no {token}"))
+    };
+    let (separator, class) = (id("[SEP]")?, id("[CLS]")?);
+    let normalizer = BertNormalizer::new(true, true, None, lower);
+    tokenizer.with_normalizer(Some(normalizer)).map_err(|error| error.to_string())?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_post_processor(Some(BertProcessing::new(separator, class)));
+    Ok(tokenizer)
+}

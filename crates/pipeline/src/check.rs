@@ -1,0 +1,169 @@
+//! The self-check: what was written, loaded back and run beside the simulation of the plan; and each layer's own error.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use zeropoint_evaluator::metrics::fidelity::cosine;
+use zeropoint_evaluator::report::SelfCheck;
+use zeropoint_models::{Model, ModelError, PackedBatch, SiteId, SiteOp, SiteSink, TokenSequence, rows_of};
+use zeropoint_observer::sqnr_db;
+use zeropoint_quantizer::{dequantized, simulated_site};
+use zeropoint_runtime::QuantizedModel;
+
+use crate::deploy::DeployedLinear;
+use crate::{PipelineError, Prepared};
+
+/// The least cosine between the written model's outputs and the simulation's. Both round the same numbers to the same
+/// integers; they differ in the order of float sums alone.
+const MIN_COSINE: f64 = 0.9999;
+/// Samples that are run, spread over all lengths.
+const SAMPLES: usize = 16;
+/// Tokens that are run: enough to see every channel, few enough to cost little.
+const TOKENS: usize = 512;
+
+/// The error of each quantised Linear on the inputs it has in the float model, by its index in the description.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerErrors {
+    /// Float output against quantised output, in decibels.
+    pub output_sqnr_db: BTreeMap<usize, f64>,
+    /// Float input against quantised input, in decibels.
+    pub input_sqnr_db: BTreeMap<usize, f64>,
+}
+
+/// The simulated model of a deployed plan.
+pub(crate) fn simulate(
+    prepared: &Prepared,
+    float: &Model,
+    deployed: &BTreeMap<usize, DeployedLinear>,
+) -> Result<Model, PipelineError> {
+    let (spec, checkpoint) = (prepared.directory.spec(), prepared.directory.checkpoint());
+    let mut factory = |site: SiteId| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
+        let consumers = &spec.sites[site].consumers;
+        if consumers.iter().all(|id| !deployed.contains_key(id)) {
+            return Ok(None);
+        }
+        let linears = consumers
+            .iter()
+            .map(|id| {
+                let linear = &spec.linears[*id];
+                match deployed.get(id) {
+                    None => Ok((None, linear.read_float(checkpoint)?)),
+                    Some(done) => {
+                        let bias = linear.bias.then(|| checkpoint.read_f32(&linear.bias_name())).transpose()?;
+                        Ok((done.quantizer, dequantized(linear, &done.weight, bias)?))
+                    }
+                }
+            })
+            .collect::<Result<_, ModelError>>()?;
+        Ok(Some(Box::new(simulated_site(float.isa(), linears))))
+    };
+    Ok(Model::load_with(spec, checkpoint, &mut factory, Some(float))?)
+}
+
+/// A few calibration samples, spread over all lengths, with their indices.
+fn probes(prepared: &Prepared) -> Vec<(usize, &TokenSequence)> {
+    let order: Vec<usize> = prepared.calibration.plan.batches().concat();
+    let step = order.len().div_ceil(SAMPLES).max(1);
+    // From the short end, so that long samples are left out first when tokens run out.
+    let mut tokens = 0;
+    let mut chosen = Vec::new();
+    for &i in order.iter().rev().step_by(step) {
+        let sequence = &prepared.calibration.sequences[i];
+        tokens += sequence.len();
+        if tokens > TOKENS && !chosen.is_empty() {
+            break;
+        }
+        chosen.push((i, sequence));
+    }
+    chosen
+}
+
+/// Runs the written model beside the simulation and refuses it when they disagree.
+pub(crate) fn self_check(
+    prepared: &Prepared,
+    simulated: &Model,
+    written: &QuantizedModel,
+) -> Result<SelfCheck, PipelineError> {
+    let probes = probes(prepared);
+    let batch = PackedBatch::new(probes.iter().map(|(_, sequence)| *sequence))?;
+    let (expected, found) = (simulated.forward(&batch)?, written.forward(&batch)?);
+    let mut least = (1.0, 0);
+    for ((sample, _), (expected, found)) in probes.iter().zip(expected.rows().zip(found.rows())) {
+        let cosine = cosine(expected, found);
+        // NaN must not pass.
+        if !(cosine >= least.0) {
+            least = (cosine, *sample);
+        }
+    }
+    if !(least.0 >= MIN_COSINE) {
+        return Err(PipelineError::SelfCheck { cosine: least.0, sample: least.1, limit: MIN_COSINE });
+    }
+    Ok(SelfCheck { samples: probes.len() as u64, cosine_min: least.0 })
+}
+
+/// Measures each quantised Linear alone: float and simulated on the float model's own activations.
+pub(crate) fn layer_errors(
+    prepared: &Prepared,
+    float: &Model,
+    simulated: &Model,
+    deployed: &BTreeMap<usize, DeployedLinear>,
+) -> Result<LayerErrors, PipelineError> {
+    let batch = PackedBatch::new(probes(prepared).into_iter().map(|(_, sequence)| sequence))?;
+    let mut sink = ErrorSink { float, simulated, deployed, sums: BTreeMap::new() };
+    float.forward_observed(&batch, &mut sink)?;
+    let mut errors = LayerErrors::default();
+    for (id, sums) in sink.sums {
+        errors.output_sqnr_db.insert(id, sqnr_db(sums.output.0, sums.output.1));
+        errors.input_sqnr_db.insert(id, sqnr_db(sums.input.0, sums.input.1));
+    }
+    Ok(errors)
+}
+
+/// Sums of squares: signal and noise.
+#[derive(Default)]
+struct Sums {
+    output: (f64, f64),
+    input: (f64, f64),
+}
+
+struct ErrorSink<'a> {
+    float: &'a Model,
+    simulated: &'a Model,
+    deployed: &'a BTreeMap<usize, DeployedLinear>,
+    sums: BTreeMap<usize, Sums>,
+}
+
+impl ErrorSink<'_> {
+    fn compare(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), ModelError> {
+        let consumers = &self.float.spec().sites[site].consumers;
+        if consumers.iter().all(|id| !self.deployed.contains_key(id)) {
+            return Ok(());
+        }
+        let input = Tensor::from_slice(values, (values.len() / channels, channels), &Device::Cpu)?;
+        let (float, simulated) = (self.float.run_site(site, &input)?, self.simulated.run_site(site, &input)?);
+        for (id, (float, simulated)) in consumers.iter().zip(float.iter().zip(&simulated)) {
+            let Some(done) = self.deployed.get(id) else { continue };
+            let sums = self.sums.entry(*id).or_default();
+            rows_of(float, |float| rows_of(simulated, |simulated| add(&mut sums.output, float, simulated)))??;
+            if let Some(quantizer) = done.quantizer {
+                let mut rounded = values.to_vec();
+                quantizer.simulate(&mut rounded, channels).map_err(candle_core::Error::wrap)?;
+                add(&mut sums.input, values, &rounded);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add(sums: &mut (f64, f64), reference: &[f32], approximation: &[f32]) {
+    for (r, a) in reference.iter().zip(approximation) {
+        sums.0 += f64::from(*r) * f64::from(*r);
+        sums.1 += f64::from(r - a) * f64::from(r - a);
+    }
+}
+
+impl SiteSink for ErrorSink<'_> {
+    fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String> {
+        self.compare(site, values, channels).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,298 @@
+//! A data file as it is named in a config: the path, the format, and which column holds what.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::error::{Problem, list, not_blank};
+
+/// A data file: its path alone, or a table that also says how to read it.
+///
+/// What the table leaves out follows from the path, and every field holds what will be used: the format is that of the
+/// extension (`.jsonl`, `.txt`, `.csv`, `.tsv`), and each column is called as its key is (`text = "text"`). A CSV file
+/// without a header has no names: there only the columns that are given by index exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "DataSourceKeys")]
+pub struct DataSource {
+    /// UTF-8, as everything in a config. Relative to the current directory.
+    pub path: String,
+    /// How the file is read.
+    pub format: DataFormat,
+    /// Whether the first line names the columns; `Some` for CSV only.
+    pub header: Option<bool>,
+    /// What separates the columns, one ASCII character; `Some` for CSV only.
+    pub delimiter: Option<char>,
+    /// The column of single texts.
+    pub text: Option<Column>,
+    /// The column of the first text of a pair.
+    pub text_a: Option<Column>,
+    /// The column of the second text of a pair.
+    pub text_b: Option<Column>,
+    /// The column of the gold similarity of a pair, a number on any linear scale.
+    pub score: Option<Column>,
+    /// The column of the gold class of a text.
+    pub label: Option<Column>,
+}
+
+/// How a data file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DataFormat {
+    /// One JSON object on each line.
+    Jsonl,
+    /// One text on each line.
+    Txt,
+    /// Separated columns.
+    Csv,
+}
+
+/// A column, or field of a JSON object: a name, or an index from 0 in a CSV file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Column {
+    /// By name.
+    Name(String),
+    /// By index, from 0.
+    Index(#[schemars(range(max = MOST_COLUMNS - 1))] usize),
+}
+
+/// What a data file is used for, which decides the columns it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Texts; a pair counts as two.
+    Texts,
+    /// Pairs of texts with a similarity.
+    ScoredPairs,
+    /// Texts with a class.
+    LabelledTexts,
+}
+
+const MOST_COLUMNS: usize = 10_000;
+
+/// A data source as it is written.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum DataSourceKeys {
+    /// A path; everything else by default.
+    Path(String),
+    /// A path and how to read the file.
+    Table(DataSourceTable),
+}
+
+/// A path and how to read the file.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct DataSourceTable {
+    /// Relative paths start at the current directory.
+    path: String,
+    /// By default from the extension: .jsonl, .txt, .csv or .tsv.
+    format: Option<DataFormat>,
+    /// CSV only: whether the first line names the columns. Default: true.
+    header: Option<bool>,
+    /// CSV only: what separates the columns, one ASCII character. Default: a comma, or a tab for .tsv.
+    delimiter: Option<char>,
+    /// The column of single texts. Default: "text".
+    text: Option<Column>,
+    /// The column of the first text of a pair. Default: `text_a`.
+    text_a: Option<Column>,
+    /// The column of the second text of a pair. Default: `text_b`.
+    text_b: Option<Column>,
+    /// The column of the gold similarity of a pair. Default: "score".
+    score: Option<Column>,
+    /// The column of the gold class of a text. Default: "label".
+    label: Option<Column>,
+}
+
+impl TryFrom<DataSourceKeys> for DataSource {
+    type Error = String;
+
+    fn try_from(keys: DataSourceKeys) -> Result<Self, String> {
+        let keys = match keys {
+            DataSourceKeys::Path(path) => DataSourceTable { path, ..DataSourceTable::default() },
+            DataSourceKeys::Table(table) => table,
+        };
+        let extension = std::path::Path::new(&keys.path).extension().and_then(|extension| extension.to_str());
+        let extension = extension.map(str::to_ascii_lowercase);
+        let by_extension = match extension.as_deref() {
+            Some("jsonl") => Some(DataFormat::Jsonl),
+            Some("txt") => Some(DataFormat::Txt),
+            Some("csv" | "tsv") => Some(DataFormat::Csv),
+            _ => None,
+        };
+        let Some(format) = keys.format.or(by_extension) else {
+            return Err(format!(
+                "the format of {} does not follow from its extension: use .jsonl, .txt, .csv or .tsv, or write \
+                 {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \"csv\")",
+                super::error::quoted(&keys.path)
+            ));
+        };
+        let is_csv = format == DataFormat::Csv;
+        let header = keys.header.or(is_csv.then_some(true));
+        let delimiter = if extension.as_deref() == Some("tsv") { '\t' } else { ',' };
+        let named = match format {
+            DataFormat::Jsonl => true,
+            DataFormat::Txt => false,
+            DataFormat::Csv => header == Some(true),
+        };
+        let column = |given: Option<Column>, name: &str| {
+            given.or_else(|| named.then(|| Column::Name(name.to_owned())))
+        };
+        Ok(Self {
+            format,
+            header,
+            delimiter: keys.delimiter.or(is_csv.then_some(delimiter)),
+            text: column(keys.text, "text"),
+            text_a: column(keys.text_a, "text_a"),
+            text_b: column(keys.text_b, "text_b"),
+            score: column(keys.score, "score"),
+            label: column(keys.label, "label"),
+            path: keys.path,
+        })
+    }
+}
+
+impl DataSource {
+    fn columns(&self) -> [(&'static str, Option<&Column>); 5] {
+        [
+            ("text", self.text.as_ref()),
+            ("text_a", self.text_a.as_ref()),
+            ("text_b", self.text_b.as_ref()),
+            ("score", self.score.as_ref()),
+            ("label", self.label.as_ref()),
+        ]
+    }
+
+    pub(super) fn check(&self, at: &str, used_for: Use) -> Result<(), Problem> {
+        not_blank(&format!("{at}.path"), &self.path)?;
+        let is_csv = self.format == DataFormat::Csv;
+        for (key, given) in [("header", self.header.is_some()), ("delimiter", self.delimiter.is_some())] {
+            if given && !is_csv {
+                let message = format!("`{at}.{key}` is given, but only a csv file has one");
+                return Err(Problem::new(format!("{at}.{key}"), message).hint(format!("remove `{key}`")));
+            }
+        }
+        if let Some(delimiter) = self.delimiter
+            && (!delimiter.is_ascii()
+                || (delimiter.is_ascii_control() && delimiter != '\t')
+                || delimiter == '"')
+        {
+            let message = format!("`{at}.delimiter` must be one ASCII character, not a quote or a line end");
+            return Err(Problem::new(format!("{at}.delimiter"), message)
+                .hint("allowed: for example \",\" or \"\\t\""));
+        }
+        for (key, column) in self.columns() {
+            let path = format!("{at}.{key}");
+            match column {
+                None => {}
+                Some(_) if self.format == DataFormat::Txt => {
+                    let message =
+                        format!("`{path}` is given, but a txt file has no columns: each line is a text");
+                    return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
+                }
+                Some(Column::Name(name)) => {
+                    not_blank(&path, name)?;
+                    if is_csv && self.header == Some(false) {
+                        let message =
+                            format!("`{path}` is a name, but this csv file has no header to find it in");
+                        return Err(Problem::new(path, message).hint("give the index of the column, from 0"));
+                    }
+                }
+                Some(Column::Index(index)) => {
+                    if !is_csv {
+                        let message = format!("`{path}` is an index, but the fields of jsonl have names");
+                        return Err(Problem::new(path, message).hint("give the name of the field in quotes"));
+                    }
+                    super::error::within(&path, *index, 0..=MOST_COLUMNS - 1)?;
+                }
+            }
+        }
+        self.check_columns(at, used_for)
+    }
+
+    fn check_columns(&self, at: &str, used_for: Use) -> Result<(), Problem> {
+        let (purpose, needed): (_, &[&str]) = match used_for {
+            Use::Texts => ("", &["text"]),
+            Use::ScoredPairs => ("an sts task", &["text_a", "text_b", "score"]),
+            Use::LabelledTexts => ("a classification task", &["text", "label"]),
+        };
+        if self.format == DataFormat::Txt {
+            return match used_for {
+                Use::Texts => Ok(()),
+                _ => Err(Problem::new(
+                    at,
+                    format!("`{at}` is a txt file, but {purpose} needs {} of each sample", list(needed)),
+                )
+                .hint("allowed: a jsonl or csv file")),
+            };
+        }
+        let columns = self.columns();
+        let has = |key: &str| columns.iter().any(|(name, column)| *name == key && column.is_some());
+        if used_for == Use::Texts && has("text_a") && has("text_b") {
+            return Ok(());
+        }
+        let missing: Vec<&str> = needed.iter().copied().filter(|key| !has(key)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("`{at}` is a csv file without a header, so it needs the index of {}", list(&missing));
+        let example: Vec<String> =
+            missing.iter().enumerate().map(|(index, key)| format!("{key} = {index}")).collect();
+        Err(Problem::new(at, message).hint(format!("for example `{}`", example.join(", "))))
+    }
+}
+
+impl<'de> Deserialize<'de> for DataSourceKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PathOrTable;
+        impl<'de> de::Visitor<'de> for PathOrTable {
+            type Value = DataSourceKeys;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path in quotes, or a table with a `path`")
+            }
+
+            fn visit_str<E: de::Error>(self, path: &str) -> Result<Self::Value, E> {
+                Ok(DataSourceKeys::Path(path.to_owned()))
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                DataSourceTable::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(DataSourceKeys::Table)
+            }
+        }
+        deserializer.deserialize_any(PathOrTable)
+    }
+}
+
+impl<'de> Deserialize<'de> for Column {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameOrIndex;
+        impl de::Visitor<'_> for NameOrIndex {
+            type Value = Column;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a column in quotes, or its index from 0")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Column, E> {
+                Ok(Column::Name(name.to_owned()))
+            }
+
+            fn visit_u64<E: de::Error>(self, index: u64) -> Result<Column, E> {
+                usize::try_from(index)
+                    .map(Column::Index)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(index), &self))
+            }
+
+            fn visit_i64<E: de::Error>(self, index: i64) -> Result<Column, E> {
+                match u64::try_from(index) {
+                    Ok(index) => self.visit_u64(index),
+                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(index), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(NameOrIndex)
+    }
+}

@@ -1,0 +1,272 @@
+//! `[evaluation]`: what the original and the quantised model are compared on, and how much may be lost.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::calibration::{LARGEST_BATCH, LARGEST_SEED, MOST_SAMPLES};
+use super::data::{DataSource, Use};
+use super::error::{Problem, list, name_hint, not_blank, quoted, within};
+
+/// Fewer resamples give no standard error worth reading.
+const FEWEST_RESAMPLES: usize = 100;
+const MOST_RESAMPLES: usize = 100_000;
+const LONGEST_NAME: usize = 64;
+
+/// `[evaluation]`: what the original and the quantised model are compared on, and how much may be lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Evaluation {
+    /// Texts in one forward.
+    #[schemars(range(min = 1, max = LARGEST_BATCH))]
+    pub batch_size: usize,
+    /// Paired bootstrap resamples for the standard error of each loss.
+    #[schemars(range(min = FEWEST_RESAMPLES, max = MOST_RESAMPLES))]
+    pub bootstrap_resamples: usize,
+    /// Draws the resamples.
+    #[schemars(range(max = LARGEST_SEED))]
+    pub seed: u64,
+    /// What is measured. By default fidelity on the calibration texts, which needs no further data.
+    pub tasks: Vec<Task>,
+    /// The losses that a run must stay within.
+    pub gate: Vec<Gate>,
+}
+
+/// `[[evaluation.tasks]]`: one thing that is measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "TaskKeys")]
+pub struct Task {
+    /// What is measured.
+    pub kind: TaskKind,
+    /// What reports and gates call it.
+    pub name: String,
+    /// The samples; `None` for fidelity on the calibration texts.
+    pub data: Option<DataSource>,
+    /// Use only this many samples, the first of the file.
+    pub limit: Option<usize>,
+}
+
+/// A task as it is written.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct TaskKeys {
+    /// What is measured.
+    kind: TaskKind,
+    /// What reports and gates call it, each task differently; by default its kind. Letters, digits, `-`, `_`, `.`.
+    name: Option<String>,
+    /// The samples: `text_a`, `text_b`, `score` for sts; `text`, `label` for classification; texts for fidelity, by
+    /// default those of the calibration.
+    data: Option<DataSource>,
+    /// Use only this many samples, the first of the file; by default all.
+    #[schemars(range(min = 1, max = MOST_SAMPLES))]
+    limit: Option<usize>,
+}
+
+impl From<TaskKeys> for Task {
+    fn from(keys: TaskKeys) -> Self {
+        let TaskKeys { kind, name, data, limit } = keys;
+        Self { kind, name: name.unwrap_or_else(|| kind.to_string()), data, limit }
+    }
+}
+
+/// What a task measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskKind {
+    /// Semantic textual similarity: the model's cosine of each pair against people's scores.
+    Sts,
+    /// The model's class of each text against the gold one.
+    Classification,
+    /// The quantised model's outputs against the original's; needs no gold answers.
+    Fidelity,
+}
+
+/// `[[evaluation.gate]]`: a loss that a run must stay within.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// The name of a task.
+    pub task: String,
+    /// A metric of that task.
+    pub metric: Metric,
+    /// The largest allowed loss in the metric's own unit: 0.01 is one hundredth of a correlation, or one percent of an
+    /// accuracy. For fidelity the loss is counted from 1.
+    #[schemars(range(min = 0, max = 1))]
+    pub max_drop: f64,
+}
+
+/// A metric, as a fraction; higher is better for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Rank correlation of an sts task.
+    Spearman,
+    /// Linear correlation of an sts task.
+    Pearson,
+    /// Share of texts of a classification task that get the gold class.
+    Accuracy,
+    /// F1 of a classification task, averaged over its classes with equal weight.
+    MacroF1,
+    /// Mean cosine of the two models' outputs.
+    CosineMean,
+    /// Smallest cosine of the two models' outputs.
+    CosineMin,
+    /// First percentile of the cosine of the two models' outputs.
+    CosineP01,
+    /// Share of texts for which the two models' largest output is the same.
+    #[serde(rename = "top1_agreement")]
+    Top1Agreement,
+}
+
+impl TaskKind {
+    /// The metrics a task of this kind has.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::Sts => &[Metric::Spearman, Metric::Pearson],
+            Self::Classification => &[Metric::Accuracy, Metric::MacroF1],
+            Self::Fidelity => {
+                &[Metric::CosineMean, Metric::CosineMin, Metric::CosineP01, Metric::Top1Agreement]
+            }
+        }
+    }
+
+    /// The name used in configs and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sts => "sts",
+            Self::Classification => "classification",
+            Self::Fidelity => "fidelity",
+        }
+    }
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Metric {
+    /// The name used in configs and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Spearman => "spearman",
+            Self::Pearson => "pearson",
+            Self::Accuracy => "accuracy",
+            Self::MacroF1 => "macro_f1",
+            Self::CosineMean => "cosine_mean",
+            Self::CosineMin => "cosine_min",
+            Self::CosineP01 => "cosine_p01",
+            Self::Top1Agreement => "top1_agreement",
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Task {
+    /// A task with every default, called as its kind is.
+    pub fn new(kind: TaskKind) -> Self {
+        Self { kind, name: kind.to_string(), data: None, limit: None }
+    }
+
+    fn check(&self, at: &str) -> Result<(), Problem> {
+        let path = format!("{at}.name");
+        not_blank(&path, &self.name)?;
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if !self.name.chars().all(plain) || self.name.chars().count() > LONGEST_NAME {
+            let message = format!("`{path}` is {}, which is not a name", quoted(&self.name));
+            return Err(Problem::new(path, message)
+                .hint(format!("allowed: up to {LONGEST_NAME} letters, digits, `-`, `_` and `.`")));
+        }
+        if let Some(limit) = self.limit {
+            within(&format!("{at}.limit"), limit, 1..=MOST_SAMPLES)?;
+        }
+        let used_for = match self.kind {
+            TaskKind::Sts => Use::ScoredPairs,
+            TaskKind::Classification => Use::LabelledTexts,
+            TaskKind::Fidelity => Use::Texts,
+        };
+        match (&self.data, self.kind) {
+            (Some(data), _) => data.check(&format!("{at}.data"), used_for),
+            (None, TaskKind::Fidelity) => Ok(()),
+            (None, kind) => {
+                let message =
+                    format!("`{at}.data` is missing: the {kind} task needs samples with gold answers");
+                Err(Problem::new(format!("{at}.data"), message).hint("add `data = \"FILE\"`, jsonl or csv"))
+            }
+        }
+    }
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self {
+            batch_size: 16,
+            bootstrap_resamples: 1000,
+            seed: 42,
+            tasks: vec![Task::new(TaskKind::Fidelity)],
+            gate: Vec::new(),
+        }
+    }
+}
+
+impl Evaluation {
+    pub(super) fn check(&self) -> Result<(), Problem> {
+        within("evaluation.batch_size", self.batch_size, 1..=LARGEST_BATCH)?;
+        within(
+            "evaluation.bootstrap_resamples",
+            self.bootstrap_resamples,
+            FEWEST_RESAMPLES..=MOST_RESAMPLES,
+        )?;
+        within("evaluation.seed", self.seed, 0..=LARGEST_SEED)?;
+        let mut names = BTreeSet::new();
+        for (index, task) in self.tasks.iter().enumerate() {
+            let at = format!("evaluation.tasks.{index}");
+            task.check(&at)?;
+            if !names.insert(task.name.as_str()) {
+                let message = format!("two tasks are called {}", quoted(&task.name));
+                return Err(
+                    Problem::new(format!("{at}.name"), message).hint("give one of them another `name`")
+                );
+            }
+        }
+        let mut gated = BTreeSet::new();
+        for (index, gate) in self.gate.iter().enumerate() {
+            let at = format!("evaluation.gate.{index}");
+            let Some(task) = self.tasks.iter().find(|task| task.name == gate.task) else {
+                let path = format!("{at}.task");
+                let message = format!("`{path}` is {}, but no task is called so", quoted(&gate.task));
+                let names: Vec<&str> = names.into_iter().collect();
+                return Err(Problem::new(path, message).hint(if names.is_empty() {
+                    "there are no tasks: add one under `[[evaluation.tasks]]`".to_owned()
+                } else {
+                    name_hint(&gate.task, &names)
+                }));
+            };
+            let metrics = task.kind.metrics();
+            let path = format!("{at}.metric");
+            if !metrics.contains(&gate.metric) {
+                let message = format!(
+                    "`{path}` is `{}`, which the {} task `{}` has not",
+                    gate.metric, task.kind, task.name
+                );
+                let allowed: Vec<&str> = metrics.iter().map(|metric| metric.as_str()).collect();
+                return Err(Problem::new(path, message).hint(format!("allowed: {}", list(&allowed))));
+            }
+            if !gated.insert((gate.task.as_str(), gate.metric.as_str())) {
+                let message = format!("two gates are on `{}` of task `{}`", gate.metric, gate.task);
+                return Err(Problem::new(path, message).hint("keep the stricter one"));
+            }
+            within(&format!("{at}.max_drop"), gate.max_drop, 0.0..=1.0)
+                .map_err(|problem| problem.hint("metrics are fractions: one percent is 0.01"))?;
+        }
+        Ok(())
+    }
+}

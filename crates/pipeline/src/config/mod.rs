@@ -1,0 +1,258 @@
+//! The typed config: what a TOML file may say, every default, and an error with a place for everything else.
+//!
+//! A model and nothing else is a valid config:
+//!
+//! ```
+//! use zeropoint_pipeline::config::{Config, Preset};
+//!
+//! let config = Config::parse("model.source = 'models/minilm'", "example.toml", &[]).unwrap();
+//! assert_eq!(config.quantization.scheme, Preset::W8a8Dynamic);
+//! assert_eq!(config.output_dir(), "runs/minilm-w8a8-dynamic");
+//!
+//! let error = Config::parse("[model]\nsource = 'm'\ntsak = 'auto'", "example.toml", &[]).unwrap_err();
+//! assert_eq!(error.to_string(), "example.toml:3:1: unknown key `tsak` in `model`");
+//! assert!(error.hint().unwrap().starts_with("did you mean `task`?"));
+//! ```
+//!
+//! Text becomes a tree that knows its places (`tree`), `--set` changes it (`set`), `decode` types it, `check` looks for
+//! contradictions. Paths are kept as they are written: relative ones start at the current directory, not at the config.
+//! They are UTF-8 strings, as TOML is.
+
+mod calibration;
+mod contradictions;
+mod data;
+mod decode;
+mod error;
+mod evaluation;
+mod model;
+mod output;
+mod pattern;
+mod quantization;
+mod refine;
+mod set;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::{Deserialize, Serialize};
+
+pub use calibration::Calibration;
+pub use data::{Column, DataFormat, DataSource};
+pub use error::ConfigError;
+pub use evaluation::{Evaluation, Gate, Metric, Task, TaskKind};
+pub use model::{Model, ModelTask};
+pub use output::{Output, OutputFormat};
+pub use pattern::{Matcher, Pattern};
+pub use quantization::{
+    ActivationGranularity, ActivationMode, ActivationObserver, Activations, Algorithm, AlgorithmKind,
+    Embeddings, LayerScheme, Override, OverrideScheme, Preset, Quantization, WeightGranularity,
+    WeightObserver, Weights,
+};
+
+use error::{Excerpt, Problem};
+use tree::{Node, Place, Value};
+
+/// The version of the config language that this build reads.
+pub const VERSION: u32 = 1;
+
+/// A config file is not longer than this, in bytes.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// A Zeropoint run: the model, the calibration data, the scheme, the evaluation and the output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The version of the config language: 1.
+    #[serde(default = "version")]
+    #[schemars(extend("const" = VERSION))]
+    pub version: u32,
+    /// Which float model is quantised.
+    pub model: Model,
+    /// The texts whose activations are observed.
+    #[serde(default)]
+    pub calibration: Calibration,
+    /// How weights and activations become INT8.
+    #[serde(default)]
+    pub quantization: Quantization,
+    /// What the original and the quantised model are compared on, and how much may be lost.
+    #[serde(default)]
+    pub evaluation: Evaluation,
+    /// Where the run goes and what is written.
+    #[serde(default)]
+    pub output: Output,
+}
+
+fn version() -> u32 {
+    VERSION
+}
+
+impl Config {
+    /// The config of a model with every default.
+    pub fn new(source: impl Into<String>) -> Self {
+        Self {
+            version: VERSION,
+            model: Model::new(source),
+            calibration: Calibration::default(),
+            quantization: Quantization::default(),
+            evaluation: Evaluation::default(),
+            output: Output::default(),
+        }
+    }
+
+    /// Reads a config file of at most 1 MiB and applies `sets`, each `key=value`, in their order.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self, ConfigError> {
+        let origin = path.display().to_string();
+        let text = read(path).map_err(|problem| ConfigError::new(&origin, None, problem))?;
+        let text = String::from_utf8(text).map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            let line = String::from_utf8_lossy(&error.as_bytes()[..valid]).matches('\n').count() + 1;
+            let problem = Problem::new("", format!("line {line} of the config is not UTF-8"));
+            ConfigError::new(&origin, None, problem.hint("save the file as UTF-8"))
+        })?;
+        Self::parse(&text, &origin, sets)
+    }
+
+    /// Reads a config from `text` and applies `sets`, each `key=value`, in their order. `origin` is what errors call
+    /// the text. The result is [valid](Self::validate), and its output directory is filled in.
+    pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self, ConfigError> {
+        let fail = |(place, problem): (Place, Problem)| match place {
+            Place::Document => ConfigError::new(origin, None, problem),
+            Place::Text(span) => ConfigError::new(origin, Some(Excerpt::new(text, &span)), problem),
+            Place::Set(index) => ConfigError::new(format!("--set {}", sets[index]), None, problem),
+        };
+        let mut tree = Node::parse(text).map_err(fail)?;
+        for (index, argument) in sets.iter().enumerate() {
+            set::apply(&mut tree, index, argument).map_err(|problem| fail((Place::Set(index), problem)))?;
+        }
+        let in_tree = |problem: Problem| fail((tree.place_of(&problem.path), problem));
+        // Before the types: a config of another version has other keys.
+        if let Some(Value::Integer(version)) = tree.child("version").map(|node| &node.value) {
+            check_version(*version).map_err(in_tree)?;
+        }
+        let mut config: Self = decode::decode(&tree).map_err(fail)?;
+        config.output.dir = Some(config.output_dir());
+        config.check().map_err(in_tree)?;
+        Ok(config)
+    }
+
+    /// Whether every value is allowed and no two contradict each other. [`parse`](Self::parse) has asked already; this
+    /// is for a config that was made or changed by a program. The error names the key but has no line.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.check().map_err(|problem| ConfigError::new("config", None, problem))
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        check_version(self.version.into())?;
+        self.model.check()?;
+        self.calibration.check()?;
+        self.quantization.check()?;
+        self.evaluation.check()?;
+        self.output.check()?;
+        if self.output.dir.as_ref().is_some_and(|dir| Path::new(dir) == Path::new(&self.model.source)) {
+            return Err(Problem::new("output.dir", "`output.dir` is the directory of the model itself")
+                .hint("choose another directory"));
+        }
+        Ok(())
+    }
+
+    /// The run directory: the one that is given, else `runs/MODEL-SCHEME`.
+    pub fn output_dir(&self) -> String {
+        let derived = || format!("runs/{}-{}", self.model.name(), self.quantization.scheme.as_str());
+        self.output.dir.clone().unwrap_or_else(derived)
+    }
+
+    /// The config as TOML with every default written out; [`parse`](Self::parse) reads the same config from it. A key
+    /// that stands for nothing (no limit, no revision) is left out.
+    ///
+    /// # Panics
+    ///
+    /// When a number is larger than TOML can hold (`i64::MAX`); [`validate`](Self::validate) refuses such a config.
+    pub fn to_toml(&self) -> String {
+        let mut resolved = self.clone();
+        resolved.output.dir = Some(self.output_dir());
+        toml::to_string(&resolved).expect("a valid config has a TOML form")
+    }
+
+    /// The JSON Schema of the config language, for editors. It describes what may be written; what keys mean together
+    /// is only checked by [`parse`](Self::parse).
+    pub fn json_schema() -> serde_json::Value {
+        let settings = SchemaSettings::draft2020_12().with_transform(
+            schemars::transform::RecursiveTransform(without_null as fn(&mut schemars::Schema)),
+        );
+        let mut schema = settings.into_generator().into_root_schema_for::<Self>();
+        schema.insert("title".to_owned(), "Zeropoint config".into());
+        schema.to_value()
+    }
+}
+
+fn check_version(version: i64) -> Result<(), Problem> {
+    if version == i64::from(VERSION) {
+        return Ok(());
+    }
+    Err(Problem::new("version", format!("config version {version} is not known"))
+        .hint("allowed: `version = 1`"))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Problem> {
+    let fail = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => Problem::new("", "there is no such config file")
+            .hint("a relative path starts at the current directory"),
+        ErrorKind::IsADirectory => Problem::new("", "this is a directory, not a config file"),
+        ErrorKind::PermissionDenied => {
+            Problem::new("", "the config file may not be read (permission denied)")
+        }
+        _ => Problem::new("", format!("the config file cannot be read: {error}")),
+    };
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut text)).map_err(fail)?;
+    if text.len() as u64 > LARGEST_FILE {
+        return Err(Problem::new("", "the file is larger than 1 MiB, so it is not taken for a config"));
+    }
+    Ok(text)
+}
+
+/// TOML has no null: a key that may be left out is not a key that may be null.
+fn without_null(schema: &mut schemars::Schema) {
+    use serde_json::Value as Json;
+    let Some(object) = schema.as_object_mut() else { return };
+    if object.get("default").is_some_and(Json::is_null) {
+        object.remove("default");
+    }
+    if let Some(default) = object.get_mut("default") {
+        drop_nulls(default);
+    }
+    if let Some(Json::Array(types)) = object.get_mut("type") {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            object.insert("type".to_owned(), only);
+        }
+    }
+    if let Some(Json::Array(choices)) = object.get_mut("anyOf") {
+        choices.retain(|choice| choice.get("type") != Some(&Json::from("null")));
+        if let [only] = choices.as_slice()
+            && let Some(only) = only.as_object().cloned()
+        {
+            object.remove("anyOf");
+            object.extend(only);
+        }
+    }
+}
+
+fn drop_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(object) => {
+            object.retain(|_, value| !value.is_null());
+            object.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(values) => values.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}

@@ -1,0 +1,161 @@
+//! The keys of `[quantization]` as they are written, and how they refine a preset into a complete scheme.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::pattern::Pattern;
+use super::quantization::{
+    ActivationGranularity, ActivationMode, ActivationObserver, Activations, Algorithm, Embeddings,
+    LayerScheme, Override, OverrideScheme, Preset, Quantization, WeightGranularity, WeightObserver, Weights,
+};
+
+/// The percentile when the observer is called for without one.
+const PERCENTILE: f64 = 99.99;
+
+/// How weights and activations become INT8: a preset, refined by the keys beside it.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct QuantizationKeys {
+    /// The preset. By default the one of `activations.mode`, else "w8a8-dynamic".
+    scheme: Option<Preset>,
+    /// How weights are quantised, where it differs from the preset.
+    weights: WeightKeys,
+    /// How activations are quantised, where it differs from the preset.
+    activations: ActivationKeys,
+    /// The Linears that stay float: exact names, or `re:` and a regular expression that matches from the start. By
+    /// default those that the architecture says are not worth quantising (heads, poolers, classifiers); giving this
+    /// replaces them.
+    ignore: Option<Vec<Pattern>>,
+    /// What becomes of embedding tables.
+    embeddings: Embeddings,
+    /// How weights are rounded.
+    algorithm: Algorithm,
+    /// Other schemes for some layers; where several match, the last one holds.
+    overrides: Vec<OverrideKeys>,
+}
+
+/// How weights are quantised, where it differs from the preset.
+#[derive(Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct WeightKeys {
+    /// Bits of an integer: 8.
+    #[schemars(extend("const" = 8))]
+    bits: Option<u8>,
+    /// Over what a scale is shared. Default: "channel".
+    granularity: Option<WeightGranularity>,
+    /// Whether the zero point is 0: true, as no INT8 runtime loads other weights.
+    #[schemars(extend("const" = true))]
+    symmetric: Option<bool>,
+    /// How the range is found. Default: "mse".
+    observer: Option<WeightObserver>,
+}
+
+/// How activations are quantised, where it differs from the preset.
+#[derive(Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct ActivationKeys {
+    /// Bits of an integer: 8.
+    #[schemars(extend("const" = 8))]
+    bits: Option<u8>,
+    /// When the scale is found; must agree with the preset, if both are given.
+    mode: Option<ActivationMode>,
+    /// Over what a scale is shared: "tensor" for static activations, "token" for dynamic ones.
+    granularity: Option<ActivationGranularity>,
+    /// Whether the zero point is 0. Default: true for dynamic activations, false for static ones.
+    symmetric: Option<bool>,
+    /// How the range of static activations is found. Default: "min-max".
+    observer: Option<ActivationObserver>,
+    /// The percentile, in percent, of the observer "percentile". Default: 99.99.
+    #[schemars(range(min = 50, max = 100))]
+    percentile: Option<f64>,
+}
+
+/// Another scheme for some layers.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OverrideKeys {
+    /// The layers it is about: exact names, or `re:` and a regular expression that matches from the start.
+    #[schemars(length(min = 1))]
+    layers: Vec<Pattern>,
+    /// A preset, or "none" for layers that stay float. By default the scheme of all layers is refined.
+    scheme: Option<OverrideScheme>,
+    /// How their weights are quantised, where it differs.
+    weights: Option<WeightKeys>,
+    /// How their activations are quantised, where it differs.
+    activations: Option<ActivationKeys>,
+}
+
+impl WeightKeys {
+    fn refine(self, base: Weights) -> Weights {
+        Weights {
+            bits: self.bits.unwrap_or(base.bits),
+            granularity: self.granularity.unwrap_or(base.granularity),
+            symmetric: self.symmetric.unwrap_or(base.symmetric),
+            observer: self.observer.unwrap_or(base.observer),
+        }
+    }
+}
+
+impl ActivationKeys {
+    /// A change of mode starts again from the usual activations of that mode.
+    fn refine(self, base: Activations) -> Activations {
+        let mode = self.mode.unwrap_or(base.mode);
+        let base = if mode == base.mode { base } else { Activations::of(mode) };
+        let observer = self.observer.or(base.observer);
+        let by_percentile = observer == Some(ActivationObserver::Percentile);
+        let inherited = by_percentile.then(|| base.percentile.unwrap_or(PERCENTILE));
+        Activations {
+            bits: self.bits.unwrap_or(base.bits),
+            mode,
+            granularity: self.granularity.unwrap_or(base.granularity),
+            symmetric: self.symmetric.unwrap_or(base.symmetric),
+            observer,
+            percentile: self.percentile.or(inherited),
+        }
+    }
+}
+
+impl OverrideKeys {
+    /// A scheme that is named starts from its preset; without a name, from the scheme of all layers.
+    fn refine(self, all: LayerScheme) -> Override {
+        let weights = self.weights.unwrap_or_default();
+        let activations = self.activations.unwrap_or_default();
+        let scheme = self.scheme.unwrap_or_else(|| match activations.mode.unwrap_or(all.activations.mode) {
+            ActivationMode::Dynamic => OverrideScheme::W8a8Dynamic,
+            ActivationMode::Static => OverrideScheme::W8a8Static,
+        });
+        let base = match self.scheme {
+            None => all,
+            Some(named) => named.preset().unwrap_or_default().scheme(),
+        };
+        let quantised = scheme != OverrideScheme::None;
+        Override {
+            layers: self.layers,
+            scheme,
+            weights: (quantised || self.weights.is_some()).then(|| weights.refine(base.weights)),
+            activations: (quantised || self.activations.is_some())
+                .then(|| activations.refine(base.activations)),
+        }
+    }
+}
+
+impl From<QuantizationKeys> for Quantization {
+    fn from(keys: QuantizationKeys) -> Self {
+        let scheme =
+            keys.scheme.unwrap_or_else(|| keys.activations.mode.map_or(Preset::default(), Preset::of));
+        let preset = scheme.scheme();
+        let all = LayerScheme {
+            weights: keys.weights.refine(preset.weights),
+            activations: keys.activations.refine(preset.activations),
+        };
+        Self {
+            scheme,
+            weights: all.weights,
+            activations: all.activations,
+            ignore: keys.ignore,
+            embeddings: keys.embeddings,
+            algorithm: keys.algorithm,
+            overrides: keys.overrides.into_iter().map(|keys| keys.refine(all)).collect(),
+        }
+    }
+}

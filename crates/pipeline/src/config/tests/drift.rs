@@ -1,0 +1,183 @@
+//! That the schema, the checks, the written and the read form of the language do not drift apart.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A config in which every key of the language is written.
+const FULL: &str = r#"
+version = 1
+model = { source = "org/m", revision = "main", task = "embedding" }
+[calibration]
+samples = 10
+max_length = 64
+batch_size = 2
+seed = 7
+[[calibration.data]]
+path = "a.csv"
+format = "csv"
+header = true
+delimiter = ";"
+text = "t"
+text_a = 0
+text_b = 1
+score = 2
+label = "l"
+[quantization]
+scheme = "w8a8-static"
+weights = { bits = 8, granularity = "tensor", symmetric = true, observer = "min-max" }
+activations = { bits = 8, mode = "static", granularity = "tensor", symmetric = true, observer = "percentile", percentile = 99.5 }
+ignore = ["pooler.dense"]
+embeddings = "bf16"
+algorithm = { kind = "rtn" }
+[[quantization.overrides]]
+layers = ['re:.*output']
+scheme = "w8a8-static"
+weights = { bits = 8, granularity = "tensor", symmetric = true, observer = "min-max" }
+activations = { bits = 8, mode = "static", granularity = "tensor", symmetric = true, observer = "percentile", percentile = 99.5 }
+[evaluation]
+batch_size = 3
+bootstrap_resamples = 200
+seed = 9
+[[evaluation.tasks]]
+kind = "sts"
+name = "sts-b"
+limit = 100
+data = { path = "b", format = "csv", header = true, delimiter = ",", text = "t", text_a = 0, text_b = 1, score = 2, label = "l" }
+[[evaluation.gate]]
+task = "sts-b"
+metric = "spearman"
+max_drop = 0.005
+[output]
+dir = "out"
+formats = ["compressed-tensors"]
+"#;
+
+#[test]
+fn the_schema_and_the_language_have_the_same_keys() {
+    fn written(value: &toml::Value, at: &str, keys: &mut BTreeSet<String>) {
+        match value {
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    keys.insert(format!("{at}.{key}"));
+                    written(value, &format!("{at}.{key}"), keys);
+                }
+            }
+            toml::Value::Array(values) => values.iter().for_each(|value| written(value, at, keys)),
+            _ => {}
+        }
+    }
+    fn described(
+        schema: &serde_json::Value,
+        root: &serde_json::Value,
+        at: &str,
+        keys: &mut BTreeSet<String>,
+    ) {
+        if let Some(name) = schema["$ref"].as_str() {
+            let definition = root.pointer(&name[1..]).expect("a reference within the schema");
+            described(definition, root, at, keys);
+        }
+        for choice in schema["anyOf"].as_array().into_iter().flatten() {
+            described(choice, root, at, keys);
+        }
+        if schema["items"].is_object() {
+            described(&schema["items"], root, at, keys);
+        }
+        if let Some(properties) = schema["properties"].as_object() {
+            assert_eq!(schema["additionalProperties"], false, "{at}");
+            for (key, inner) in properties {
+                keys.insert(format!("{at}.{key}"));
+                described(inner, root, &format!("{at}.{key}"), keys);
+            }
+        }
+    }
+    let config = parse(FULL).unwrap();
+    assert_eq!(parse(&config.to_toml()).unwrap(), config);
+    let (mut in_file, mut in_resolved, mut in_schema) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    written(&toml::from_str(FULL).unwrap(), "", &mut in_file);
+    written(&toml::from_str(&config.to_toml()).unwrap(), "", &mut in_resolved);
+    let schema = Config::json_schema();
+    described(&schema, &schema, "", &mut in_schema);
+    assert_eq!(in_file, in_schema);
+    assert_eq!(in_file, in_resolved);
+    assert!(!schema.to_string().contains("null"), "TOML has no null");
+}
+
+#[test]
+fn the_schema_and_the_checks_have_the_same_limits() {
+    let schema = Config::json_schema();
+    let mut checked = 0;
+    for (section, definition) in [("calibration", "Calibration"), ("evaluation", "Evaluation")] {
+        for (key, property) in schema["$defs"][definition]["properties"].as_object().unwrap() {
+            let (Some(low), Some(high)) = (property["minimum"].as_i64(), property["maximum"].as_i64()) else {
+                continue;
+            };
+            let accepts = |value: i128| with_sets(&[&format!("{section}.{key}={value}")]).is_ok();
+            let (low, high) = (i128::from(low), i128::from(high));
+            assert!(accepts(low) && accepts(high), "{section}.{key}");
+            assert!(!accepts(low - 1) && !accepts(high + 1), "{section}.{key}");
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 7);
+}
+
+fn settings() -> impl Strategy<Value = Vec<String>> {
+    let scheme = prop_oneof![
+        Just(vec!["quantization.activations.symmetric=false".to_owned()]),
+        (50.0..=100.0).prop_map(|percentile| vec![
+            "quantization.scheme=w8a8-static".to_owned(),
+            "quantization.activations.observer=percentile".to_owned(),
+            format!("quantization.activations.percentile={percentile:?}"),
+        ]),
+        Just(vec!["quantization.activations={ mode = 'static', observer = 'mse' }".to_owned()]),
+    ];
+    let others = (1_usize..=1_000_000, 0..=i64::MAX, 0.0..=1.0, "[a-z\\\\.\"' é]{0,8}x").prop_map(
+        |(samples, seed, max_drop, text)| {
+            let quoted = toml::Value::String(text.clone()).to_string();
+            vec![
+                format!("calibration.samples={samples}"),
+                format!("calibration.seed={seed}"),
+                format!("calibration.data=[{{ path = {quoted}, format = 'jsonl', label = {quoted} }}, 'b.tsv']"),
+                "calibration.max_length=128".to_owned(),
+                format!("quantization.ignore=[{quoted}]"),
+                format!("quantization.overrides=[{{ layers = [{quoted}], scheme = 'none' }}]"),
+                "quantization.embeddings=bf16".to_owned(),
+                format!("evaluation.gate=[{{ task = 'fidelity', metric = 'cosine_min', max_drop = {max_drop:?} }}]"),
+                format!("output.dir={quoted}"),
+                format!("model.source=models/{text}"),
+            ]
+        },
+    );
+    (scheme, others.prop_flat_map(|others| proptest::sample::subsequence(others.clone(), 0..=others.len())))
+        .prop_map(|(scheme, others)| [scheme, others].concat())
+}
+
+proptest! {
+    #[test]
+    fn what_is_resolved_reads_back_the_same(sets in settings()) {
+        let config = Config::parse(MODEL, "c.toml", &sets).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let text = config.to_toml();
+        let again = parse(&text).map_err(|e| TestCaseError::fail(e.render()))?;
+        prop_assert_eq!(&again, &config);
+        prop_assert_eq!(again.to_toml(), text);
+    }
+
+    #[test]
+    fn a_damaged_config_is_an_error_that_can_be_shown(at in 0..FULL.len(), length in 0_usize..8, put in "(?s).{0,4}") {
+        prop_assume!(FULL.is_char_boundary(at));
+        let end = (at + length).min(FULL.len());
+        let text = format!("{}{put}{}", &FULL[..at], &FULL[end..]);
+        match parse(&text) {
+            Ok(config) => prop_assert_eq!(config.validate(), Ok(())),
+            Err(error) => {
+                let shown = error.render();
+                prop_assert!(shown.contains(error.message()));
+                prop_assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+                prop_assert!(error.line().is_none_or(|line| line <= text.lines().count() + 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! What is accepted, and what it means.
+
+mod drift;
+mod mistakes;
+
+use super::*;
+
+const MODEL: &str = "model.source = 'm'\n";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, "c.toml", &[])
+}
+
+fn with_sets(sets: &[&str]) -> Result<Config, ConfigError> {
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    Config::parse(MODEL, "c.toml", &sets)
+}
+
+#[test]
+fn a_model_alone_resolves_to_every_default() {
+    let config = parse("[model]\nsource = 'models/minilm/'").unwrap();
+    let resolved = r#"version = 1
+
+[model]
+source = "models/minilm/"
+task = "auto"
+
+[calibration]
+data = []
+samples = 256
+batch_size = 16
+seed = 42
+
+[quantization]
+scheme = "w8a8-dynamic"
+embeddings = "keep"
+overrides = []
+
+[quantization.weights]
+bits = 8
+granularity = "channel"
+symmetric = true
+observer = "mse"
+
+[quantization.activations]
+bits = 8
+mode = "dynamic"
+granularity = "token"
+symmetric = true
+
+[quantization.algorithm]
+kind = "rtn"
+
+[evaluation]
+batch_size = 16
+bootstrap_resamples = 1000
+seed = 42
+gate = []
+
+[[evaluation.tasks]]
+kind = "fidelity"
+name = "fidelity"
+
+[output]
+dir = "runs/minilm-w8a8-dynamic"
+formats = ["compressed-tensors"]
+"#;
+    assert_eq!(config.to_toml(), resolved);
+    assert_eq!(Config::new("models/minilm/").to_toml(), resolved);
+    assert_eq!(parse(resolved).unwrap(), config);
+}
+
+#[test]
+fn keys_refine_the_preset() {
+    let scheme = |keys: &str| parse(&format!("{MODEL}[quantization]\n{keys}")).unwrap().quantization;
+    assert_eq!(scheme("").layer_scheme(), Preset::W8a8Dynamic.scheme());
+    assert_eq!(scheme("scheme = 'w8a8-static'").layer_scheme(), Preset::W8a8Static.scheme());
+
+    let by_mode = scheme("activations = { mode = 'static' }");
+    assert_eq!((by_mode.scheme, by_mode.layer_scheme()), (Preset::W8a8Static, Preset::W8a8Static.scheme()));
+
+    let percentile =
+        scheme("scheme = 'w8a8-static'\nactivations = { observer = 'percentile', symmetric = true }");
+    let static_ = Preset::W8a8Static.scheme().activations;
+    assert_eq!(
+        percentile.activations,
+        Activations {
+            observer: Some(ActivationObserver::Percentile),
+            percentile: Some(99.99),
+            symmetric: true,
+            ..static_
+        }
+    );
+    assert_eq!(scheme("ignore = []").ignore, Some(vec![]));
+    assert_eq!(scheme("").ignore, None);
+}
+
+#[test]
+fn overrides_start_from_their_preset_or_from_the_scheme_of_all() {
+    let text = "model.source = 'm'
+        [quantization]
+        scheme = 'w8a8-static'
+        weights = { observer = 'min-max' }
+        activations = { observer = 'percentile', percentile = 99.9 }
+        overrides = [
+            { layers = ['a'], scheme = 'none' },
+            { layers = ['b'], scheme = 'w8a8-static' },
+            { layers = ['c'], weights = { granularity = 'tensor' } },
+            { layers = ['d'], activations = { observer = 'mse' } },
+            { layers = ['e'], activations = { mode = 'dynamic' } },
+        ]";
+    let quantization = parse(text).unwrap().quantization;
+    let all = quantization.layer_scheme();
+    let schemes: Vec<_> = quantization.overrides.iter().map(Override::layer_scheme).collect();
+    let mse = Activations { observer: Some(ActivationObserver::Mse), percentile: None, ..all.activations };
+    let by_tensor = Weights { granularity: WeightGranularity::Tensor, ..all.weights };
+    let expected = [
+        None,
+        Some(Preset::W8a8Static.scheme()),
+        Some(LayerScheme { weights: by_tensor, ..all }),
+        Some(LayerScheme { activations: mse, ..all }),
+        Some(LayerScheme { activations: Activations::of(ActivationMode::Dynamic), ..all }),
+    ];
+    assert_eq!(schemes, expected);
+    assert_eq!(quantization.overrides[4].scheme, OverrideScheme::W8a8Dynamic);
+}
+
+#[test]
+fn data_sources_fill_in_what_follows_from_the_path() {
+    let source = |toml: &str| {
+        parse(&format!("{MODEL}calibration.data = [{toml}]")).unwrap().calibration.data.pop().unwrap()
+    };
+    let name = |name: &str| Some(Column::Name(name.to_owned()));
+    let jsonl = source("{ path = 'a.data', format = 'jsonl', text = 'sentence' }");
+    assert_eq!((jsonl.text, jsonl.text_a, jsonl.header), (name("sentence"), name("text_a"), None));
+    let txt = source("'a.TXT'");
+    assert_eq!((txt.format, txt.text, txt.delimiter), (DataFormat::Txt, None, None));
+    let csv = source("'a.csv'");
+    assert_eq!((csv.header, csv.delimiter, csv.label), (Some(true), Some(','), name("label")));
+    assert_eq!(source("'a.tsv'").delimiter, Some('\t'));
+    let bare = source("{ path = 'a.csv', header = false, text_a = 0, text_b = 1 }");
+    assert_eq!((bare.text_a, bare.text_b, bare.text), (Some(Column::Index(0)), Some(Column::Index(1)), None));
+}
+
+#[test]
+fn set_changes_what_the_file_says() {
+    let config = with_sets(&[
+        "model.source=models/all MiniLM#1",
+        "quantization.weights.observer=min-max",
+        "calibration.samples = 64",
+        "calibration.data.0=a.txt",
+        "calibration.data.1={ path = 'b.csv', text = 'body' }",
+        "evaluation.tasks.0.kind=fidelity",
+        "evaluation.tasks.0.limit=5",
+        "evaluation.tasks.0.limit=6",
+        "model.revision='2024'",
+        "output.dir=runs/a=b",
+    ])
+    .unwrap();
+    assert_eq!(config.model.source, "models/all MiniLM#1");
+    assert_eq!(config.quantization.weights.observer, WeightObserver::MinMax);
+    assert_eq!(config.calibration.samples, 64);
+    assert_eq!(config.calibration.data[1].text, Some(Column::Name("body".to_owned())));
+    assert_eq!(config.evaluation.tasks[0].limit, Some(6));
+    assert_eq!(config.model.revision.as_deref(), Some("2024"));
+    assert_eq!(config.output_dir(), "runs/a=b");
+}
+
+#[test]
+fn validate_is_for_configs_made_by_a_program() {
+    let mut config = Config::new("m");
+    assert_eq!(config.validate(), Ok(()));
+    config.calibration.seed = u64::MAX;
+    let error = config.validate().unwrap_err();
+    assert_eq!((error.key(), error.line()), (Some("calibration.seed"), None));
+    config.calibration.seed = 1;
+    config.version = 3;
+    assert_eq!(config.validate().unwrap_err().key(), Some("version"));
+}
+
+#[test]
+fn the_names_of_runs_are_names() {
+    let cases = [
+        ("embedded", "embedded"),
+        ("org/model", "model"),
+        ("/data/m/", "m"),
+        (".", "model"),
+        ("../..", "model"),
+    ];
+    for (source, name) in cases {
+        assert_eq!(Model::new(source).name(), name, "{source}");
+    }
+}
+
+#[test]
+fn the_configs_of_the_repository_are_valid() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    for name in ["quickstart", "minilm-w8a8-dynamic", "minilm-w8a8-static"] {
+        let config =
+            Config::load(&dir.join(format!("{name}.toml")), &[]).unwrap_or_else(|e| panic!("{}", e.render()));
+        assert_eq!(config.output_dir(), format!("runs/{name}"));
+    }
+}

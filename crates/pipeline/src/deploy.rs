@@ -1,0 +1,223 @@
+//! Writing the deployable directory: every tensor of the source, one at a time, the planned Linears in INT8.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use zeropoint_core::ActivationMode;
+use zeropoint_formats::compressed_tensors::{
+    QuantizationConfig, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs,
+};
+use zeropoint_formats::safetensors::element::{bf16_bytes, floats_from_bytes};
+use zeropoint_formats::staged::copy_companions;
+use zeropoint_formats::{CheckpointWriter, Dtype, TensorInfo, TensorSpec, planned_bytes, write_file_atomically};
+use zeropoint_kernels::Isa;
+use zeropoint_models::{ActivationQuantizer, LinearSpec, ModelError};
+use zeropoint_observer::StatisticsFile;
+use zeropoint_quantizer::{EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
+
+use crate::events::{Cancel, Event, Events};
+use crate::{PipelineError, Prepared};
+
+/// The deployable directory inside a run directory.
+pub const MODEL_DIR: &str = "model";
+/// Largest weight file, as `transformers` splits by default.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+/// Elements of a copied tensor that are decoded at a time to be checked.
+const ELEMENTS_AT_A_TIME: usize = 1 << 16;
+/// What the source's own card is called beside ours.
+const SOURCE_CARD: &str = "README.source.md";
+
+/// A Linear after quantisation, by its index in the description.
+pub(crate) struct DeployedLinear {
+    pub(crate) weight: QuantizedWeight,
+    pub(crate) scheme: LayerScheme,
+    pub(crate) quantizer: Option<ActivationQuantizer>,
+    pub(crate) bytes: u64,
+}
+
+/// What one tensor of the source becomes.
+enum Fate<'a> {
+    /// The weight of a planned Linear.
+    Quantized(usize, &'a LayerScheme),
+    /// Rounded to bfloat16.
+    Bf16,
+    /// Copied.
+    Kept,
+}
+
+fn fate<'a>(prepared: &'a Prepared, info: &TensorInfo) -> Fate<'a> {
+    let spec = prepared.directory.spec();
+    let linear = prepared.plan.quantized().find(|(plan, _)| spec.linears[plan.linear].weight_name() == info.name);
+    if let Some((plan, scheme)) = linear {
+        return Fate::Quantized(plan.linear, scheme);
+    }
+    let wide = matches!(info.dtype, Dtype::F32 | Dtype::F64);
+    let table = spec.embeddings.iter().any(|table| table.tensor == info.name);
+    if table && wide && prepared.plan.embeddings == EmbeddingPrecision::Bf16 { Fate::Bf16 } else { Fate::Kept }
+}
+
+/// Every tensor of the output, known before any weight is read.
+pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
+    let spec = prepared.directory.spec();
+    prepared
+        .directory
+        .checkpoint()
+        .tensors()
+        .flat_map(|info| match fate(prepared, info) {
+            Fate::Quantized(id, scheme) => {
+                let linear = &spec.linears[id];
+                linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme.scheme)
+            }
+            Fate::Bf16 => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
+            Fate::Kept => vec![TensorSpec::from(info)],
+        })
+        .collect()
+}
+
+/// Bytes of the output's weight files. Exact for one file; a sharded output has a header in each.
+pub(crate) fn output_bytes(prepared: &Prepared) -> u64 {
+    planned_bytes(&output_specs(prepared))
+}
+
+/// Writes weights, config.json and the source's other files into `dir`, which exists.
+pub(crate) fn deploy(
+    prepared: &Prepared,
+    statistics: &StatisticsFile,
+    isa: Isa,
+    dir: &Path,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<BTreeMap<usize, DeployedLinear>, PipelineError> {
+    let checkpoint = prepared.directory.checkpoint();
+    let spec = prepared.directory.spec();
+    let total = prepared.plan.quantized().count();
+    let mut writer = CheckpointWriter::create(dir, output_specs(prepared), MAX_SHARD_BYTES)?;
+    let mut deployed = BTreeMap::new();
+    for info in checkpoint.tensors() {
+        if cancel.is_requested() {
+            return Err(PipelineError::Cancelled);
+        }
+        match fate(prepared, info) {
+            Fate::Quantized(id, scheme) => {
+                let linear = &spec.linears[id];
+                let done = quantize_linear(prepared, statistics, isa, linear, scheme, |name, bytes| {
+                    writer.write(name, bytes).map_err(PipelineError::from)
+                })?;
+                deployed.insert(id, done);
+                events.event(Event::Quantized { done: deployed.len(), total });
+            }
+            Fate::Bf16 => writer.write(&info.name, &bf16_bytes(&finite(prepared, info)?))?,
+            Fate::Kept => {
+                let bytes = checkpoint.read_bytes(&info.name)?;
+                if info.dtype.is_float() {
+                    let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
+                    for (i, part) in bytes.chunks(part).enumerate() {
+                        let values = floats_from_bytes(info.dtype, part).unwrap_or_default();
+                        check_finite(prepared, info, &values, i * ELEMENTS_AT_A_TIME)?;
+                    }
+                }
+                writer.write(&info.name, &bytes)?;
+            }
+        }
+    }
+    writer.finish()?;
+    write_config(prepared, dir)?;
+    let source = prepared.directory.path();
+    copy_companions(source, dir, |path| path == Path::new("README.md"))?;
+    let card = source.join("README.md");
+    if card.is_file() {
+        let to = dir.join(SOURCE_CARD);
+        std::fs::copy(&card, &to).map_err(|source| PipelineError::Io { path: to, source })?;
+    }
+    Ok(deployed)
+}
+
+fn quantize_linear(
+    prepared: &Prepared,
+    statistics: &StatisticsFile,
+    isa: Isa,
+    linear: &LinearSpec,
+    scheme: &LayerScheme,
+    mut write: impl FnMut(&str, &[u8]) -> Result<(), PipelineError>,
+) -> Result<DeployedLinear, PipelineError> {
+    let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
+    let weight = prepared.directory.checkpoint().read_f32(&linear.weight_name())?;
+    let weight = quantize_weight(
+        isa,
+        &weight,
+        linear.outputs,
+        linear.inputs,
+        scheme.scheme.weights,
+        scheme.weight_observer,
+    )
+    .map_err(|error| failed(error.to_string()))?;
+    let observed = linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
+    let quantizer = match (linear.site, scheme.scheme.activations.mode) {
+        (None, ActivationMode::Dynamic) => None,
+        _ => Some(site_quantizer(observed, scheme).map_err(|error| failed(error.to_string()))?),
+    };
+    let input = match quantizer {
+        Some(ActivationQuantizer::Static(params)) => Some(params),
+        _ => None,
+    };
+    let stored = QuantizedLinear {
+        weight_scales: (0..linear.outputs).map(|row| weight.scale(row)).collect(),
+        weight: weight.values,
+        outputs: linear.outputs,
+        inputs: linear.inputs,
+        input,
+    };
+    let mut bytes = 0;
+    for (name, part) in linear_tensor_bytes(&linear.tensor, &stored, scheme.scheme)? {
+        let part: Cow<'_, [u8]> = part;
+        write(&name, &part)?;
+        bytes += part.len() as u64;
+    }
+    let weight = QuantizedWeight { values: stored.weight, ..weight };
+    Ok(DeployedLinear { weight, scheme: *scheme, quantizer, bytes })
+}
+
+fn finite(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<f32>, PipelineError> {
+    let values = prepared.directory.checkpoint().read_f32(&info.name)?;
+    check_finite(prepared, info, &values, 0)?;
+    Ok(values)
+}
+
+/// `first` is the index of `values[0]` in the tensor.
+fn check_finite(
+    prepared: &Prepared,
+    info: &TensorInfo,
+    values: &[f32],
+    first: usize,
+) -> Result<(), PipelineError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(PipelineError::Model(ModelError::Tensor {
+            path: prepared.directory.path().to_owned(),
+            tensor: info.name.clone(),
+            reason: format!(
+                "holds {} at element {}; weights must be finite: the source is damaged",
+                values[at],
+                first + at
+            ),
+        })),
+    }
+}
+
+/// The source's config.json with `quantization_config` at its end; everything else stays as it was.
+fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
+    let plan = &prepared.plan;
+    let modules = plan.quantized().map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
+    let ignore = plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.path.clone());
+    let quantization = QuantizationConfig::for_modules(modules, ignore);
+    let mut config = prepared.directory.config().clone();
+    if let Value::Object(map) = &mut config {
+        map.insert("quantization_config".to_owned(), quantization.to_json());
+    }
+    let mut text = serde_json::to_string_pretty(&config)
+        .map_err(|error| PipelineError::Io { path: dir.join("config.json"), source: error.into() })?;
+    text.push('\n');
+    Ok(write_file_atomically(dir.join("config.json"), text)?)
+}

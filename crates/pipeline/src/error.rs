@@ -1,0 +1,148 @@
+//! Every way a run can fail, as one sentence and a hint.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+use zeropoint_calibrator::dataset::DatasetError;
+use zeropoint_evaluator::tasks::TaskError;
+use zeropoint_formats::FormatError;
+use zeropoint_models::ModelError;
+use zeropoint_observer::StatisticsFileError;
+use zeropoint_quantizer::{PatternError, PlanError};
+use zeropoint_runtime::RuntimeError;
+
+use crate::config::ConfigError;
+
+/// Why a run or one of its stages failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// The config.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A pattern of the plan.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// A data file.
+    #[error(transparent)]
+    Data(#[from] DatasetError),
+    /// A task.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// A weight file or directory.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A statistics file.
+    #[error(transparent)]
+    Statistics(#[from] StatisticsFileError),
+    /// The written model.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The source is quantised already.
+    #[error("{path}: the model is quantised already (config.json has `quantization_config`)")]
+    AlreadyQuantized {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// No calibration text.
+    #[error("{origin}: there is no calibration text in it; at least one sample is needed")]
+    NoSamples {
+        /// The data files.
+        origin: String,
+    },
+    /// Statistics that were made from something else.
+    #[error("{path}: these statistics belong to another {what} (the file says {found}, this run has {expected})")]
+    ForeignStatistics {
+        /// The file.
+        path: PathBuf,
+        /// `model`, `calibration data` or `machine and version`.
+        what: &'static str,
+        /// What the file says.
+        found: String,
+        /// What it should say.
+        expected: String,
+    },
+    /// A Linear that cannot be quantised.
+    #[error("Linear `{path}`: {reason}")]
+    Layer {
+        /// Its module path.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// What was written does not compute what was planned.
+    #[error(
+        "the written model disagrees with the simulation of the plan: cosine {cosine:.6} on calibration sample \
+         {sample}, at least {limit} is required; nothing was published"
+    )]
+    SelfCheck {
+        /// The lowest cosine.
+        cosine: f64,
+        /// The sample it was found on.
+        sample: usize,
+        /// What is required.
+        limit: f64,
+    },
+    /// The original and the quantised directory are different models.
+    #[error("{path}: this is not a quantised form of the model in the config: {reason}")]
+    OtherModel {
+        /// The directory given.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// The disk would run full.
+    #[error("{path}: the output needs {needed} bytes and the disk has {available} free")]
+    DiskSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// A file that cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The user asked to stop.
+    #[error("stopped as asked; nothing was written")]
+    Cancelled,
+}
+
+impl PipelineError {
+    /// What to do about it, where that is not in the sentence itself.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Config(error) => return error.hint().map(str::to_owned),
+            Self::AlreadyQuantized { .. } => "start from the float model that it was made from",
+            Self::NoSamples { .. } => "add texts to the file, or name another one in `calibration.data`",
+            Self::ForeignStatistics { .. } => {
+                "calibrate again with this config: `zeropoint calibrate CONFIG --out FILE`"
+            }
+            Self::SelfCheck { .. } => "this is a fault of zeropoint: please report it with the config",
+            Self::DiskSpace { .. } => "free some space, or give another place with --out",
+            Self::OtherModel { .. } => "give the `model/` directory of a run of this config",
+            Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
+            Self::Model(ModelError::Architecture { .. }) => "`zeropoint run --help` lists what is supported",
+            Self::Format(FormatError::Target { .. }) => "choose another directory with --out",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Whether the user's input is at fault in a way that the config or command line shows: exit code 2.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Plan(_) | Self::Pattern(_))
+    }
+}

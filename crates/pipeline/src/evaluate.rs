@@ -1,0 +1,81 @@
+//! Measuring both models on the config's tasks, and holding the losses against the gates.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use zeropoint_evaluator::report::{Gate, Metric};
+use zeropoint_evaluator::tasks::{Models, TaskError, run_task};
+use zeropoint_models::{Model, SourceRef};
+use zeropoint_runtime::QuantizedModel;
+
+use crate::events::{Cancel, Event, Events, Stage};
+use crate::{PipelineError, Prepared, convert};
+
+/// Runs every task on both models.
+pub(crate) fn measure(
+    prepared: &Prepared,
+    original: &Model,
+    quantized: &QuantizedModel,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<Vec<Metric>, PipelineError> {
+    if prepared.tasks.is_empty() {
+        return Ok(Vec::new());
+    }
+    events.event(Event::Started(Stage::Evaluate));
+    let models = Models { original, quantized: quantized.model(), tokenizer: &prepared.tokenizer };
+    let mut metrics = Vec::new();
+    for task in &prepared.tasks {
+        let mut progress = |done, total| -> ControlFlow<()> {
+            events.event(Event::Evaluated { task: task.name.clone(), done, total });
+            cancel.flow()
+        };
+        metrics.extend(run_task(task, &models, prepared.options, &mut progress).map_err(|error| match error {
+            TaskError::Cancelled => PipelineError::Cancelled,
+            error => error.into(),
+        })?);
+    }
+    Ok(metrics)
+}
+
+/// The gates of the config against these metrics.
+pub(crate) fn gates(prepared: &Prepared, metrics: &[Metric]) -> Vec<Gate> {
+    let gates = &prepared.config.evaluation.gate;
+    gates
+        .iter()
+        .filter_map(|gate| {
+            let metric = metrics.iter().find(|m| m.task == gate.task && m.name == gate.metric.as_str())?;
+            Some(Gate::check(metric, gate.max_drop))
+        })
+        .collect()
+}
+
+/// Evaluates a directory that was written before against the config's model: metrics and gates.
+pub fn evaluate(
+    prepared: &Prepared,
+    dir: &Path,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<(Vec<Metric>, Vec<Gate>), PipelineError> {
+    events.event(Event::Started(Stage::Load));
+    let directory = zeropoint_models::ModelDirectory::open(
+        &SourceRef::parse(&dir.to_string_lossy())?,
+        convert::task(prepared.config.model.task),
+    )?;
+    let (ours, theirs) = (prepared.directory.spec(), directory.spec());
+    let other = |reason: String| PipelineError::OtherModel { path: dir.to_owned(), reason };
+    if ours.architecture != theirs.architecture {
+        return Err(other(format!("it is a {}, the config's a {}", theirs.architecture, ours.architecture)));
+    }
+    let shapes = |spec: &zeropoint_models::ModelSpec| -> Vec<(String, usize, usize)> {
+        spec.linears.iter().map(|linear| (linear.path.clone(), linear.outputs, linear.inputs)).collect()
+    };
+    if shapes(ours) != shapes(theirs) || ours.head != theirs.head {
+        return Err(other("its layers have other names or sizes, or its head another form".to_owned()));
+    }
+    let quantized = QuantizedModel::from_directory(directory)?;
+    let original = Model::load(&prepared.directory)?;
+    let metrics = measure(prepared, &original, &quantized, events, cancel)?;
+    let gates = gates(prepared, &metrics);
+    Ok((metrics, gates))
+}

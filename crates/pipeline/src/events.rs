@@ -1,0 +1,98 @@
+//! What a run tells while it works, and how it is told to stop.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use zeropoint_calibrator::CalibrationProgress;
+
+/// The stages of a run, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Reading the float model.
+    Load,
+    /// Observing activations.
+    Calibrate,
+    /// Quantising weights and writing the model.
+    Quantize,
+    /// Loading the result back and running it beside the simulation.
+    SelfCheck,
+    /// Measuring both models.
+    Evaluate,
+    /// Card, reports, and the directory's final name.
+    Publish,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Load => "load",
+            Self::Calibrate => "calibrate",
+            Self::Quantize => "quantize",
+            Self::SelfCheck => "self-check",
+            Self::Evaluate => "evaluate",
+            Self::Publish => "publish",
+        })
+    }
+}
+
+/// Something worth showing.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A stage begins.
+    Started(Stage),
+    /// A batch of the observing pass is done.
+    Calibrated(CalibrationProgress),
+    /// Statistics were found in the cache; the observing pass is left out.
+    StatisticsReused,
+    /// A Linear has been quantised and written.
+    Quantized {
+        /// How many are done.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// Sequences of a task are done on both models.
+    Evaluated {
+        /// The task.
+        task: String,
+        /// How many are done.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// Something that works but that the user should know.
+    Warning(String),
+}
+
+/// Receives events. Called from the thread that runs the pipeline.
+pub trait Events {
+    /// Takes one event.
+    fn event(&self, event: Event);
+}
+
+/// Events to nowhere.
+impl Events for () {
+    fn event(&self, _event: Event) {}
+}
+
+/// A request to stop, made from another thread or a signal handler.
+#[derive(Debug, Default)]
+pub struct Cancel(AtomicBool);
+
+impl Cancel {
+    /// Asks the run to stop at the next batch or layer.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether stopping has been asked for.
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn flow(&self) -> ControlFlow<()> {
+        if self.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}

@@ -1,0 +1,114 @@
+//! What a model directory holds, without reading a weight.
+
+use serde::Serialize;
+use zeropoint_formats::compressed_tensors::QuantizationConfig;
+use zeropoint_models::{HeadSpec, ModelDirectory, Pooling, SourceRef, Task};
+
+use crate::PipelineError;
+
+/// One Linear of an inspected model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InspectedLinear {
+    /// Module path.
+    pub path: String,
+    /// `[outputs, inputs]`.
+    pub shape: [usize; 2],
+    /// Element type of its weight on disk.
+    pub dtype: String,
+    /// Bytes of its weight on disk.
+    pub bytes: u64,
+    /// The scheme it is quantised with already, or `None`.
+    pub quantized: Option<String>,
+    /// Why it stays float by default, or `None` when it is quantised by default.
+    pub ignored_by_default: Option<String>,
+}
+
+/// What a model directory holds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Inspection {
+    /// Its name.
+    pub name: String,
+    /// `architectures[0]`.
+    pub architecture: String,
+    /// What the head gives, in words.
+    pub head: String,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Longest sample in tokens.
+    pub max_tokens: usize,
+    /// Float and INT8 elements of all tensors.
+    pub parameters: u64,
+    /// Bytes of the weight files.
+    pub bytes: u64,
+    /// Number of weight files.
+    pub files: usize,
+    /// Parameters of the Linears.
+    pub linear_parameters: usize,
+    /// Whether config.json says that it is quantised.
+    pub quantized: bool,
+    /// Every Linear.
+    pub linears: Vec<InspectedLinear>,
+    /// Tensors carried along but never run, with the reason.
+    pub unused: Vec<(String, String)>,
+}
+
+/// Describes the model of a source (a directory, or "embedded").
+pub fn inspect(source: &str) -> Result<Inspection, PipelineError> {
+    let directory = ModelDirectory::open(&SourceRef::parse(source)?, Task::Auto)?;
+    let (spec, checkpoint) = (directory.spec(), directory.checkpoint());
+    let quantization = directory.quantization_config().map(QuantizationConfig::from_json).transpose()?;
+    let linears = spec
+        .linears
+        .iter()
+        .map(|linear| {
+            let weight = checkpoint.get(&linear.weight_name());
+            InspectedLinear {
+                path: linear.path.clone(),
+                shape: [linear.outputs, linear.inputs],
+                dtype: weight.map(|info| info.dtype.name().to_owned()).unwrap_or_default(),
+                bytes: weight.map_or(0, zeropoint_formats::TensorInfo::bytes),
+                quantized: quantization.as_ref().and_then(|q| q.scheme_of(&linear.path)).map(|s| s.to_string()),
+                ignored_by_default: linear.role.default_ignore_reason().map(str::to_owned),
+            }
+        })
+        .collect();
+    Ok(Inspection {
+        name: directory.name().to_owned(),
+        architecture: spec.architecture.clone(),
+        head: head_in_words(&spec.head),
+        hidden: spec.hidden,
+        blocks: spec.blocks.len(),
+        max_tokens: directory.max_tokens(),
+        parameters: checkpoint
+            .tensors()
+            .filter(|info| info.dtype.is_float() || info.dtype == zeropoint_formats::Dtype::I8)
+            .map(|info| info.elements() as u64)
+            .sum(),
+        bytes: checkpoint.weight_bytes(),
+        files: checkpoint.files().len(),
+        linear_parameters: spec.linear_parameters(),
+        quantized: quantization.is_some(),
+        linears,
+        unused: spec.unused.clone(),
+    })
+}
+
+fn head_in_words(head: &HeadSpec) -> String {
+    match head {
+        HeadSpec::Embedding { pooling, normalize } => {
+            let names: Vec<&str> = pooling
+                .iter()
+                .map(|pooling| match pooling {
+                    Pooling::Mean => "mean",
+                    Pooling::Cls => "CLS",
+                    Pooling::Max => "max",
+                })
+                .collect();
+            let normalized = if *normalize { ", normalised" } else { "" };
+            format!("sentence embedding: {} pooling{normalized}", names.join(" and "))
+        }
+        HeadSpec::Classification { labels, .. } => format!("classification into {} labels", labels.len()),
+    }
+}

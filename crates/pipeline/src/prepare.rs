@@ -1,0 +1,156 @@
+//! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
+
+use std::path::Path;
+
+use zeropoint_calibrator::CalibrationSet;
+use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Sample};
+use zeropoint_evaluator::tasks::{Options, Task, TaskKind};
+use zeropoint_models::{HeadSpec, ModelDirectory, SourceRef, Tokenizer};
+use zeropoint_quantizer::Plan;
+
+use crate::PipelineError;
+use crate::config::{self, Config};
+use crate::convert;
+
+/// Calibration text for configs that name none: the repository's own.
+const BUILT_IN_TEXT: &str = include_str!("../../../calibration-data/general-en.jsonl");
+const BUILT_IN_NAME: &str = "built-in calibration text";
+
+/// A run that is ready to start.
+pub struct Prepared {
+    /// The config with every default written out.
+    pub config: Config,
+    /// The float model's directory; no weight has been read.
+    pub directory: ModelDirectory,
+    /// What happens to every Linear.
+    pub plan: Plan,
+    /// Cuts at the calibration's length.
+    pub calibration: CalibrationSet,
+    /// Cuts at the model's own length, for evaluation.
+    pub tokenizer: Tokenizer,
+    /// The tasks with their data, checked against the model.
+    pub tasks: Vec<Task>,
+    /// How tasks are run.
+    pub options: Options,
+    /// What works but should be known.
+    pub warnings: Vec<String>,
+}
+
+impl Prepared {
+    /// Opens, plans, reads and checks, as `config` says. Reads headers and data files, no weights.
+    pub fn new(config: Config) -> Result<Self, PipelineError> {
+        let source = SourceRef::parse(&config.model.source)?;
+        let directory = ModelDirectory::open(&source, convert::task(config.model.task))?;
+        if directory.quantization_config().is_some() {
+            return Err(PipelineError::AlreadyQuantized { path: directory.path().to_owned() });
+        }
+        let plan = Plan::new(directory.spec(), &convert::plan_request(&config.quantization)?)?;
+        let mut warnings = plan.warnings.clone();
+        if config.model.revision.is_some() {
+            warnings.push("`model.revision` has no meaning for a directory; the files are taken as they are".to_owned());
+        }
+
+        let (texts, origin) = calibration_texts(&config, &directory)?;
+        if texts.is_empty() {
+            return Err(PipelineError::NoSamples { origin });
+        }
+        if texts.len() < config.calibration.samples {
+            warnings.push(format!(
+                "{origin} holds {} samples, {} were asked for; all of them are used",
+                texts.len(),
+                config.calibration.samples
+            ));
+        }
+        let settings = &config.calibration;
+        let calibration = CalibrationSet::new(
+            &texts,
+            &directory.tokenizer(settings.max_length)?,
+            settings.samples,
+            settings.batch_size,
+            settings.seed,
+        )?;
+        let tasks = config
+            .evaluation
+            .tasks
+            .iter()
+            .map(|task| {
+                let task = read_task(task, &texts)?;
+                task.check(directory.spec())?;
+                Ok(task)
+            })
+            .collect::<Result<_, PipelineError>>()?;
+        let options = Options {
+            batch_size: config.evaluation.batch_size,
+            resamples: config.evaluation.bootstrap_resamples,
+            seed: config.evaluation.seed,
+        };
+        Ok(Self { tokenizer: directory.tokenizer(None)?, config, directory, plan, calibration, tasks, options, warnings })
+    }
+
+    /// The name of the scheme for reports: the preset, marked when keys refine it.
+    pub fn scheme_name(&self) -> String {
+        let quantization = &self.config.quantization;
+        let preset = quantization.scheme.as_str();
+        let refined = quantization.layer_scheme() != quantization.scheme.scheme() || !quantization.overrides.is_empty();
+        if refined { format!("{preset}, refined") } else { preset.to_owned() }
+    }
+}
+
+/// The texts to calibrate on, and their name. A pair is one sample to a classifier and two texts to an encoder.
+fn calibration_texts(config: &Config, directory: &ModelDirectory) -> Result<(Vec<Sample>, String), PipelineError> {
+    let sources = &config.calibration.data;
+    let (samples, origin) = if sources.is_empty() {
+        let name = BUILT_IN_NAME.into();
+        (dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?, BUILT_IN_NAME.to_owned())
+    } else {
+        let mut samples = Vec::new();
+        for source in sources {
+            samples.extend(read_source(source)?);
+        }
+        let names: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
+        (samples, names.join(", "))
+    };
+    let pairs_together = matches!(directory.spec().head, HeadSpec::Classification { .. });
+    Ok((if pairs_together { samples } else { split_pairs(samples) }, origin))
+}
+
+fn split_pairs(samples: Vec<Sample>) -> Vec<Sample> {
+    let mut texts = Vec::with_capacity(samples.len());
+    for mut sample in samples {
+        let second = sample.text_b.take().map(|text| Sample { text_a: text, ..sample.clone() });
+        texts.push(sample);
+        texts.extend(second);
+    }
+    texts
+}
+
+/// Reads a data file. What the config gives no place to is not there, whatever the file's other columns hold.
+fn read_source(source: &config::DataSource) -> Result<Vec<Sample>, DatasetError> {
+    let mut samples = dataset::read(Path::new(&source.path), &convert::read_options(source))?;
+    for sample in &mut samples {
+        if source.text_b.is_none() {
+            sample.text_b = None;
+        }
+        if source.score.is_none() {
+            sample.score = None;
+        }
+        if source.label.is_none() {
+            sample.label = None;
+        }
+    }
+    Ok(samples)
+}
+
+fn read_task(task: &config::Task, calibration: &[Sample]) -> Result<Task, PipelineError> {
+    let mut samples = match &task.data {
+        Some(source) => read_source(source)?,
+        None => calibration.to_vec(),
+    };
+    samples.truncate(task.limit.unwrap_or(usize::MAX));
+    let kind = match task.kind {
+        config::TaskKind::Sts => TaskKind::Sts,
+        config::TaskKind::Classification => TaskKind::Classification,
+        config::TaskKind::Fidelity => TaskKind::Fidelity,
+    };
+    Ok(Task { name: task.name.clone(), kind, samples })
+}

@@ -1,0 +1,171 @@
+//! Everything a run has found out, put together as a report.
+
+use std::collections::BTreeMap;
+
+use zeropoint_core::Fingerprint;
+use zeropoint_evaluator::report::{
+    Calibration, CardInfo, Gate, Layer, Metric, Model, NotQuantized, OutlierChannel, Report, SCHEMA, SelfCheck,
+    Settings, Size, Timing, Zeropoint, parse_front_matter,
+};
+use zeropoint_formats::{Checkpoint, Dtype};
+use zeropoint_models::{ActivationQuantizer, HeadSpec};
+use zeropoint_observer::{StatisticsFile, clipped_fraction, outlier_channels, sqnr_db};
+use zeropoint_quantizer::Decision;
+
+use crate::Prepared;
+use crate::check::LayerErrors;
+use crate::deploy::DeployedLinear;
+use crate::system::processor;
+
+/// A channel is an outlier when its largest value is this many times the median channel's (as in Bondarenko et al.
+/// 2021, who count values beyond six standard deviations; a ratio to the median needs no second pass).
+const OUTLIER_RATIO: f32 = 6.0;
+/// Outlier channels named for one layer.
+const OUTLIERS_NAMED: usize = 8;
+
+/// What the stages of a run found out.
+pub(crate) struct Findings<'a> {
+    pub(crate) weights: Fingerprint,
+    pub(crate) statistics: &'a StatisticsFile,
+    pub(crate) observed: bool,
+    pub(crate) deployed: &'a BTreeMap<usize, DeployedLinear>,
+    pub(crate) output: &'a Checkpoint,
+    pub(crate) errors: LayerErrors,
+    pub(crate) self_check: SelfCheck,
+    pub(crate) metrics: Vec<Metric>,
+    pub(crate) gates: Vec<Gate>,
+    pub(crate) timing: Timing,
+}
+
+pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
+    let Findings { weights, statistics, observed, deployed, output, errors, self_check, metrics, gates, timing } =
+        findings;
+    let checkpoint = prepared.directory.checkpoint();
+    let spec = prepared.directory.spec();
+    let parameters = checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
+    let config = Fingerprint::builder("config").field("toml", prepared.config.to_toml()).finish();
+    Report {
+        schema: SCHEMA,
+        zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
+        model: Model {
+            source: prepared.config.model.source.clone(),
+            architecture: spec.architecture.clone(),
+            parameters,
+            fingerprint: weights,
+        },
+        settings: Settings { scheme: prepared.scheme_name(), config_fingerprint: config },
+        calibration: Calibration {
+            samples: prepared.calibration.sequences.len() as u64,
+            tokens: prepared.calibration.tokens() as u64,
+            fingerprint: Some(prepared.calibration.fingerprint()),
+            seed: prepared.config.calibration.seed,
+            passes: u32::from(observed),
+        },
+        size: Size::new(checkpoint.weight_bytes(), output.weight_bytes()),
+        metrics,
+        gates,
+        layers: deployed.iter().map(|(&id, done)| layer(prepared, statistics, &errors, id, done)).collect(),
+        not_quantized: not_quantized(prepared, output),
+        self_check: Some(self_check),
+        timing: Timing { processor: processor(), ..timing },
+    }
+}
+
+fn layer(
+    prepared: &Prepared,
+    statistics: &StatisticsFile,
+    errors: &LayerErrors,
+    id: usize,
+    done: &DeployedLinear,
+) -> Layer {
+    let spec = prepared.directory.spec();
+    let linear = &spec.linears[id];
+    let observed = linear.site.and_then(|site| statistics.sites.get(&spec.sites[site].id));
+    let outliers = observed.map(|observed| outlier_channels(observed, OUTLIER_RATIO)).unwrap_or_default();
+    Layer {
+        path: linear.path.clone(),
+        weights: done.scheme.scheme.weights.to_string(),
+        activations: done.scheme.scheme.activations.to_string(),
+        weight_sqnr_db: sqnr_db(done.weight.signal, done.weight.noise),
+        activation_sqnr_db: errors.input_sqnr_db.get(&id).copied(),
+        output_sqnr_db: errors.output_sqnr_db.get(&id).copied(),
+        input_range: observed.map(|observed| [f64::from(observed.min()), f64::from(observed.max())]),
+        clipped_fraction: match (observed, done.quantizer) {
+            (Some(observed), Some(ActivationQuantizer::Static(params))) => Some(clipped_fraction(observed, params)),
+            _ => None,
+        },
+        outlier_channels: outliers
+            .into_iter()
+            .take(OUTLIERS_NAMED)
+            .map(|(channel, absmax)| OutlierChannel { channel: channel as u64, absmax: f64::from(absmax) })
+            .collect(),
+        bytes: done.bytes,
+    }
+}
+
+/// Every float tensor of the output with the reason why it is one.
+fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> {
+    let spec = prepared.directory.spec();
+    let mut reasons: BTreeMap<String, String> = BTreeMap::new();
+    for table in &spec.embeddings {
+        reasons.insert(table.tensor.clone(), "embedding table: looked up, not multiplied".to_owned());
+    }
+    let norms = spec.blocks.iter().flat_map(|block| [&block.attention_norm, &block.mlp_norm]);
+    for norm in norms.chain([&spec.embedding_norm]) {
+        for name in [&norm.weight, &norm.bias] {
+            reasons.insert(name.clone(), "norm: applied in float, small".to_owned());
+        }
+    }
+    for plan in &prepared.plan.linears {
+        let linear = &spec.linears[plan.linear];
+        let bias = match &plan.decision {
+            Decision::Keep { reason } => {
+                reasons.insert(linear.weight_name(), reason.clone());
+                reason.clone()
+            }
+            Decision::Quantize(_) => "bias: added to the float result".to_owned(),
+        };
+        reasons.insert(linear.bias_name(), bias);
+    }
+    reasons.extend(spec.unused.iter().cloned());
+    output
+        .tensors()
+        .filter_map(|info| {
+            // Whatever has no reason is a part of a quantised Linear.
+            let reason = reasons.get(&info.name)?.clone();
+            Some(NotQuantized {
+                tensor: info.name.clone(),
+                dtype: info.dtype.name().to_owned(),
+                bytes: info.bytes(),
+                reason: if info.dtype == Dtype::BF16 && spec.embeddings.iter().any(|t| t.tensor == info.name) {
+                    format!("{reason} (stored as bf16)")
+                } else {
+                    reason
+                },
+            })
+        })
+        .collect()
+}
+
+/// The model card's facts.
+pub(crate) fn card(prepared: &Prepared) -> CardInfo {
+    let directory = &prepared.directory;
+    let readme = std::fs::read_to_string(directory.path().join("README.md")).unwrap_or_default();
+    let source = &prepared.config.model.source;
+    CardInfo {
+        name: format!("{}-{}", directory.name(), prepared.config.quantization.scheme.as_str()),
+        base_model: hub_id(source).map(str::to_owned),
+        front_matter: parse_front_matter(&readme),
+        auto_class: match directory.spec().head {
+            HeadSpec::Embedding { .. } => "AutoModel".to_owned(),
+            HeadSpec::Classification { .. } => "AutoModelForSequenceClassification".to_owned(),
+        },
+        sentence_transformers: directory.path().join("modules.json").exists(),
+    }
+}
+
+/// A source that reads as a hub id and is not a directory here.
+fn hub_id(source: &str) -> Option<&str> {
+    let is_id = source.split('/').count() == 2 && !source.starts_with(['.', '/', '~']);
+    (is_id && !std::path::Path::new(source).exists()).then_some(source)
+}

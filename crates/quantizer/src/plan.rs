@@ -1,0 +1,261 @@
+//! The plan: for every Linear, whether and how it becomes INT8, decided before any weight is read.
+
+use thiserror::Error;
+use zeropoint_core::{ActivationMode, Scheme};
+use zeropoint_models::{LinearId, ModelSpec};
+use zeropoint_observer::{RangeObserver, WeightObserver};
+
+use crate::Pattern;
+
+/// A scheme with the observers that choose its ranges.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerScheme {
+    /// Number formats.
+    pub scheme: Scheme,
+    /// How weight ranges are chosen.
+    pub weight_observer: WeightObserver,
+    /// How static activation ranges are chosen; not used by dynamic activations.
+    pub range_observer: RangeObserver,
+}
+
+/// Another scheme for some layers.
+#[derive(Debug, Clone)]
+pub struct LayerOverride {
+    /// The layers it is for.
+    pub layers: Vec<Pattern>,
+    /// Their scheme; `None` leaves them float.
+    pub scheme: Option<LayerScheme>,
+}
+
+/// How embedding tables are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmbeddingPrecision {
+    /// As in the source.
+    Keep,
+    /// Rounded to bfloat16 (a source that is 16-bit already is kept).
+    Bf16,
+}
+
+/// What the user asks for.
+#[derive(Debug, Clone)]
+pub struct PlanRequest {
+    /// The scheme of every layer that nothing else is said of.
+    pub scheme: LayerScheme,
+    /// Layers left float; `None` means what the model's description advises: poolers and classifiers.
+    pub ignore: Option<Vec<Pattern>>,
+    /// Per-layer exceptions; the last one that matches wins.
+    pub overrides: Vec<LayerOverride>,
+    /// How embedding tables are stored.
+    pub embeddings: EmbeddingPrecision,
+}
+
+/// What happens to one Linear.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// It becomes INT8.
+    Quantize(LayerScheme),
+    /// It stays as it is, for this reason.
+    Keep {
+        /// For the report.
+        reason: String,
+    },
+}
+
+/// The plan of one Linear.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearPlan {
+    /// Which.
+    pub linear: LinearId,
+    /// Its module path.
+    pub path: String,
+    /// What happens to it.
+    pub decision: Decision,
+}
+
+impl LinearPlan {
+    /// Its scheme, if it becomes INT8.
+    pub fn scheme(&self) -> Option<&LayerScheme> {
+        match &self.decision {
+            Decision::Quantize(scheme) => Some(scheme),
+            Decision::Keep { .. } => None,
+        }
+    }
+}
+
+/// What happens to every Linear of a model, in the order of its description.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// One for each Linear, by [`LinearId`].
+    pub linears: Vec<LinearPlan>,
+    /// How embedding tables are stored.
+    pub embeddings: EmbeddingPrecision,
+    /// Things that work but that the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why a request does not fit a model.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// A pattern names no layer.
+    #[error("{place}: pattern `{pattern}` matches no Linear of the model; the nearest names are {nearest}")]
+    NoMatch {
+        /// Where in the config.
+        place: String,
+        /// The pattern.
+        pattern: String,
+        /// Up to three, comma-separated.
+        nearest: String,
+    },
+    /// An override names only layers that are ignored.
+    #[error(
+        "{place}: pattern `{pattern}` matches only layers that `quantization.ignore` leaves float ({first}); take them \
+         out of `ignore` first"
+    )]
+    OnlyIgnored {
+        /// Where in the config.
+        place: String,
+        /// The pattern.
+        pattern: String,
+        /// One such layer.
+        first: String,
+    },
+    /// A static scheme for a Linear that no calibration reaches.
+    #[error(
+        "`{path}` is to have static activations, but the task does not run it, so its input is never observed; add it \
+         to `quantization.ignore` or give it the scheme `w8a8-dynamic`"
+    )]
+    NeverObserved {
+        /// The Linear.
+        path: String,
+    },
+    /// Nothing at all would be quantised.
+    #[error("the plan quantises nothing: all {count} Linears are ignored; take some out of `quantization.ignore`")]
+    Nothing {
+        /// How many Linears there are.
+        count: usize,
+    },
+}
+
+impl Plan {
+    /// Decides for every Linear of `spec`.
+    pub fn new(spec: &ModelSpec, request: &PlanRequest) -> Result<Self, PlanError> {
+        let paths: Vec<&str> = spec.linears.iter().map(|linear| linear.path.as_str()).collect();
+        check_patterns(&paths, "quantization.ignore", request.ignore.iter().flatten())?;
+        for (i, exception) in request.overrides.iter().enumerate() {
+            check_patterns(&paths, &format!("quantization.overrides[{i}].layers"), &exception.layers)?;
+        }
+        let mut linears = Vec::with_capacity(spec.linears.len());
+        for (id, linear) in spec.linears.iter().enumerate() {
+            let ignored = match &request.ignore {
+                Some(patterns) => patterns
+                    .iter()
+                    .find(|pattern| pattern.matches(&linear.path))
+                    .map(|pattern| format!("`quantization.ignore` names it (`{pattern}`)")),
+                None => linear.role.default_ignore_reason().map(str::to_owned),
+            };
+            let exception = request
+                .overrides
+                .iter()
+                .rev()
+                .find(|exception| exception.layers.iter().any(|pattern| pattern.matches(&linear.path)));
+            let decision = match (ignored, exception) {
+                (Some(reason), _) => Decision::Keep { reason },
+                (None, Some(LayerOverride { scheme: None, .. })) => {
+                    Decision::Keep { reason: "an override gives it the scheme `none`".to_owned() }
+                }
+                (None, Some(LayerOverride { scheme: Some(scheme), .. })) => Decision::Quantize(*scheme),
+                (None, None) => Decision::Quantize(request.scheme),
+            };
+            if let (Decision::Quantize(scheme), None) = (&decision, linear.site)
+                && scheme.scheme.activations.mode == ActivationMode::Static
+            {
+                return Err(PlanError::NeverObserved { path: linear.path.clone() });
+            }
+            linears.push(LinearPlan { linear: id, path: linear.path.clone(), decision });
+        }
+        check_overrides(&linears, request)?;
+        if linears.iter().all(|linear| linear.scheme().is_none()) {
+            return Err(PlanError::Nothing { count: linears.len() });
+        }
+        let warnings = split_sites(spec, &linears);
+        Ok(Self { linears, embeddings: request.embeddings, warnings })
+    }
+
+    /// The Linears that become INT8, with their schemes.
+    pub fn quantized(&self) -> impl Iterator<Item = (&LinearPlan, &LayerScheme)> {
+        self.linears.iter().filter_map(|linear| Some((linear, linear.scheme()?)))
+    }
+
+    /// Whether any activation needs calibration.
+    pub fn needs_statistics(&self) -> bool {
+        self.quantized().any(|(_, scheme)| scheme.scheme.activations.mode == ActivationMode::Static)
+    }
+}
+
+fn check_patterns<'a>(
+    paths: &[&str],
+    place: &str,
+    patterns: impl IntoIterator<Item = &'a Pattern>,
+) -> Result<(), PlanError> {
+    for pattern in patterns {
+        if !paths.iter().any(|path| pattern.matches(path)) {
+            return Err(PlanError::NoMatch {
+                place: place.to_owned(),
+                pattern: pattern.to_string(),
+                nearest: nearest(pattern.as_str(), paths),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The three names nearest to a pattern, as a list for a sentence.
+fn nearest(pattern: &str, paths: &[&str]) -> String {
+    let wanted = pattern.strip_prefix("re:").unwrap_or(pattern).replace('\\', "");
+    let mut scored: Vec<(f64, &str)> = paths.iter().map(|path| (strsim::jaro_winkler(&wanted, path), *path)).collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    scored.iter().take(3).map(|(_, path)| format!("`{path}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// An override whose every layer is ignored would be without effect, silently.
+fn check_overrides(linears: &[LinearPlan], request: &PlanRequest) -> Result<(), PlanError> {
+    let ignored = |plan: &LinearPlan| match (&plan.decision, &request.ignore) {
+        (Decision::Quantize(_), _) => false,
+        (Decision::Keep { .. }, Some(patterns)) => patterns.iter().any(|p| p.matches(&plan.path)),
+        (Decision::Keep { reason }, None) => !reason.starts_with("an override"),
+    };
+    for (i, exception) in request.overrides.iter().enumerate() {
+        for pattern in &exception.layers {
+            let mut matched = linears.iter().filter(|plan| pattern.matches(&plan.path)).peekable();
+            let Some(first) = matched.peek().map(|plan| plan.path.clone()) else { continue };
+            if matched.all(ignored) {
+                return Err(PlanError::OnlyIgnored {
+                    place: format!("quantization.overrides[{i}].layers"),
+                    pattern: pattern.to_string(),
+                    first,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// vLLM fuses Linears that read one activation; a site whose readers differ loads in `transformers` alone.
+fn split_sites(spec: &ModelSpec, linears: &[LinearPlan]) -> Vec<String> {
+    let differs = |site: &&zeropoint_models::Site| {
+        let mut schemes = site.consumers.iter().map(|&id| linears[id].scheme());
+        let first = schemes.next().flatten();
+        schemes.any(|scheme| scheme != first)
+    };
+    spec.sites
+        .iter()
+        .filter(differs)
+        .map(|site| {
+            let names: Vec<&str> = site.consumers.iter().map(|&id| linears[id].path.as_str()).collect();
+            format!(
+                "{} read one activation but are quantised differently; vLLM, which fuses them, cannot load the result",
+                names.join(", ")
+            )
+        })
+        .collect()
+}

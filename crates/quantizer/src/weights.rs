@@ -1,0 +1,113 @@
+//! Weights to INT8: round to nearest under per-channel or per-tensor scales.
+
+use rayon::prelude::*;
+use thiserror::Error;
+use zeropoint_core::{Granularity, ParamsError, QuantParams, WeightScheme, dequantize};
+use zeropoint_kernels::{Isa, quantize_static};
+use zeropoint_observer::WeightObserver;
+
+/// A weight in INT8.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantizedWeight {
+    /// `[outputs, inputs]`, row-major.
+    pub values: Vec<i8>,
+    /// One for each output (per channel), or a single one (per tensor).
+    pub scales: Vec<f32>,
+    /// Rows N.
+    pub outputs: usize,
+    /// Columns K.
+    pub inputs: usize,
+    /// Sum of squares of the float weight.
+    pub signal: f64,
+    /// Sum of squares of the rounding error.
+    pub noise: f64,
+}
+
+impl QuantizedWeight {
+    /// The scale of a row.
+    pub fn scale(&self, row: usize) -> f32 {
+        if self.scales.len() == 1 { self.scales[0] } else { self.scales[row] }
+    }
+
+    /// Real values, `[outputs, inputs]`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut real = Vec::with_capacity(self.values.len());
+        for (row, values) in self.values.chunks_exact(self.inputs).enumerate() {
+            let params = QuantParams { scale: self.scale(row), zero_point: 0 };
+            real.extend(values.iter().map(|q| dequantize(*q, params)));
+        }
+        real
+    }
+}
+
+/// Why a weight cannot be quantised.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum WeightError {
+    /// It holds NaN or an infinity.
+    #[error("holds {value} at row {row}, column {column}; weights must be finite: the source is damaged")]
+    NotFinite {
+        /// Row (output channel).
+        row: usize,
+        /// Column (input channel).
+        column: usize,
+        /// What is there.
+        value: f32,
+    },
+    /// Its length does not fit its shape.
+    #[error("has {len} values, but its shape [{outputs}, {inputs}] holds another number")]
+    Shape {
+        /// Values given.
+        len: usize,
+        /// Rows.
+        outputs: usize,
+        /// Columns.
+        inputs: usize,
+    },
+    /// Its range gives no scale.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+}
+
+/// Rounds `weight` (`[outputs, inputs]`) to nearest, symmetric, with the range of each channel or of the whole tensor
+/// chosen by `observer`. Rows are worked on in parallel; the result does not depend on the number of threads.
+pub fn quantize_weight(
+    isa: Isa,
+    weight: &[f32],
+    outputs: usize,
+    inputs: usize,
+    scheme: WeightScheme,
+    observer: WeightObserver,
+) -> Result<QuantizedWeight, WeightError> {
+    if inputs == 0 || outputs.checked_mul(inputs) != Some(weight.len()) {
+        return Err(WeightError::Shape { len: weight.len(), outputs, inputs });
+    }
+    if let Some(at) = weight.iter().position(|w| !w.is_finite()) {
+        return Err(WeightError::NotFinite { row: at / inputs, column: at % inputs, value: weight[at] });
+    }
+    let params_of = |values: &[f32]| QuantParams::symmetric(observer.absmax(values));
+    let shared = match scheme.granularity {
+        Granularity::Tensor => Some(params_of(weight)?),
+        Granularity::Channel | Granularity::Token => None,
+    };
+    let mut values = vec![0i8; weight.len()];
+    let rows: Vec<(f32, f64, f64)> = values
+        .par_chunks_exact_mut(inputs)
+        .zip(weight.par_chunks_exact(inputs))
+        .map(|(q, row)| {
+            let params = shared.map_or_else(|| params_of(row), Ok)?;
+            quantize_static(isa, row, params, q);
+            let (mut signal, mut noise) = (0f64, 0f64);
+            for (w, q) in row.iter().zip(q.iter()) {
+                signal += f64::from(*w) * f64::from(*w);
+                noise += f64::from(*w - dequantize(*q, params)).powi(2);
+            }
+            Ok((params.scale, signal, noise))
+        })
+        .collect::<Result<_, ParamsError>>()?;
+    let scales = match shared {
+        Some(params) => vec![params.scale],
+        None => rows.iter().map(|row| row.0).collect(),
+    };
+    let (signal, noise) = rows.iter().fold((0.0, 0.0), |(s, n), row| (s + row.1, n + row.2));
+    Ok(QuantizedWeight { values, scales, outputs, inputs, signal, noise })
+}

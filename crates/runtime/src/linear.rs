@@ -1,0 +1,119 @@
+//! One Linear in integers.
+
+use rayon::prelude::*;
+use zeropoint_formats::compressed_tensors::QuantizedLinear;
+use zeropoint_kernels::{Activation, Epilogue, Isa, PackError, PackedWeights, RowParams, linear};
+use zeropoint_models::ActivationFn;
+
+/// Rows that one task multiplies: enough to use a panel of weights several times while it is in cache.
+const ROWS_PER_TASK: usize = 48;
+
+/// A Linear whose weight is INT8, packed for one instruction set.
+#[derive(Debug)]
+pub struct IntegerLinear {
+    weights: PackedWeights,
+    scales: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    activation: Activation,
+    /// Applied after the epilogue; no integer kernel fuses it.
+    tanh: bool,
+}
+
+impl IntegerLinear {
+    /// Packs a Linear as read from a file.
+    pub fn new(
+        isa: Isa,
+        stored: &QuantizedLinear,
+        bias: Option<Vec<f32>>,
+        activation: ActivationFn,
+    ) -> Result<Self, PackError> {
+        let (activation, tanh) = match activation {
+            ActivationFn::Identity => (Activation::None, false),
+            ActivationFn::Relu => (Activation::Relu, false),
+            ActivationFn::GeluErf => (Activation::GeluErf, false),
+            ActivationFn::GeluTanh => (Activation::GeluTanh, false),
+            ActivationFn::Tanh => (Activation::None, true),
+        };
+        let weights = PackedWeights::pack(isa, &stored.weight, stored.outputs, stored.inputs)?;
+        Ok(Self { weights, scales: stored.weight_scales.clone(), bias, activation, tanh })
+    }
+
+    /// Output channels.
+    pub fn outputs(&self) -> usize {
+        self.weights.outputs()
+    }
+
+    /// Input channels.
+    pub fn inputs(&self) -> usize {
+        self.weights.inputs()
+    }
+
+    /// `activation((a - zero_point) w * scales + bias)` for INT8 rows `a`, `[rows, inputs]`; `[rows, outputs]` out.
+    ///
+    /// Split over threads by rows, or by output panels where rows are few. Each output is one exact integer sum and one
+    /// epilogue, so the split does not change a bit.
+    pub fn forward(&self, a: &[i8], rows: usize, input: RowParams<'_>) -> Vec<f32> {
+        let (outputs, inputs) = (self.outputs(), self.inputs());
+        let mut out = vec![0f32; rows * outputs];
+        if rows >= ROWS_PER_TASK {
+            out.par_chunks_mut(ROWS_PER_TASK * outputs).enumerate().for_each(|(i, out)| {
+                let first = i * ROWS_PER_TASK;
+                let count = out.len() / outputs;
+                let epilogue = self.epilogue(slice_params(input, first, count));
+                let a = &a[first * inputs..(first + count) * inputs];
+                linear(a, count, &self.weights, 0..outputs, &epilogue, out, outputs);
+            });
+        } else {
+            self.by_panels(a, rows, input, &mut out);
+        }
+        if self.tanh {
+            zeropoint_kernels::tanh_in_place(self.weights.isa(), &mut out);
+        }
+        out
+    }
+
+    fn by_panels(&self, a: &[i8], rows: usize, input: RowParams<'_>, out: &mut [f32]) {
+        let outputs = self.outputs();
+        let epilogue = self.epilogue(input);
+        // A task is at least two panels wide: narrower ones cost more to hand out than to run.
+        let width = outputs.div_ceil(rayon::current_num_threads()).max(2 * PackedWeights::PANEL);
+        let width = width.next_multiple_of(PackedWeights::PANEL);
+        if width >= outputs {
+            linear(a, rows, &self.weights, 0..outputs, &epilogue, out, outputs);
+            return;
+        }
+        let parts: Vec<(usize, Vec<f32>)> = (0..outputs)
+            .into_par_iter()
+            .step_by(width)
+            .map(|start| {
+                let columns = start..(start + width).min(outputs);
+                let count = columns.len();
+                let mut part = vec![0f32; rows * count];
+                linear(a, rows, &self.weights, columns, &epilogue, &mut part, count);
+                (start, part)
+            })
+            .collect();
+        for (start, part) in parts {
+            let count = part.len() / rows;
+            for (row, values) in part.chunks_exact(count).enumerate() {
+                out[row * outputs + start..][..count].copy_from_slice(values);
+            }
+        }
+    }
+
+    fn epilogue<'a>(&'a self, input: RowParams<'a>) -> Epilogue<'a> {
+        Epilogue {
+            input,
+            weight_scales: &self.scales,
+            bias: self.bias.as_deref(),
+            activation: self.activation,
+        }
+    }
+}
+
+fn slice_params(params: RowParams<'_>, first: usize, count: usize) -> RowParams<'_> {
+    match params {
+        RowParams::PerTensor(params) => RowParams::PerTensor(params),
+        RowParams::PerToken(rows) => RowParams::PerToken(&rows[first..first + count]),
+    }
+}

@@ -1,0 +1,120 @@
+//! A deployable directory as a model that runs.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use zeropoint_core::{ActivationMode, Scheme};
+use zeropoint_formats::FormatError;
+use zeropoint_formats::compressed_tensors::{QuantizationConfig, read_linear};
+use zeropoint_kernels::Isa;
+use zeropoint_models::{
+    ActivationQuantizer, LinearSpec, Model, ModelDirectory, ModelError, Outputs, PackedBatch, SiteOp, SourceRef, Task,
+};
+
+use crate::site::{IntegerSite, Reader};
+use crate::IntegerLinear;
+
+/// Why a directory cannot be loaded or run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The directory is not a quantised model.
+    #[error("{path}: config.json has no `quantization_config`; a directory written by `zeropoint run` is expected")]
+    NotQuantized {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Its files.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Its description, or running it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// An INT8 model, ready to run.
+pub struct QuantizedModel {
+    directory: ModelDirectory,
+    model: Model,
+    quantized: usize,
+}
+
+impl QuantizedModel {
+    /// Loads a directory with INT8 weights in compressed-tensors' `int-quantized` form.
+    pub fn load(path: &Path, task: Task) -> Result<Self, RuntimeError> {
+        let directory = ModelDirectory::open(&SourceRef::parse(&path.to_string_lossy())?, task)?;
+        Self::from_directory(directory)
+    }
+
+    /// As [`QuantizedModel::load`], from a directory that is open already.
+    pub fn from_directory(directory: ModelDirectory) -> Result<Self, RuntimeError> {
+        let Some(config) = directory.quantization_config() else {
+            return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
+        };
+        let config = QuantizationConfig::from_json(config)?;
+        let isa = Isa::active().map_err(ModelError::from)?;
+        let spec = directory.spec().clone();
+        let mut quantized = 0;
+        let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
+            let linears: Vec<&LinearSpec> = spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
+            let schemes: Vec<Option<Scheme>> = linears.iter().map(|linear| config.scheme_of(&linear.path)).collect();
+            if schemes.iter().all(Option::is_none) {
+                return Ok(None);
+            }
+            quantized += schemes.iter().flatten().count();
+            let readers = linears
+                .iter()
+                .zip(&schemes)
+                .map(|(linear, scheme)| reader(&directory, isa, linear, *scheme))
+                .collect::<Result<_, _>>()?;
+            Ok(Some(Box::new(IntegerSite::new(isa, readers))))
+        };
+        let model = Model::load_with(&spec, directory.checkpoint(), &mut factory, None)?;
+        Ok(Self { directory, model, quantized })
+    }
+
+    /// The directory it was loaded from.
+    pub fn directory(&self) -> &ModelDirectory {
+        &self.directory
+    }
+
+    /// The model, its quantised Linears in integers.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// How many of the Linears that the task runs are INT8.
+    pub fn quantized_linears(&self) -> usize {
+        self.quantized
+    }
+
+    /// Sentence vectors or logits, one row a sequence.
+    pub fn forward(&self, batch: &PackedBatch) -> Result<Outputs, ModelError> {
+        self.model.forward(batch)
+    }
+}
+
+fn reader(
+    directory: &ModelDirectory,
+    isa: Isa,
+    linear: &LinearSpec,
+    scheme: Option<Scheme>,
+) -> Result<Reader, ModelError> {
+    let checkpoint = directory.checkpoint();
+    let Some(scheme) = scheme else { return Ok(Reader::Float(linear.read_float(checkpoint)?)) };
+    let bad = |reason: String| ModelError::Tensor {
+        path: directory.path().to_owned(),
+        tensor: linear.weight_name(),
+        reason,
+    };
+    let stored = read_linear(checkpoint, &linear.tensor, scheme)?;
+    let bias = linear.bias.then(|| checkpoint.read_f32(&linear.bias_name())).transpose()?;
+    let quantizer = match (scheme.activations.mode, stored.input) {
+        (ActivationMode::Static, Some(params)) => ActivationQuantizer::Static(params),
+        (ActivationMode::Static, None) => return Err(bad("has no `input_scale` beside it".to_owned())),
+        (ActivationMode::Dynamic, _) => ActivationQuantizer::Dynamic(scheme.activations.symmetry),
+    };
+    let packed = IntegerLinear::new(isa, &stored, bias, linear.activation)
+        .map_err(|error| bad(format!("cannot be packed: {error}")))?;
+    Ok(Reader::Integer(quantizer, packed))
+}
