@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use zeropoint_core::QuantParams;
 
-use crate::PackedWeights;
+use crate::{Isa, PackedWeights};
 use crate::activation::{Activation, GeluErf, GeluTanh, Identity, Map, Relu};
 use crate::gemm::{Finish, PANEL, multiply};
-use crate::simd::{LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// The quantisation parameters of the input rows.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +66,49 @@ pub fn linear(
         Activation::Relu => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, Relu)),
         Activation::GeluErf => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, GeluErf)),
         Activation::GeluTanh => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, GeluTanh)),
+    }
+}
+
+/// The epilogue of [`linear`] alone, to the bit and before its activation, for one row of exact sums from which the
+/// zero point is taken off already: `out[c] = sums[c] * input_scale * weight_scales[c] + bias[c]`.
+///
+/// A simulation that finds the sums in another way ends with the same f32 values as the integer product.
+pub fn dequantize_sums(
+    isa: Isa,
+    sums: &[i32],
+    input_scale: f32,
+    weight_scales: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    assert_eq!(sums.len(), out.len(), "a sum for each output");
+    assert_eq!(sums.len(), weight_scales.len(), "a weight scale for each output");
+    assert!(bias.is_none_or(|bias| bias.len() == sums.len()), "a bias for each output");
+    isa.run(DequantizeSums { sums, input_scale, weight_scales, bias, out });
+}
+
+struct DequantizeSums<'a> {
+    sums: &'a [i32],
+    input_scale: f32,
+    weight_scales: &'a [f32],
+    bias: Option<&'a [f32]>,
+    out: &'a mut [f32],
+}
+
+impl Kernel for DequantizeSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let scale = s.splat(self.input_scale);
+        let vectors = self.sums.chunks(LANES).zip(self.out.chunks_mut(LANES));
+        for (i, ((sums, out), scales)) in vectors.zip(self.weight_scales.chunks(LANES)).enumerate() {
+            let mut padded = [0; LANES];
+            padded[..sums.len()].copy_from_slice(sums);
+            let product = s.mul(s.to_f32(s.load_i32(&padded)), scale);
+            let bias = self.bias.map_or(&[][..], |bias| &bias[i * LANES..][..sums.len()]);
+            s.store_some(s.mul_add(product, s.load_some(scales, 0.0), s.load_some(bias, 0.0)), out);
+        }
     }
 }
 
@@ -167,6 +210,31 @@ mod tests {
         let params = input_scales.iter().zip(&zero_points);
         let params = params.map(|(&scale, &zero_point)| QuantParams { scale, zero_point }).collect();
         Layer { a, w, params, scales, bias: (0..outputs).map(|_| rng.normal() as f32).collect() }
+    }
+
+    #[test]
+    fn the_epilogue_alone_gives_the_bits_of_the_whole() {
+        let (rows, inputs, outputs) = (3, 97, 130);
+        let l = layer(&mut Rng::new(4), rows, inputs, outputs);
+        for isa in Isa::available() {
+            for bias in [None, Some(l.bias.as_slice())] {
+                let packed = PackedWeights::pack(isa, &l.w, outputs, inputs).unwrap();
+                let input = RowParams::PerToken(&l.params[..rows]);
+                let epilogue = Epilogue { input, weight_scales: &l.scales, bias, activation: Activation::None };
+                let mut whole = vec![0.0; rows * outputs];
+                linear(&l.a, rows, &packed, 0..outputs, &epilogue, &mut whole, outputs);
+                for (r, whole) in whole.chunks(outputs).enumerate() {
+                    let p = l.params[r];
+                    let a = &l.a[r * inputs..][..inputs];
+                    let sums: Vec<i32> = l.w.chunks(inputs)
+                        .map(|w| a.iter().zip(w).map(|(&a, &w)| (i32::from(a) - i32::from(p.zero_point)) * i32::from(w)).sum())
+                        .collect();
+                    let mut alone = vec![0.0; outputs];
+                    dequantize_sums(isa, &sums, p.scale, &l.scales, bias, &mut alone);
+                    assert_eq!(alone, whole, "{isa}");
+                }
+            }
+        }
     }
 
     #[test]

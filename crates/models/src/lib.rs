@@ -27,7 +27,9 @@ pub use error::ModelError;
 pub use heads::{HeadSpec, Pooling, ProblemType, Task};
 pub use model::{Model, Outputs, SiteOpFactory, SiteSink};
 pub use ops::rows_of;
-pub use sites::{ActivationQuantizer, FloatLinear, FloatSite, SimulatedSite, SiteOp};
+pub use sites::{
+    ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader, SimulatedSite, SiteOp,
+};
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{
     ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole, LinearSpec,

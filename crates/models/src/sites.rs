@@ -1,10 +1,10 @@
 //! Sites at work: the Linears that read one activation, in one of their lives.
 
 use candle_core::{Device, Result, Tensor};
-use zeropoint_core::{ActivationMode, QuantParams, Symmetry, dequantize, quantize, quantize_with_reciprocal};
-use zeropoint_kernels::Isa;
+use zeropoint_core::{ActivationMode, ParamsError, QuantParams, Symmetry, quantize, quantize_with_reciprocal};
+use zeropoint_kernels::{Isa, dequantize_sums};
 
-use crate::ops::{BiasActivation, rows_of};
+use crate::ops::{BiasActivation, apply_activation, rows_of};
 use crate::spec::ActivationFn;
 
 /// Runs all Linears that read one site: `[rows, channels]` in, one `[rows, outputs]` for each consumer out, in the
@@ -65,61 +65,142 @@ impl ActivationQuantizer {
         }
     }
 
-    /// `dequantize(quantize(x))` of `[rows, columns]` in place, by the scalar specification.
-    pub fn simulate(&self, x: &mut [f32], columns: usize) -> std::result::Result<(), zeropoint_core::ParamsError> {
-        match *self {
-            Self::Static(params) => x.iter_mut().for_each(|v| *v = dequantize(quantize(*v, params), params)),
-            Self::Dynamic(symmetry) => {
-                for row in x.chunks_exact_mut(columns) {
-                    let (min, max) = row.iter().fold((0f32, 0f32), |(low, high), v| (low.min(*v), high.max(*v)));
-                    if let Some(bad) = row.iter().find(|v| !v.is_finite()) {
-                        return Err(zeropoint_core::ParamsError::NotFinite { min: *bad, max: *bad });
-                    }
-                    let params = QuantParams::from_range(min, max, symmetry)?;
-                    let reciprocal = 1.0 / params.scale;
-                    for v in row {
-                        *v = dequantize(quantize_with_reciprocal(*v, reciprocal, params.zero_point), params);
-                    }
+    /// `[rows, columns]` as integers with the zero point taken off, and each row's scale, by the scalar specification.
+    ///
+    /// Fails where a row of a dynamic activation is not finite.
+    pub fn quantize(&self, x: &[f32], columns: usize) -> std::result::Result<QuantizedActivation, ParamsError> {
+        let mut steps = Vec::with_capacity(x.len());
+        let mut scales = Vec::with_capacity(x.len() / columns.max(1));
+        for row in x.chunks_exact(columns) {
+            let params = match *self {
+                Self::Static(params) => {
+                    steps.extend(row.iter().map(|v| step(quantize(*v, params), params)));
+                    params
                 }
-            }
+                Self::Dynamic(symmetry) => {
+                    let params = row_params(row, symmetry)?;
+                    let reciprocal = 1.0 / params.scale;
+                    let integers = row.iter().map(|v| quantize_with_reciprocal(*v, reciprocal, params.zero_point));
+                    steps.extend(integers.map(|q| step(q, params)));
+                    params
+                }
+            };
+            scales.push(params.scale);
         }
-        Ok(())
+        Ok(QuantizedActivation { steps, scales })
     }
 }
 
-/// The simulated life: activations and weights rounded to what INT8 can say, the product in f32.
+fn row_params(row: &[f32], symmetry: Symmetry) -> std::result::Result<QuantParams, ParamsError> {
+    if let Some(bad) = row.iter().find(|v| !v.is_finite()) {
+        return Err(ParamsError::NotFinite { min: *bad, max: *bad });
+    }
+    let (min, max) = row.iter().fold((0f32, 0f32), |(low, high), v| (low.min(*v), high.max(*v)));
+    QuantParams::from_range(min, max, symmetry)
+}
+
+fn step(q: i8, params: QuantParams) -> f32 {
+    f32::from(i16::from(q) - i16::from(params.zero_point))
+}
+
+/// An activation in whole steps of its scale: real value = step * scale.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantizedActivation {
+    /// `[rows, columns]`: `q - zero_point`, whole numbers within `-255..=255`.
+    pub steps: Vec<f32>,
+    /// One for each row.
+    pub scales: Vec<f32>,
+}
+
+impl QuantizedActivation {
+    /// The real values, `[rows, columns]`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let columns = self.steps.len() / self.scales.len().max(1);
+        let rows = self.steps.chunks_exact(columns.max(1)).zip(&self.scales);
+        rows.flat_map(|(row, scale)| row.iter().map(move |step| step * scale)).collect()
+    }
+}
+
+/// A Linear in the simulation.
+pub struct SimulatedLinear {
+    /// How its input becomes INT8.
+    pub quantizer: ActivationQuantizer,
+    /// `[outputs, inputs]`: the INT8 weight as whole f32 numbers.
+    pub weight: Tensor,
+    /// One for each output.
+    pub weight_scales: Vec<f32>,
+    /// `[outputs]`.
+    pub bias: Option<Vec<f32>>,
+    /// Applied to the sum.
+    pub activation: ActivationFn,
+}
+
+/// Products of `-255..=255` and `-128..=127` over this many inputs sum up exactly in f32: 255 * 128 * 512 < 2^24.
+const EXACT_INPUTS: usize = 512;
+
+impl SimulatedLinear {
+    fn forward(&self, isa: Isa, input: &Tensor, quantized: &QuantizedActivation) -> Result<Tensor> {
+        let (rows, inputs) = input.dims2()?;
+        let outputs = self.weight_scales.len();
+        let steps = Tensor::from_slice(&quantized.steps, (rows, inputs), &Device::Cpu)?;
+        let mut sums = vec![0i32; rows * outputs];
+        for start in (0..inputs).step_by(EXACT_INPUTS) {
+            let count = EXACT_INPUTS.min(inputs - start);
+            let part = |x: &Tensor| x.narrow(1, start, count)?.contiguous();
+            let product = part(&steps)?.matmul(&part(&self.weight)?.t()?)?;
+            rows_of(&product, |exact| sums.iter_mut().zip(exact).for_each(|(sum, x)| *sum += *x as i32))?;
+        }
+        let mut out = vec![0f32; rows * outputs];
+        for ((out, sums), scale) in out.chunks_mut(outputs).zip(sums.chunks(outputs)).zip(&quantized.scales) {
+            dequantize_sums(isa, sums, *scale, &self.weight_scales, self.bias.as_deref(), out);
+        }
+        apply_activation(isa, &mut out, self.activation);
+        Tensor::from_vec(out, (rows, outputs), &Device::Cpu)
+    }
+}
+
+/// A consumer of a simulated site.
+pub enum SimulatedReader {
+    /// Left float by the plan.
+    Float(FloatLinear),
+    /// INT8 by the plan.
+    Integer(SimulatedLinear),
+}
+
+/// The simulated life: the arithmetic of the INT8 runtime, with candle's float product in place of the integer kernels.
 ///
-/// Consumers of one site may differ: those without a quantiser run on the original activation.
+/// Rounding is the scalar specification's; the products are of whole numbers, in parts small enough for f32 to hold
+/// every sum exactly; the epilogue is the runtime's. So the simulation is not close to the integers but equal to them,
+/// which it must be: quantisers magnify. A difference of one rounding in f32 flips an integer now and then, a flipped
+/// integer moves thousands of values a little, more of them flip in the next layer, and after a few layers two
+/// "equivalent" computations share the model but not the quantisation noise.
 pub struct SimulatedSite {
     /// For the epilogue.
     pub isa: Isa,
-    /// The consumers in order: their activation quantiser (`None`: float), and the Linear with its weight already
-    /// dequantised.
-    pub linears: Vec<(Option<ActivationQuantizer>, FloatLinear)>,
+    /// The consumers in order.
+    pub readers: Vec<SimulatedReader>,
 }
 
 impl SiteOp for SimulatedSite {
     fn forward(&self, input: &Tensor) -> Result<Vec<Tensor>> {
-        let mut simulated: Option<(ActivationQuantizer, Tensor)> = None;
-        self.linears
-            .iter()
-            .map(|(quantizer, linear)| {
-                let Some(quantizer) = *quantizer else { return linear.forward(self.isa, input) };
-                if simulated.as_ref().is_none_or(|(done, _)| *done != quantizer) {
-                    simulated = Some((quantizer, simulate(input, quantizer)?));
+        let columns = input.dim(1)?;
+        let mut ready: Option<(ActivationQuantizer, QuantizedActivation)> = None;
+        let mut outputs = Vec::with_capacity(self.readers.len());
+        for reader in &self.readers {
+            outputs.push(match reader {
+                SimulatedReader::Float(linear) => linear.forward(self.isa, input)?,
+                SimulatedReader::Integer(linear) => {
+                    let quantized = match ready.take() {
+                        Some((done, quantized)) if done == linear.quantizer => quantized,
+                        _ => rows_of(input, |x| linear.quantizer.quantize(x, columns))?
+                            .map_err(candle_core::Error::wrap)?,
+                    };
+                    let output = linear.forward(self.isa, input, &quantized)?;
+                    ready = Some((linear.quantizer, quantized));
+                    output
                 }
-                match &simulated {
-                    Some((_, rounded)) => linear.forward(self.isa, rounded),
-                    None => linear.forward(self.isa, input),
-                }
-            })
-            .collect()
+            });
+        }
+        Ok(outputs)
     }
-}
-
-fn simulate(input: &Tensor, quantizer: ActivationQuantizer) -> Result<Tensor> {
-    let (rows, columns) = input.dims2()?;
-    let mut values = rows_of(input, <[f32]>::to_vec)?;
-    quantizer.simulate(&mut values, columns).map_err(candle_core::Error::wrap)?;
-    Tensor::from_vec(values, (rows, columns), &Device::Cpu)
 }

@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
-use zeropoint_models::{Model, ModelError, PackedBatch, SiteId, SiteOp, SiteSink, TokenSequence, rows_of};
+use zeropoint_models::{Model, ModelError, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, TokenSequence, rows_of};
 use zeropoint_observer::sqnr_db;
-use zeropoint_quantizer::{dequantized, simulated_site};
+use zeropoint_quantizer::simulated_linear;
 use zeropoint_runtime::QuantizedModel;
 
 use crate::deploy::DeployedLinear;
 use crate::{PipelineError, Prepared};
 
-/// The least cosine between the written model's outputs and the simulation's. Both round the same numbers to the same
-/// integers; they differ in the order of float sums alone.
+/// The least cosine between the written model's outputs and the simulation's. They are computed to the same bits; what
+/// is below 1 is a fault.
 const MIN_COSINE: f64 = 0.9999;
 /// Samples that are run, spread over all lengths.
 const SAMPLES: usize = 16;
@@ -42,20 +42,20 @@ pub(crate) fn simulate(
         if consumers.iter().all(|id| !deployed.contains_key(id)) {
             return Ok(None);
         }
-        let linears = consumers
+        let readers = consumers
             .iter()
             .map(|id| {
                 let linear = &spec.linears[*id];
-                match deployed.get(id) {
-                    None => Ok((None, linear.read_float(checkpoint)?)),
-                    Some(done) => {
+                match deployed.get(id).and_then(|done| Some((done, done.quantizer?))) {
+                    None => Ok(SimulatedReader::Float(linear.read_float(checkpoint)?)),
+                    Some((done, quantizer)) => {
                         let bias = linear.bias.then(|| checkpoint.read_f32(&linear.bias_name())).transpose()?;
-                        Ok((done.quantizer, dequantized(linear, &done.weight, bias)?))
+                        Ok(SimulatedReader::Integer(simulated_linear(linear, &done.weight, quantizer, bias)?))
                     }
                 }
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(Some(Box::new(simulated_site(float.isa(), linears))))
+        Ok(Some(Box::new(SimulatedSite { isa: float.isa(), readers })))
     };
     Ok(Model::load_with(spec, checkpoint, &mut factory, Some(float))?)
 }
@@ -146,9 +146,8 @@ impl ErrorSink<'_> {
             let sums = self.sums.entry(*id).or_default();
             rows_of(float, |float| rows_of(simulated, |simulated| add(&mut sums.output, float, simulated)))??;
             if let Some(quantizer) = done.quantizer {
-                let mut rounded = values.to_vec();
-                quantizer.simulate(&mut rounded, channels).map_err(candle_core::Error::wrap)?;
-                add(&mut sums.input, values, &rounded);
+                let rounded = quantizer.quantize(values, channels).map_err(candle_core::Error::wrap)?;
+                add(&mut sums.input, values, &rounded.dequantize());
             }
         }
         Ok(())

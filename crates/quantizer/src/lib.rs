@@ -2,7 +2,7 @@
 //!
 //! A [`Plan`] decides for every Linear of a model whether and how it becomes INT8; [`quantize_weight`] rounds a weight
 //! to nearest under scales chosen by an observer; [`site_params`] turns calibration statistics into the parameters of
-//! an activation; [`simulated_site`] builds the float simulation of the same decisions. Nothing here runs a model,
+//! an activation; [`simulated_linear`] builds the float simulation of the same decisions. Nothing here runs a model,
 //! opens a file or talks to a terminal.
 
 mod activations;
@@ -16,5 +16,5 @@ pub use pattern::{Pattern, PatternError};
 pub use plan::{
     Decision, EmbeddingPrecision, LayerOverride, LayerScheme, LinearPlan, Plan, PlanError, PlanRequest,
 };
-pub use simulate::{dequantized, simulated_site};
+pub use simulate::simulated_linear;
 pub use weights::{QuantizedWeight, WeightError, quantize_weight};

@@ -1,22 +1,23 @@
-//! The simulation of a plan: float operators that compute what the integers will say.
+//! The simulation of a plan: operators that compute in floats exactly what the integers will say.
 
 use candle_core::{Device, Tensor};
-use zeropoint_kernels::Isa;
-use zeropoint_models::{ActivationQuantizer, FloatLinear, LinearSpec, SimulatedSite};
+use zeropoint_models::{ActivationQuantizer, LinearSpec, SimulatedLinear};
 
 use crate::QuantizedWeight;
 
-/// A Linear whose weight is `dequantize(quantize(weight))`.
-pub fn dequantized(
+/// The simulation of a Linear whose weight and activation are quantised so.
+pub fn simulated_linear(
     spec: &LinearSpec,
     weight: &QuantizedWeight,
+    quantizer: ActivationQuantizer,
     bias: Option<Vec<f32>>,
-) -> candle_core::Result<FloatLinear> {
-    let weight = Tensor::from_vec(weight.dequantize(), (spec.outputs, spec.inputs), &Device::Cpu)?;
-    Ok(FloatLinear { weight, bias, activation: spec.activation })
-}
-
-/// The operator of a site: each consumer with its activation quantiser (`None`: it stays float) and its Linear.
-pub fn simulated_site(isa: Isa, linears: Vec<(Option<ActivationQuantizer>, FloatLinear)>) -> SimulatedSite {
-    SimulatedSite { isa, linears }
+) -> candle_core::Result<SimulatedLinear> {
+    let integers: Vec<f32> = weight.values.iter().map(|q| f32::from(*q)).collect();
+    Ok(SimulatedLinear {
+        quantizer,
+        weight: Tensor::from_vec(integers, (spec.outputs, spec.inputs), &Device::Cpu)?,
+        weight_scales: (0..spec.outputs).map(|row| weight.scale(row)).collect(),
+        bias,
+        activation: spec.activation,
+    })
 }
