@@ -6,15 +6,14 @@
 //! opens a file or talks to a terminal.
 
 mod activations;
-mod pattern;
 mod plan;
 mod simulate;
 mod weights;
 
 pub use activations::{ActivationError, site_params, site_quantizer};
-pub use pattern::{Pattern, PatternError};
 pub use plan::{
     Decision, EmbeddingPrecision, LayerOverride, LayerScheme, LinearPlan, Plan, PlanError, PlanRequest,
 };
 pub use simulate::simulated_linear;
 pub use weights::{QuantizedWeight, WeightError, quantize_weight};
+pub use zeropoint_formats::compressed_tensors::{Pattern, PatternError};

@@ -1,7 +1,9 @@
-//! Chores of the workspace: `cargo xtask train-fixture` makes the embedded model anew.
+//! Chores of the workspace: generated files and their drift check, and the training of the embedded model.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a command for developers")]
 
 mod fixture;
+mod generated;
+mod rules;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,6 +13,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
+  generate                    write the files that are made from the code: the config's JSON Schema and docs/cli.md
+  check                       compare those files with the code, and the embedded model with its limits
   train-fixture [--out DIR]   train the embedded model (reproducible; about a minute with --release);
                               DIR defaults to crates/models/embedded";
 
@@ -18,6 +22,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
+        ["generate"] => generated::generate(&root()),
+        ["check"] => check(&root()),
         ["train-fixture"] => fixture::train(&root(), &root().join("crates/models/embedded")),
         ["train-fixture", "--out", dir] => fixture::train(&root(), Path::new(dir)),
         _ => {
@@ -31,6 +37,22 @@ fn main() -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints every problem of the repository; an error if there is one.
+fn check(root: &Path) -> Result<(), Error> {
+    let mut problems = generated::drift(root)?;
+    problems.extend(rules::violations(root)?);
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    match problems.len() {
+        0 => {
+            println!("generated files, embedded model and ignored tests are as they should be");
+            Ok(())
+        }
+        count => Err(format!("cargo xtask check found {count} problem(s)").into()),
     }
 }
 

@@ -91,16 +91,16 @@ impl QuantizationConfig {
     /// Where several targets match, an exact name wins over a pattern and a pattern over a class; among patterns the
     /// first in the order of their text wins. This is the rule of `compressed-tensors` (`match_named_modules`).
     pub fn scheme_of(&self, module_name: &str) -> Option<Scheme> {
-        let matches = |text: &String| Target::parse(text).is_ok_and(|target| target.matches(module_name));
-        if self.ignore.iter().any(matches) {
+        let matching = |text: &String| Target::parse(text).ok().filter(|target| target.matches(module_name));
+        if self.ignore.iter().any(|text| matching(text).is_some()) {
             return None;
         }
         self.groups
             .iter()
-            .flat_map(|group| group.targets.iter().map(|target| (target, group.scheme)))
-            .filter(|(target, _)| matches(target))
-            .min_by_key(|(target, _)| (Target::rank(target), *target))
-            .map(|(_, scheme)| scheme)
+            .flat_map(|group| group.targets.iter().map(|text| (text, group.scheme)))
+            .filter_map(|(text, scheme)| Some((matching(text)?.rank(), text, scheme)))
+            .min_by_key(|(rank, text, _)| (*rank, *text))
+            .map(|(_, _, scheme)| scheme)
     }
 }
 

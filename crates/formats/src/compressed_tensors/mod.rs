@@ -9,6 +9,8 @@ mod linear;
 mod matching;
 pub mod packed;
 mod parse;
+mod pattern;
 
 pub use config::{Format, Group, QuantizationConfig};
 pub use linear::{NamedBytes, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs, read_linear};
+pub use pattern::{Pattern, PatternError};

@@ -97,14 +97,9 @@ fn targets(object: &Object<'_>, key: &str) -> Result<Vec<String>, FormatError> {
         let text = value
             .as_str()
             .ok_or_else(|| refused(&path, Some(value), "a module name or a pattern is needed"))?;
-        Target::parse(text).map_err(|reason| {
-            // The engine's message draws the pattern over several lines; its last line holds the reason.
-            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            refused(
-                &path,
-                Some(value),
-                &format!("the pattern does not compile ({reason}): write exact names instead"),
-            )
+        Target::parse(text).map_err(|error| {
+            let reason = format!("the pattern does not compile ({}): write exact names instead", error.reason);
+            refused(&path, Some(value), &reason)
         })?;
         Ok(text.to_owned())
     };

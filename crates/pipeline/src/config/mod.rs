@@ -49,7 +49,7 @@ pub use error::ConfigError;
 pub use evaluation::{Evaluation, Gate, Metric, Task, TaskKind};
 pub use model::{Model, ModelTask};
 pub use output::{Output, OutputFormat};
-pub use pattern::{Matcher, Pattern};
+pub use pattern::Pattern;
 pub use quantization::{
     ActivationGranularity, ActivationMode, ActivationObserver, Activations, Algorithm, AlgorithmKind,
     Embeddings, LayerScheme, Override, OverrideScheme, Preset, Quantization, WeightGranularity,

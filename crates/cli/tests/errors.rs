@@ -1,0 +1,456 @@
+//! What each mistake is answered with: one sentence that says what and where, a way out, an exit code, and nothing left
+//! behind. The snapshots are documents to be read: one for each kind of mistake.
+#![cfg(unix)] // the snapshots hold what the system says about files
+
+mod scene;
+
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use scene::safetensors::Safetensors;
+use scene::{Scene, fixture, stderr, workspace};
+use serde_json::{Value, json};
+
+/// A small run of the embedded model.
+const CONFIG: &str = "version = 1\n\n[model]\nsource = \"embedded\"\n\n[calibration]\nsamples = 4\n";
+/// A query weight of the fixture `bert-mean`.
+const QUERY: &str = "encoder.layer.0.attention.self.query.weight";
+
+/// Mistakes made in one scene, and the answers to them as a document.
+struct Answers {
+    scene: Scene,
+    document: String,
+}
+
+impl Answers {
+    /// A scene with a config that works.
+    fn new() -> Self {
+        let scene = Scene::new();
+        scene.write("config.toml", CONFIG);
+        Self { scene, document: String::new() }
+    }
+
+    /// The command line must fail with `code`, say so on standard error alone, and leave the directory as it was.
+    fn refused(&mut self, code: i32, mistake: &str, arguments: &[&str]) {
+        self.refused_in(code, mistake, arguments, |_| ());
+    }
+
+    fn refused_in(&mut self, code: i32, mistake: &str, arguments: &[&str], change: impl FnOnce(&mut Command)) {
+        let before = self.scene.tree("");
+        let mut command = self.scene.zeropoint(arguments);
+        change(&mut command);
+        let output = command.output().expect("the program starts");
+        let answer = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{mistake}: {answer}");
+        assert!(output.stdout.is_empty(), "{mistake}: standard output is for results");
+        assert_eq!(answer.matches("error: ").count(), 1, "{mistake}: one error, said once: {answer}");
+        scene::assert_same_tree(&self.scene.tree(""), &before);
+        assert_eq!(self.scene.temporary_files(), [] as [&str; 0], "{mistake}");
+        assert!(!self.scene.default_cache().exists(), "{mistake}");
+        let line = arguments.join(" ").replace(workspace().to_string_lossy().as_ref(), "[repository]");
+        self.document.push_str(&format!("# {mistake}\n$ zeropoint {line}\n{answer}exit code {code}\n\n"));
+    }
+
+    /// `run` of a config with this text.
+    fn config(&mut self, mistake: &str, text: &str) {
+        self.scene.write("mistake.toml", text);
+        self.refused(2, mistake, &["run", "mistake.toml", "--no-cache", "--out", "out"]);
+    }
+
+    /// `run` of the config that works, with one key changed.
+    fn set(&mut self, code: i32, mistake: &str, change: &str) {
+        self.refused(code, mistake, &["run", "config.toml", "--no-cache", "--out", "out", "--set", change]);
+    }
+
+    /// `run` of a model in the scene.
+    fn model(&mut self, mistake: &str, directory: &str) {
+        self.set(1, mistake, &format!("model.source={directory}"));
+    }
+
+    #[track_caller]
+    fn compare(self, name: &str) {
+        let scene = self.scene.root().to_string_lossy().into_owned();
+        let repository = workspace().to_string_lossy().into_owned();
+        let mut settings = insta::Settings::clone_current();
+        settings.add_filter(&scene.replace('.', "\\."), "[scene]");
+        settings.add_filter(&repository.replace('.', "\\."), "[repository]");
+        settings.add_filter("/[^ ]*/zeropoint-embedded-[A-Za-z0-9]+", "[embedded]");
+        settings.add_filter("\\b[0-9a-f]{12}\\b", "[fingerprint]");
+        settings.bind(|| insta::assert_snapshot!(name, self.document.trim_end()));
+    }
+}
+
+#[test]
+fn command_lines() {
+    let mut answers = Answers::new();
+    for (mistake, arguments) in [
+        ("no config", &["run"][..]),
+        ("an unknown command", &["quantise", "config.toml"]),
+        ("an unknown option", &["run", "config.toml", "--no-cach"]),
+        ("no threads", &["run", "config.toml", "--threads", "0"]),
+        ("quiet and verbose", &["run", "config.toml", "--quiet", "--verbose"]),
+        ("a cache and none", &["run", "config.toml", "--cache", "c", "--no-cache"]),
+        ("no statistics", &["quantize", "config.toml"]),
+        ("an empty batch", &["encode", "model", "--data", "texts.txt", "--batch-size", "0"]),
+    ] {
+        answers.refused(2, mistake, arguments);
+    }
+    answers.compare("command_lines");
+}
+
+#[test]
+fn config_files() {
+    let mut answers = Answers::new();
+    answers.scene.write("latin1.toml", b"version = 1\n# caf\xe9\n");
+    answers.scene.write("directory/config.toml", "");
+    for (mistake, file) in [
+        ("a config that does not exist", "absent.toml"),
+        ("a directory", "directory"),
+        ("a config that is not UTF-8", "latin1.toml"),
+    ] {
+        answers.refused(2, mistake, &["run", file, "--no-cache", "--out", "out"]);
+    }
+    let model = "version = 1\nmodel.source = 'embedded'\n";
+    for (mistake, text) in [
+        ("not TOML", "version = 1\nmodel.source = 'embedded\n"),
+        ("an unknown version", "version = 3\nmodel.source = 'embedded'\n"),
+        ("no model", "version = 1\n"),
+        ("a key that is nearly right", &format!("{model}[calibration]\nsamplse = 3\n")),
+        ("a table that is nearly right", &format!("{model}[quantisation]\n")),
+        ("a key from another tool", &format!("{model}[quantization]\ngroup_size = 128\n")),
+        ("a value of another type", &format!("{model}calibration.samples = '64'\n")),
+        ("a value that is not offered", &format!("{model}quantization.scheme = 'w4a16'\n")),
+        ("a number out of range", &format!("{model}calibration.samples = 0\n")),
+        (
+            "keys that contradict each other",
+            &format!("{model}[quantization]\nscheme = 'w8a8-dynamic'\nactivations.observer = 'mse'\n"),
+        ),
+        (
+            "a scheme and a mode that contradict each other",
+            &format!("{model}[quantization]\nscheme = 'w8a8-dynamic'\nactivations.mode = 'static'\n"),
+        ),
+        (
+            "a percentile without its observer",
+            &format!("{model}[quantization]\nscheme = 'w8a8-static'\nactivations.percentile = 99\n"),
+        ),
+        (
+            "a gate on a task that does not exist",
+            &format!("{model}[[evaluation.gate]]\ntask = 'sts'\nmetric = 'spearman'\nmax_drop = 0.1\n"),
+        ),
+        (
+            "a gate on a metric that the task does not have",
+            &format!("{model}[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'accuracy'\nmax_drop = 0.1\n"),
+        ),
+        (
+            "a gate in percent",
+            &format!("{model}[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_mean'\nmax_drop = 5\n"),
+        ),
+        ("a task without data", &format!("{model}[[evaluation.tasks]]\nkind = 'classification'\n")),
+        ("a pattern that is no regular expression", &format!("{model}quantization.ignore = ['re:encoder.(layer']\n")),
+        ("data in an unknown format", &format!("{model}calibration.data = ['texts.parquet']\n")),
+    ] {
+        answers.config(mistake, text);
+    }
+    answers.compare("config_files");
+}
+
+#[test]
+fn changes_to_a_config() {
+    let mut answers = Answers::new();
+    for (mistake, change) in [
+        ("no value", "calibration.samples"),
+        ("an unknown key", "calibration.sample=3"),
+        ("a value of another type", "calibration.samples=many"),
+        ("a value that is not TOML", "calibration.data=['texts.txt'"),
+        ("an entry beyond the end of a list", "evaluation.tasks.5.kind=sts"),
+        ("a key of a value", "model.source.name=embedded"),
+    ] {
+        answers.set(2, mistake, change);
+    }
+    answers.compare("changes_to_a_config");
+}
+
+#[test]
+fn patterns() {
+    let mut answers = Answers::new();
+    for (mistake, change) in [
+        ("a name without its prefix", "quantization.ignore=['encoder.layer.0.attention.self.query']"),
+        ("a misspelt name", "quantization.ignore=['bert.encoder.layer.1.intermediate.dens']"),
+        (
+            "an expression that matches nothing",
+            "quantization.overrides=[{layers=['re:bert\\.encoder\\.layer\\.7\\.'],scheme='none'}]",
+        ),
+        ("nothing left to quantise", "quantization.ignore=['re:.*']"),
+        ("an override of what is ignored", "quantization.overrides=[{layers=['classifier'],scheme='w8a8-dynamic'}]"),
+    ] {
+        answers.set(2, mistake, change);
+    }
+    answers.compare("patterns");
+}
+
+#[test]
+fn models() {
+    let mut answers = Answers::new();
+    let scene = &answers.scene;
+    scene.write("a-file", "not a model");
+    scene.copy_fixture("bert-mean", "without-config");
+    std::fs::remove_file(scene.path("without-config/config.json")).expect("it was there");
+    scene.copy_fixture("bert-mean", "without-weights");
+    std::fs::remove_file(scene.path("without-weights/model.safetensors")).expect("it was there");
+    scene.copy_fixture("bert-cls-sharded", "without-a-shard");
+    std::fs::remove_file(scene.path("without-a-shard/model-00002-of-00002.safetensors")).expect("it was there");
+    scene.copy_fixture("bert-mean", "broken-config");
+    scene.write("broken-config/config.json", "{\"architectures\": [");
+    scene.copy_fixture("bert-mean", "broken-tokenizer");
+    scene.write("broken-tokenizer/tokenizer.json", "{}");
+    let change_json = |model: &str, file: &str, change: &dyn Fn(&mut Value)| {
+        let name = format!("{model}/{file}");
+        let mut value = scene.json(&name);
+        change(&mut value);
+        scene.write(&name, value.to_string());
+    };
+    scene.copy_fixture("bert-mean", "llama");
+    change_json("llama", "config.json", &|config| {
+        config["architectures"] = json!(["LlamaForCausalLM"]);
+        config["model_type"] = json!("llama");
+    });
+    scene.copy_fixture("bert-mean", "relative-positions");
+    change_json("relative-positions", "config.json", &|config| {
+        config["position_embedding_type"] = json!("relative_key");
+    });
+    scene.copy_fixture("bert-mean", "with-a-dense-module");
+    change_json("with-a-dense-module", "modules.json", &|modules| {
+        modules[2] = json!({ "idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense" });
+    });
+    scene.copy_fixture("bert-cls-sharded", "index-points-outside");
+    change_json("index-points-outside", "model.safetensors.index.json", &|index| {
+        for file in index["weight_map"].as_object_mut().expect("a map").values_mut() {
+            *file = json!("../bert-mean/model.safetensors");
+        }
+    });
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "finished", "--set", "evaluation.tasks=[]"]);
+
+    for (mistake, source) in [
+        ("a directory that does not exist", "./models/absent"),
+        ("a hub id", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("a file", "a-file"),
+        ("a directory without config.json", "without-config"),
+        ("a run directory in place of its model", "finished"),
+        ("a model that is quantised already", "finished/model"),
+        ("an unknown architecture", "llama"),
+        ("an unknown kind of positions", "relative-positions"),
+        ("an unknown sentence-transformers module", "with-a-dense-module"),
+        ("a broken config.json", "broken-config"),
+        ("a broken tokenizer", "broken-tokenizer"),
+        ("a directory without weights", "without-weights"),
+        ("a shard that is missing", "without-a-shard"),
+        ("an index that names a file outside", "index-points-outside"),
+    ] {
+        answers.model(mistake, source);
+    }
+    answers.set(1, "a task that the model does not fit", &format!("model={{source='{}',task='classification'}}", fixture("bert-mean").display()));
+    answers.compare("models");
+}
+
+#[test]
+fn weight_files() {
+    type Damage = fn(&mut Safetensors);
+    let mut answers = Answers::new();
+    let whole = Safetensors::read(&fixture("bert-mean").join("model.safetensors"));
+    let damages: [(&str, &str, Damage); 9] = [
+        ("a tensor beyond the end of the file", "beyond", |file| {
+            file.header[QUERY]["data_offsets"][1] = json!(10_000_000);
+        }),
+        ("two tensors in one place", "overlapping", |file| {
+            let (begin, end) = file.offsets(QUERY);
+            file.header[QUERY]["data_offsets"] = json!([begin - 4096, end - 4096]);
+        }),
+        ("a tensor that ends before it begins", "backwards", |file| {
+            let (begin, end) = file.offsets(QUERY);
+            file.header[QUERY]["data_offsets"] = json!([end, begin]);
+        }),
+        ("a shape that its bytes do not fill", "bytes", |file| file.header[QUERY]["shape"] = json!([32, 33])),
+        ("a shape that overflows", "overflow", |file| file.header[QUERY]["shape"] = json!([1u64 << 40, 1u64 << 40])),
+        ("a shape that is not the config's", "shape", |file| file.header[QUERY]["shape"] = json!([16, 64])),
+        ("an unknown dtype", "dtype", |file| file.header[QUERY]["dtype"] = json!("F4")),
+        ("a tensor that is missing", "missing", |file| {
+            let entry = file.header.remove(QUERY).expect("it was there");
+            file.header.insert("encoder.layer.0.attention.self.q.weight".to_owned(), entry);
+        }),
+        ("NaN in a weight", "not-a-number", |file| file.poke(QUERY, 10, f32::NAN)),
+    ];
+    for (mistake, name, damage) in damages {
+        let mut file = whole.clone();
+        damage(&mut file);
+        answers.scene.copy_fixture("bert-mean", name);
+        answers.scene.write(&format!("{name}/model.safetensors"), file.to_bytes());
+        answers.model(mistake, name);
+    }
+    let bytes = whole.to_bytes();
+    for (mistake, name, content) in [
+        ("a file that ends early", "truncated", &bytes[..bytes.len() - 100]),
+        ("a file that ends in its header", "cut", &bytes[..1000]),
+        ("a header that claims a terabyte", "huge", &[&(1u64 << 40).to_le_bytes()[..], &bytes[8..]].concat()),
+        ("three bytes", "tiny", b"abc"),
+        ("a Git LFS pointer", "pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+        ("a pickle", "pickle", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."),
+    ] {
+        answers.scene.copy_fixture("bert-mean", name);
+        answers.scene.write(&format!("{name}/model.safetensors"), content);
+        answers.model(mistake, name);
+    }
+    answers.compare("weight_files");
+}
+
+#[test]
+fn infinity_in_a_table_that_no_text_reaches() {
+    // Found while the tensor is copied, after calibration: the texts do not use that row.
+    let mut answers = Answers::new();
+    let mut file = Safetensors::read(&fixture("bert-mean").join("model.safetensors"));
+    file.poke("embeddings.word_embeddings.weight", 10, f32::INFINITY);
+    answers.scene.copy_fixture("bert-mean", "infinite");
+    answers.scene.write("infinite/model.safetensors", file.to_bytes());
+    for embeddings in ["keep", "bf16"] {
+        let arguments =
+            ["run", "config.toml", "--no-cache", "--out", "out", "--set", "model.source=infinite", "--set", &format!("quantization.embeddings={embeddings}")];
+        answers.refused(1, embeddings, &arguments);
+    }
+    answers.compare("infinity_in_a_table");
+}
+
+#[test]
+fn data_files() {
+    let mut answers = Answers::new();
+    let scene = &answers.scene;
+    scene.write("broken.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\"\n");
+    scene.write("strings.jsonl", "\"one\"\n");
+    scene.write("empty.jsonl", "");
+    scene.write("blank.txt", "\n\n");
+    scene.write("columns.csv", "sentence,points\nA cold day.,1\n");
+    scene.write("ragged.csv", "text,label\nA cold, wet day.,weather\n");
+    scene.write("latin1.txt", b"caf\xe9\n");
+    scene.write("labels.jsonl", "{\"text\": \"a\", \"label\": \"law\"}\n{\"text\": \"b\", \"label\": \"poetry\"}\n");
+    scene.write("texts.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
+    scene.write("pairs.jsonl", "{\"text_a\": \"a\", \"text_b\": \"b\", \"score\": \"good\"}\n");
+    for (mistake, file) in [
+        ("a data file that does not exist", "absent.jsonl"),
+        ("a line that ends early", "broken.jsonl"),
+        ("a line that is no object", "strings.jsonl"),
+        ("an empty file", "empty.jsonl"),
+        ("a file of blank lines", "blank.txt"),
+        ("a csv file with other columns", "columns.csv"),
+        ("a csv file with an unquoted comma", "ragged.csv"),
+        ("a text that is not UTF-8", "latin1.txt"),
+    ] {
+        answers.set(1, mistake, &format!("calibration.data=['{file}']"));
+    }
+    answers.set(1, "a column that does not exist", "calibration.data=[{path='columns.csv',text='body'}]");
+    for (mistake, kind, file) in [
+        ("a label outside the model's", "classification", "labels.jsonl"),
+        ("texts without labels", "classification", "texts.jsonl"),
+        ("similarity of a classifier", "sts", "texts.jsonl"),
+    ] {
+        answers.set(1, mistake, &format!("evaluation.tasks=[{{kind='{kind}',data='{file}'}}]"));
+    }
+    let source = format!("model.source={}", fixture("bert-mean").display());
+    for (mistake, kind, file) in [
+        ("similarity without pairs", "sts", "texts.jsonl"),
+        ("a score that is no number", "sts", "pairs.jsonl"),
+        ("classes of an embedding model", "classification", "labels.jsonl"),
+    ] {
+        let tasks = format!("evaluation.tasks=[{{kind='{kind}',data='{file}'}}]");
+        answers.refused(1, mistake, &["run", "config.toml", "--no-cache", "--out", "out", "--set", &source, "--set", &tasks]);
+    }
+    answers.compare("data_files");
+}
+
+#[test]
+fn outputs() {
+    let mut answers = Answers::new();
+    let scene = &answers.scene;
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "finished", "--set", "evaluation.tasks=[]"]);
+    scene.write("theirs/thesis.tex", "three years of work");
+    scene.write("unfinished.partial/thesis.tex", "two years of work");
+    scene.write("a-file", "");
+    symlink("theirs", scene.path("link")).expect("links can be made");
+    scene.copy_fixture("bert-mean", "source");
+    for (mistake, code, arguments) in [
+        ("an output that exists", 1, &["--out", "finished"][..]),
+        ("a directory that is not ours", 1, &["--out", "theirs"]),
+        ("a directory that is not ours, by force", 1, &["--out", "theirs", "--force"]),
+        ("a working directory that is not ours, by force", 1, &["--out", "unfinished", "--force"]),
+        ("a file", 1, &["--out", "a-file", "--force"]),
+        ("a link", 1, &["--out", "link", "--force"]),
+        ("a directory inside a file", 1, &["--out", "a-file/out"]),
+        ("no name", 2, &["--out", ""]),
+        ("the root of the file system", 1, &["--out", "/"]),
+        ("the model itself", 2, &["--out", "source", "--force", "--set", "model.source=source"]),
+    ] {
+        let arguments = [&["run", "config.toml", "--no-cache"][..], arguments].concat();
+        answers.refused(code, mistake, &arguments);
+    }
+    answers.refused(
+        1,
+        "statistics in place of a directory",
+        &["calibrate", "config.toml", "--no-cache", "--out", "theirs"],
+    );
+    answers.compare("outputs");
+}
+
+#[test]
+fn statistics_and_models_of_something_else() {
+    let mut answers = Answers::new();
+    let scene = &answers.scene;
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "finished", "--set", "evaluation.tasks=[]"]);
+    scene.write("text.txt", "one\n");
+    let statistics = "finished/statistics.safetensors";
+    let other_model = format!("model.source={}", fixture("bert-mean").display());
+    let float = fixture("bert-classifier-bf16").to_string_lossy().into_owned();
+    for (mistake, arguments) in [
+        (
+            "statistics that do not exist",
+            &["quantize", "config.toml", "--out", "out", "--statistics", "absent.safetensors"][..],
+        ),
+        (
+            "weights in place of statistics",
+            &["quantize", "config.toml", "--out", "out", "--statistics", "finished/model/model.safetensors"],
+        ),
+        ("a text in place of statistics", &["quantize", "config.toml", "--out", "out", "--statistics", "text.txt"]),
+        (
+            "statistics of other data",
+            &["quantize", "config.toml", "--out", "out", "--statistics", statistics, "--set", "calibration.seed=7"],
+        ),
+        (
+            "statistics of another model",
+            &["quantize", "config.toml", "--out", "out", "--statistics", statistics, "--set", &other_model],
+        ),
+        ("evaluation of a model that does not exist", &["evaluate", "config.toml", "--model", "absent"]),
+        ("evaluation of the float model", &["evaluate", "config.toml", "--model", "embedded"]),
+        ("evaluation of another model", &["evaluate", "config.toml", "--model", "finished/model", "--set", &other_model]),
+        (
+            "evaluation of a model of the same architecture and another size",
+            &["evaluate", "config.toml", "--model", &float],
+        ),
+        ("encoding with a float model", &["encode", &float, "--data", "text.txt"]),
+        ("encoding with the float embedded model", &["encode", "embedded", "--data", "text.txt"]),
+        ("encoding with a model that does not exist", &["encode", "absent", "--data", "text.txt"]),
+        ("encoding a file that does not exist", &["encode", "finished/model", "--data", "absent.txt"]),
+        ("inspection of a model that does not exist", &["inspect", "absent"]),
+        ("inspection of a file", &["inspect", "text.txt"]),
+    ] {
+        answers.refused(1, mistake, arguments);
+    }
+    answers.compare("something_else");
+}
+
+#[test]
+fn instruction_sets() {
+    let mut answers = Answers::new();
+    for name in ["foo", "AVX2"] {
+        let arguments = ["run", "config.toml", "--no-cache", "--out", "out"];
+        answers.refused_in(1, &format!("ZEROPOINT_ISA={name}"), &arguments, |command| {
+            command.env("ZEROPOINT_ISA", name);
+        });
+    }
+    answers.compare("instruction_sets");
+}

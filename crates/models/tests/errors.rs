@@ -1,0 +1,495 @@
+//! What is wrong with a model directory or a batch is said in one sentence, before any weight is read; and the edges of
+//! what is allowed work.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zeropoint_formats::{Checkpoint, CheckpointWriter, Dtype, TensorSpec};
+use zeropoint_models::{HeadSpec, Model, ModelDirectory, PackedBatch, Pooling, SourceRef, Task, TokenSequence};
+
+const MEAN: &str = "bert-mean";
+const CLASSIFIER: &str = "bert-classifier-bf16";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+/// A fixture in a directory of its own, to be damaged.
+struct Copy(TempDir);
+
+impl Copy {
+    fn of(name: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        copy_all(&fixture(name), dir.path());
+        Self(dir)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.0.path().join(file)
+    }
+
+    fn remove(&self, file: &str) -> &Self {
+        std::fs::remove_file(self.path(file)).expect("removed");
+        self
+    }
+
+    fn write(&self, file: &str, text: &str) -> &Self {
+        std::fs::write(self.path(file), text).expect("written");
+        self
+    }
+
+    /// Changes a JSON file.
+    fn edit(&self, file: &str, change: impl FnOnce(&mut Value)) -> &Self {
+        let text = std::fs::read(self.path(file)).expect("read");
+        let mut value = serde_json::from_slice(&text).expect("JSON");
+        change(&mut value);
+        self.write(file, &value.to_string())
+    }
+
+    /// Sets a key of config.json.
+    fn set(&self, key: &str, value: impl Into<Value>) -> &Self {
+        self.edit("config.json", |config| config[key] = value.into())
+    }
+
+    /// Changes the tensors of a checkpoint in one file.
+    fn tensors(&self, change: impl FnOnce(&mut BTreeMap<String, (TensorSpec, Vec<u8>)>)) -> &Self {
+        let source = Checkpoint::open(self.0.path()).expect("a checkpoint");
+        let read = |name: &str| source.read_bytes(name).expect("a tensor");
+        let mut tensors =
+            source.tensors().map(|info| (info.name.clone(), (info.into(), read(&info.name)))).collect();
+        change(&mut tensors);
+        let specs = tensors.values().map(|(spec, _)| spec.clone()).collect();
+        let mut writer = CheckpointWriter::create(self.0.path(), specs, u64::MAX).expect("a writer");
+        for (name, (_, bytes)) in &tensors {
+            writer.write(name, bytes).expect("written");
+        }
+        writer.finish().expect("finished");
+        self
+    }
+
+    fn open(&self, task: Task) -> Result<ModelDirectory, String> {
+        let source = SourceRef::Directory(self.0.path().to_owned());
+        ModelDirectory::open(&source, task).map_err(|error| error.to_string())
+    }
+
+    fn opened(&self) -> ModelDirectory {
+        self.open(Task::Auto).expect("the directory opens")
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).expect("created");
+            copy_all(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).expect("copied");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_says(result: Result<ModelDirectory, String>, phrases: &[&str]) {
+    let Err(message) = result else { panic!("opened, where {phrases:?} was to be said") };
+    for phrase in phrases {
+        assert!(message.contains(phrase), "{phrase:?} is not in: {message}");
+    }
+    assert!(!message.contains('\n'), "one sentence is expected: {message}");
+}
+
+#[test]
+fn a_config_that_does_not_fit_is_refused() {
+    struct Case {
+        key: &'static str,
+        value: Value,
+        says: &'static str,
+    }
+    let case = |key, value, says| Case { key, value, says };
+    let cases = [
+        case(
+            "architectures",
+            json!(["GPT2LMHeadModel"]),
+            "architecture `GPT2LMHeadModel` is not supported; supported are BertModel, ",
+        ),
+        case("hidden_act", json!("silu"), "`hidden_act` `silu` is not supported; gelu, gelu_new, "),
+        case(
+            "num_attention_heads",
+            json!(5),
+            "`hidden_size` 32 is not a multiple of `num_attention_heads` 5",
+        ),
+        case("num_attention_heads", json!(0), "`num_attention_heads` is 0; 1 to "),
+        case("num_hidden_layers", json!(0), "`num_hidden_layers` is 0; 1 to 1024 is allowed"),
+        case("num_hidden_layers", json!(1025), "`num_hidden_layers` is 1025; 1 to 1024 is allowed"),
+        case("num_hidden_layers", json!(u64::MAX), "`num_hidden_layers` is 18446744073709551615; "),
+        case("num_hidden_layers", json!(-1), "invalid value: integer `-1`"),
+        case("num_hidden_layers", json!("2"), "invalid type: string \"2\""),
+        case(
+            "num_hidden_layers",
+            json!(1024),
+            "tensor `encoder.layer.2.attention.self.query.weight` is missing; config.json describes one of shape \
+             [32, 32]",
+        ),
+        case(
+            "num_hidden_layers",
+            json!(1),
+            "tensor `encoder.layer.1.attention.output.LayerNorm.bias` is not part of the architecture that \
+             config.json describes (1 layers)",
+        ),
+        case("hidden_size", json!(0), "`hidden_size` is 0; 1 to 65536 is allowed"),
+        case("hidden_size", json!(1u64 << 40), "`hidden_size` is 1099511627776; 1 to 65536 is allowed"),
+        case(
+            "hidden_size",
+            json!(65_536),
+            "tensor `embeddings.word_embeddings.weight` has shape [107, 32]; config.json says [107, 65536]",
+        ),
+        case("intermediate_size", json!(u64::MAX), "`intermediate_size` is 18446744073709551615; "),
+        case("vocab_size", json!(1 << 28), "config.json says [268435456, 32]"),
+        case("vocab_size", json!((1 << 28) + 1), "`vocab_size` is 268435457; 1 to 268435456 is allowed"),
+        case("max_position_embeddings", json!(128), "has shape [64, 32]; config.json says [128, 32]"),
+        case("type_vocab_size", json!(0), "`type_vocab_size` is 0; "),
+        case("layer_norm_eps", json!(0.0), "`layer_norm_eps` is 0; it lies between 0 and 1"),
+        case("is_decoder", json!(true), "`is_decoder` is true; BERT is supported as an encoder only"),
+        case(
+            "position_embedding_type",
+            json!("relative_key"),
+            "`position_embedding_type` `relative_key` is not supported; `absolute` is",
+        ),
+    ];
+    for Case { key, value, says } in cases {
+        let copy = Copy::of(MEAN);
+        copy.set(key, value);
+        let path = copy.0.path().to_string_lossy().into_owned();
+        assert_says(copy.open(Task::Auto), &[says, &path]);
+    }
+}
+
+#[test]
+fn a_config_that_is_not_there_or_not_json_is_named() {
+    let copy = Copy::of(MEAN);
+    assert_says(copy.write("config.json", "{\"hidden_size\": ").open(Task::Auto), &[
+        "config.json: is not as expected: EOF while parsing",
+    ]);
+    copy.write("config.json", "[]");
+    assert_says(copy.open(Task::Auto), &["config.json: neither `architectures` nor `model_type` is given"]);
+    copy.write("config.json", "{\"model_type\": \"bert\"}");
+    assert_says(copy.open(Task::Auto), &["config.json: missing field `hidden_size`"]);
+    copy.write("config.json", "{\"model_type\": \"llama\"}");
+    assert_says(copy.open(Task::Auto), &["architecture `llama` is not supported"]);
+    assert_says(copy.remove("config.json").open(Task::Auto), &["config.json: No such file or directory"]);
+    let copy = Copy::of(MEAN);
+    assert_says(copy.remove("model.safetensors").open(Task::Auto), &["holds neither model.safetensors nor "]);
+}
+
+#[test]
+fn a_config_without_architectures_means_the_base_model() {
+    let copy = Copy::of(MEAN);
+    copy.edit("config.json", |config| {
+        config.as_object_mut().unwrap().remove("architectures");
+    });
+    assert_eq!(copy.opened().spec().architecture, "BertModel");
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_is_refused() {
+    const QUERY: &str = "encoder.layer.1.attention.self.query.weight";
+    const UP: &str = "encoder.layer.0.intermediate.dense.weight";
+    let missing = Copy::of(MEAN);
+    missing.tensors(|tensors| {
+        tensors.remove(QUERY);
+    });
+    assert_says(missing.open(Task::Auto), &[QUERY, "is missing; config.json describes one of shape [32, 32]"]);
+
+    let no_bias = Copy::of(MEAN);
+    no_bias.tensors(|tensors| {
+        tensors.remove("encoder.layer.1.output.dense.bias");
+    });
+    assert_says(no_bias.open(Task::Auto), &["tensor `encoder.layer.1.output.dense.bias` is missing"]);
+
+    let transposed = Copy::of(MEAN);
+    transposed.tensors(|tensors| tensors.get_mut(UP).unwrap().0.shape.reverse());
+    assert_says(transposed.open(Task::Auto), &[UP, "has shape [32, 64]; config.json says [64, 32]"]);
+
+    let flat = Copy::of(MEAN);
+    flat.tensors(|tensors| tensors.get_mut(UP).unwrap().0.shape = vec![64 * 32]);
+    assert_says(flat.open(Task::Auto), &[UP, "has shape [2048]; config.json says [64, 32]"]);
+
+    for name in ["encoder.layer.0.adapter.weight", "encoder.layer.0.output.dense.weight_scale", "classifier.weight"] {
+        let extra = Copy::of(MEAN);
+        extra.tensors(|tensors| {
+            tensors.insert(name.to_owned(), (TensorSpec::new(name, Dtype::F32, [1]), vec![0; 4]));
+        });
+        let tensor = format!("tensor `{name}` is not part of the architecture");
+        assert_says(extra.open(Task::Auto), &[&tensor, "cannot be converted safely"]);
+    }
+}
+
+#[test]
+fn norms_of_old_checkpoints_are_found_by_their_old_names() {
+    let reference = Copy::of(MEAN).opened();
+    let old = Copy::of(MEAN);
+    old.tensors(|tensors| {
+        let norms: Vec<String> = tensors.keys().filter(|name| name.contains("LayerNorm")).cloned().collect();
+        assert_eq!(norms.len(), 10);
+        for name in norms {
+            let (spec, bytes) = tensors.remove(&name).unwrap();
+            let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+            tensors.insert(name.clone(), (TensorSpec { name, ..spec }, bytes));
+        }
+    });
+    let batch = PackedBatch::new([&reference.tokenizer(None).unwrap().encode("the river", None).unwrap()]).unwrap();
+    let outputs = |directory: &ModelDirectory| Model::load(directory).unwrap().forward(&batch).unwrap();
+    assert_eq!(outputs(&old.opened()), outputs(&reference));
+}
+
+#[test]
+fn labels_and_tasks_that_do_not_fit_are_refused() {
+    let hole = Copy::of(CLASSIFIER);
+    hole.edit("config.json", |config| {
+        let labels = config["id2label"].as_object_mut().unwrap();
+        let label = labels.remove("3").unwrap();
+        labels.insert("7".to_owned(), label);
+    });
+    assert_says(hole.open(Task::Auto), &["`id2label` has 5 entries but none for label 3"]);
+
+    let few = Copy::of(CLASSIFIER);
+    few.set("id2label", json!({"0": "no", "1": "yes"}));
+    assert_says(few.open(Task::Auto), &["tensor `classifier.weight` has shape [5, 24]; config.json says [2, 24]"]);
+
+    let many = Copy::of(CLASSIFIER);
+    many.set("problem_type", "multi_label_classification");
+    assert_says(many.open(Task::Auto), &["`problem_type` `multi_label_classification` with 5 labels is not supported"]);
+
+    let asked = "`task = \"classification\"` does not fit BertModel; it has no classifier; `embedding` and `auto` fit";
+    assert_says(Copy::of(MEAN).open(Task::Classification), &[asked]);
+}
+
+#[test]
+fn a_classifier_can_be_asked_for_embeddings() {
+    let directory = Copy::of(CLASSIFIER).open(Task::Embedding).unwrap();
+    assert_eq!(directory.spec().head, HeadSpec::Embedding { pooling: vec![Pooling::Mean], normalize: false });
+    let unread: Vec<&str> =
+        directory.spec().linears.iter().filter(|l| l.site.is_none()).map(|l| l.path.as_str()).collect();
+    assert_eq!(unread, ["bert.pooler.dense", "classifier"]);
+}
+
+#[test]
+fn sentence_transformers_chains_that_are_not_understood_are_refused() {
+    struct Case {
+        what: &'static str,
+        change: fn(&mut Value),
+        says: &'static str,
+    }
+    let modules = [
+        Case {
+            what: "a Dense module",
+            change: |modules| {
+                modules.as_array_mut().unwrap().push(json!({
+                    "idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"
+                }));
+            },
+            says: "describes the modules [Transformer, Pooling, Normalize, Dense]; Transformer, Pooling and an optional \
+                   Normalize, in that order, are supported",
+        },
+        Case {
+            what: "an order of its own",
+            change: |modules| modules.as_array_mut().unwrap().swap(1, 2),
+            says: "describes the modules [Transformer, Normalize, Pooling]",
+        },
+        Case { what: "no module", change: |modules| *modules = json!([]), says: "describes the modules []" },
+        Case {
+            what: "a Transformer elsewhere",
+            change: |modules| modules[0]["path"] = "0_Transformer".into(),
+            says: "keeps its Transformer in `0_Transformer`; it must be the directory itself",
+        },
+        Case {
+            what: "a folder above",
+            change: |modules| modules[1]["path"] = "../1_Pooling".into(),
+            says: "names the pooling folder `../1_Pooling`, which is not inside the directory",
+        },
+        Case {
+            what: "a folder above, later",
+            change: |modules| modules[1]["path"] = "1_Pooling/../../etc".into(),
+            says: "names the pooling folder `1_Pooling/../../etc`, which is not inside the directory",
+        },
+        Case {
+            what: "an absolute folder",
+            change: |modules| modules[1]["path"] = "/etc".into(),
+            says: "names the pooling folder `/etc`, which is not inside the directory",
+        },
+        Case {
+            what: "a folder that is not there",
+            change: |modules| modules[1]["path"] = "2_Pooling".into(),
+            says: "2_Pooling/config.json: No such file or directory",
+        },
+        Case { what: "another form", change: |modules| *modules = json!({}), says: "modules.json: is not as expected" },
+    ];
+    for Case { what, change, says } in modules {
+        eprintln!("{what}");
+        assert_says(Copy::of(MEAN).edit("modules.json", change).open(Task::Auto), &[says]);
+    }
+    let poolings = [
+        (json!({"pooling_mode_weightedmean_tokens": true}), "asks for pooling `weightedmean_tokens`; cls, max and mean"),
+        (json!({"pooling_mode_mean_tokens": true, "pooling_mode_lasttoken": true}), "asks for pooling `lasttoken`"),
+        (json!({"pooling_mode": "median"}), "asks for pooling `median`"),
+        (json!({"pooling_mode_mean_tokens": false}), "names no pooling mode; cls, max and mean are supported"),
+        (json!({}), "names no pooling mode"),
+    ];
+    for (config, says) in poolings {
+        let copy = Copy::of(MEAN);
+        copy.write("1_Pooling/config.json", &config.to_string());
+        assert_says(copy.open(Task::Auto), &["1_Pooling/config.json: ", says]);
+    }
+}
+
+#[test]
+fn several_poolings_are_joined_in_the_order_of_sentence_transformers() {
+    let copy = Copy::of(MEAN);
+    let names = |form: Value| {
+        copy.write("1_Pooling/config.json", &form.to_string());
+        match &copy.opened().spec().head {
+            HeadSpec::Embedding { pooling, .. } => pooling.clone(),
+            head @ HeadSpec::Classification { .. } => panic!("{head:?}"),
+        }
+    };
+    let all = vec![Pooling::Cls, Pooling::Max, Pooling::Mean];
+    assert_eq!(names(json!({"pooling_mode": ["mean", "cls", "max"]})), all);
+    let flags = json!({
+        "pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true, "pooling_mode_cls_token": true
+    });
+    assert_eq!(names(flags), all);
+
+    let directory = copy.opened();
+    let batch = batch_of(&directory, "the river is on fire");
+    let outputs = Model::load(&directory).unwrap().forward(&batch).unwrap();
+    assert_eq!((outputs.columns, outputs.values.len()), (96, 96));
+    let length = outputs.values.iter().map(|v| v * v).sum::<f32>().sqrt();
+    assert!((length - 1.0).abs() < 1e-6, "Normalize follows the joined vector: {length}");
+}
+
+fn batch_of(directory: &ModelDirectory, text: &str) -> PackedBatch {
+    let tokens = directory.tokenizer(None).expect("a tokenizer").encode(text, None).expect("tokens");
+    PackedBatch::new([&tokens]).expect("a batch")
+}
+
+#[test]
+fn sources_that_are_no_directory_are_told_apart() {
+    let copy = Copy::of(MEAN);
+    let says = |source: &str| SourceRef::parse(source).unwrap_err().to_string();
+    assert!(says("sentence-transformers/all-MiniLM-L6-v2").contains("models are not fetched from a hub: download it"));
+    let absent = copy.path("absent").to_string_lossy().into_owned();
+    assert!(says(&absent).contains("absent: no such model directory; `model.source` is a directory with config.json"));
+    let file = copy.path("config.json").to_string_lossy().into_owned();
+    assert!(says(&file).contains("config.json: a file is given; the directory that holds config.json is expected"));
+    assert_eq!(SourceRef::parse("embedded").unwrap(), SourceRef::Embedded);
+}
+
+#[test]
+fn a_vocabulary_alone_gives_the_ids_of_the_whole_tokenizer() {
+    let texts = [
+        "the river is on fire",
+        "What was that, and when can we use it?",
+        "Cafés in Zürich 水 cost 12!",
+        "MODELS, models;\tmodels\u{a0}\u{200b}and\nMoDeLs",
+        "unbelievable wonderfulnesses",
+        "",
+    ];
+    for name in ["bert-mean", "bert-max-f16", "bert-classifier-bf16"] {
+        let copy = Copy::of(name);
+        let whole = copy.opened().tokenizer(None).unwrap();
+        let alone = copy.remove("tokenizer.json").opened().tokenizer(None).unwrap();
+        for text in texts {
+            assert_eq!(alone.encode(text, None).unwrap(), whole.encode(text, None).unwrap(), "{name}: {text:?}");
+            let pair = Some("and the model");
+            assert_eq!(alone.encode(text, pair).unwrap(), whole.encode(text, pair).unwrap(), "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn tokenizers_that_cannot_be_loaded_are_named() {
+    let says = |copy: &Copy, max_length: Option<usize>| match copy.opened().tokenizer(max_length) {
+        Ok(_) => panic!("loaded"),
+        Err(error) => error.to_string(),
+    };
+    let copy = Copy::of(MEAN);
+    let short = says(&copy, Some(4));
+    assert!(short.contains("would cut samples at 4 tokens; at least 5 are needed"), "{short}");
+    copy.write("tokenizer.json", "{}");
+    let broken = says(&copy, None);
+    assert!(broken.contains("tokenizer.json: the tokenizer cannot be loaded: "), "{broken}");
+    copy.remove("tokenizer.json").write("vocab.txt", "[PAD]\n[UNK]\n[CLS]\nthe\n");
+    let separator = says(&copy, None);
+    assert!(separator.contains("vocab.txt: the tokenizer cannot be loaded: vocab.txt has no [SEP]"), "{separator}");
+    let none = says(copy.remove("vocab.txt"), None);
+    assert!(none.contains("neither tokenizer.json nor vocab.txt is in the directory"), "{none}");
+}
+
+#[test]
+fn samples_are_cut_at_the_smaller_of_the_limits() {
+    let directory = Copy::of(MEAN).opened();
+    assert_eq!(directory.max_tokens(), 48);
+    let text = "the river is on fire ".repeat(30);
+    let whole = directory.tokenizer(None).unwrap().encode(&text, None).unwrap();
+    for (asked, expected) in [(None, 48), (Some(1000), 48), (Some(48), 48), (Some(12), 12), (Some(5), 5)] {
+        let tokenizer = directory.tokenizer(asked).unwrap();
+        assert_eq!(tokenizer.max_length(), expected);
+        let cut = tokenizer.encode(&text, None).unwrap();
+        assert_eq!((cut.len(), cut.type_ids.len()), (expected, expected));
+        assert_eq!(cut.ids[..expected - 1], whole.ids[..expected - 1], "a cut keeps the beginning");
+        assert_eq!(cut.ids[expected - 1], whole.ids[47], "a cut sample still ends with the separator");
+        let pair = tokenizer.encode(&text, Some(&text)).unwrap();
+        assert_eq!(pair.len(), expected);
+        let separators = pair.ids.iter().filter(|id| **id == whole.ids[47]).count();
+        assert_eq!(separators, 2, "a cut pair keeps both separators");
+    }
+}
+
+#[test]
+fn an_empty_text_is_two_specials_and_has_a_vector() {
+    let directory = Copy::of(MEAN).opened();
+    let batch = batch_of(&directory, "");
+    assert_eq!((batch.len(), batch.tokens()), (1, 2));
+    let outputs = Model::load(&directory).unwrap().forward(&batch).unwrap();
+    assert_eq!(outputs.values.len(), 32);
+    assert!(outputs.values.iter().all(|v| v.is_finite()));
+}
+
+#[test]
+fn batches_that_hold_nothing_are_refused() {
+    let none: [&TokenSequence; 0] = [];
+    assert_eq!(PackedBatch::new(none).unwrap_err().to_string(), "a batch holds no sample");
+    let empty = TokenSequence { ids: Vec::new(), type_ids: Vec::new() };
+    let some = TokenSequence { ids: vec![2, 3], type_ids: vec![0, 0] };
+    for batch in [vec![&empty], vec![&some, &empty], vec![&empty, &some]] {
+        assert_eq!(PackedBatch::new(batch).unwrap_err().to_string(), "a sample has no token at all");
+    }
+}
+
+#[test]
+fn a_sample_that_the_tables_do_not_hold_is_refused() {
+    let model = Model::load(&Copy::of(MEAN).opened()).unwrap();
+    let sequence = |ids: Vec<u32>, kind: u32| TokenSequence { type_ids: vec![kind; ids.len()], ids };
+    let cases = [
+        (sequence(vec![2, 106, 3], 1), None),
+        (sequence(vec![2, 107, 3], 0), Some("row 107 of `embeddings.word_embeddings.weight` is asked for, which has 107")),
+        (sequence(vec![2, u32::MAX, 3], 0), Some("row 4294967295 of `embeddings.word_embeddings.weight`")),
+        (sequence(vec![2, 3], 2), Some("row 2 of `embeddings.token_type_embeddings.weight` is asked for, which has 2")),
+        (sequence(vec![5; 64], 0), None),
+        (sequence(vec![5; 65], 0), Some("row 64 of `embeddings.position_embeddings.weight` is asked for, which has 64")),
+        (sequence(vec![5; 65], 0), Some("or the sample is longer than 64 tokens")),
+    ];
+    for (sequence, says) in cases {
+        let result = model.forward(&PackedBatch::new([&sequence]).unwrap());
+        match says {
+            None => assert!(result.is_ok()),
+            Some(says) => {
+                let message = result.unwrap_err().to_string();
+                assert!(message.contains(says), "{says:?} is not in: {message}");
+            }
+        }
+    }
+}

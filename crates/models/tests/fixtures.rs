@@ -1,0 +1,211 @@
+//! Token ids, hidden states, embeddings and logits are those of `transformers`, for every fixture of `tests/fixtures`.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use zeropoint_models::{Model, ModelDirectory, PackedBatch, SourceRef, Task, TokenSequence, Tokenizer};
+
+/// Largest absolute difference to the reference. Hidden states are of order 1; the tanh form of GELU is off by 1e-3
+/// here, and a wrong epsilon of a norm by 2e-5.
+const TOLERANCE: f32 = 1e-5;
+
+/// Largest absolute difference between a sequence alone and among others: the order of summation may differ.
+const BATCH_TOLERANCE: f32 = 2e-6;
+
+const FIXTURES: [&str; 4] = ["bert-mean", "bert-cls-sharded", "bert-max-f16", "bert-classifier-bf16"];
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Text {
+    One(String),
+    Pair(String, String),
+}
+
+/// `reference.json`: what `transformers` and `sentence-transformers` computed.
+#[derive(Deserialize)]
+struct Reference {
+    texts: Vec<Text>,
+    input_ids: Vec<Vec<u32>>,
+    token_type_ids: Vec<Vec<u32>>,
+    last_hidden_state: std::collections::BTreeMap<usize, Vec<Vec<f32>>>,
+    #[serde(alias = "logits")]
+    pooled: Vec<Vec<f32>>,
+}
+
+struct Fixture {
+    name: &'static str,
+    directory: ModelDirectory,
+    model: Model,
+    reference: Reference,
+}
+
+impl Fixture {
+    fn open(name: &'static str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
+        let text = std::fs::read_to_string(path.join("reference.json")).expect("a reference");
+        let directory = open(path);
+        let model = Model::load(&directory).expect("the model loads");
+        Self { name, model, directory, reference: serde_json::from_str(&text).expect("a reference") }
+    }
+
+    fn all() -> impl Iterator<Item = Self> {
+        FIXTURES.into_iter().map(Self::open)
+    }
+
+    fn tokenizer(&self) -> Tokenizer {
+        self.directory.tokenizer(None).expect("a tokenizer")
+    }
+
+    fn sequences(&self) -> Vec<TokenSequence> {
+        let ids = self.reference.input_ids.iter().zip(&self.reference.token_type_ids);
+        ids.map(|(ids, types)| TokenSequence { ids: ids.clone(), type_ids: types.clone() }).collect()
+    }
+}
+
+fn open(path: PathBuf) -> ModelDirectory {
+    ModelDirectory::open(&SourceRef::Directory(path), Task::Auto).expect("the fixture opens")
+}
+
+fn pack(sequences: &[TokenSequence]) -> PackedBatch {
+    PackedBatch::new(sequences).expect("a batch")
+}
+
+fn rows(hidden: &Tensor) -> Vec<Vec<f32>> {
+    hidden.to_vec2().expect("a matrix of f32")
+}
+
+#[track_caller]
+fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, nan_first);
+    assert!(worst <= tolerance, "{what}: differs by {worst:e}, {tolerance:e} is allowed");
+}
+
+/// The maximum, with NaN above everything.
+fn nan_first(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
+}
+
+#[test]
+fn token_ids_are_those_of_transformers() {
+    for fixture in Fixture::all() {
+        let tokenizer = fixture.tokenizer();
+        for (text, expected) in fixture.reference.texts.iter().zip(fixture.sequences()) {
+            let (a, b) = match text {
+                Text::One(a) => (a, None),
+                Text::Pair(a, b) => (a, Some(b.as_str())),
+            };
+            assert_eq!(tokenizer.encode(a, b).unwrap(), expected, "{}: {a:?} {b:?}", fixture.name);
+        }
+    }
+}
+
+#[test]
+fn the_parallel_tokenizer_gives_the_ids_in_order() {
+    let fixture = Fixture::open("bert-classifier-bf16");
+    let texts: Vec<_> = fixture
+        .reference
+        .texts
+        .iter()
+        .map(|text| match text {
+            Text::One(a) => (a.as_str(), None),
+            Text::Pair(a, b) => (a.as_str(), Some(b.as_str())),
+        })
+        .collect();
+    assert_eq!(fixture.tokenizer().encode_all(&texts).unwrap(), fixture.sequences());
+}
+
+#[test]
+fn hidden_states_are_those_of_transformers_alone_and_packed() {
+    for fixture in Fixture::all() {
+        let sequences = fixture.sequences();
+        let packed = rows(&fixture.model.hidden_states(&pack(&sequences)).unwrap());
+        let mut start = 0;
+        for (i, sequence) in sequences.iter().enumerate() {
+            let what = format!("{}, text {i}", fixture.name);
+            let alone = rows(&fixture.model.hidden_states(&pack(std::slice::from_ref(sequence))).unwrap()).concat();
+            let among_others = packed[start..start + sequence.len()].concat();
+            start += sequence.len();
+            assert_close(&among_others, &alone, BATCH_TOLERANCE, &format!("{what}, packed against alone"));
+            if let Some(expected) = fixture.reference.last_hidden_state.get(&i) {
+                assert_close(&alone, &expected.concat(), TOLERANCE, &format!("{what}, alone"));
+                assert_close(&among_others, &expected.concat(), TOLERANCE, &format!("{what}, packed"));
+            }
+        }
+        assert_eq!(start, packed.len());
+        assert!(!fixture.reference.last_hidden_state.is_empty());
+    }
+}
+
+#[test]
+fn embeddings_and_logits_are_those_of_transformers_alone_and_packed() {
+    for fixture in Fixture::all() {
+        let sequences = fixture.sequences();
+        let packed = fixture.model.forward(&pack(&sequences)).unwrap();
+        assert_eq!(packed.rows().len(), sequences.len());
+        for (i, (sequence, expected)) in sequences.iter().zip(&fixture.reference.pooled).enumerate() {
+            let what = format!("{}, text {i}", fixture.name);
+            let alone = fixture.model.forward(&pack(std::slice::from_ref(sequence))).unwrap();
+            let among_others = packed.rows().nth(i).unwrap();
+            assert_close(&alone.values, expected, TOLERANCE, &format!("{what}, alone"));
+            assert_close(among_others, expected, TOLERANCE, &format!("{what}, packed"));
+            assert_close(among_others, &alone.values, BATCH_TOLERANCE, &format!("{what}, packed against alone"));
+        }
+    }
+}
+
+#[test]
+fn the_order_of_a_batch_is_the_order_of_its_outputs() {
+    for fixture in Fixture::all() {
+        let mut sequences = fixture.sequences();
+        sequences.reverse();
+        let packed = fixture.model.forward(&pack(&sequences)).unwrap();
+        for (found, expected) in packed.rows().zip(fixture.reference.pooled.iter().rev()) {
+            assert_close(found, expected, TOLERANCE, fixture.name);
+        }
+    }
+}
+
+#[test]
+fn descriptions_say_what_the_fixtures_are() {
+    struct Case {
+        name: &'static str,
+        hidden: usize,
+        inner: usize,
+        linears: usize,
+        max_tokens: usize,
+        unused: &'static [&'static str],
+    }
+    let cases = [
+        Case {
+            name: "bert-mean",
+            hidden: 32,
+            inner: 64,
+            linears: 13,
+            max_tokens: 48,
+            unused: &["embeddings.position_ids"],
+        },
+        Case { name: "bert-cls-sharded", hidden: 20, inner: 45, linears: 12, max_tokens: 48, unused: &[] },
+        Case {
+            name: "bert-max-f16",
+            hidden: 24,
+            inner: 40,
+            linears: 13,
+            max_tokens: 48,
+            unused: &["cls.predictions.bias"],
+        },
+        Case { name: "bert-classifier-bf16", hidden: 24, inner: 48, linears: 14, max_tokens: 64, unused: &[] },
+    ];
+    for case in cases {
+        let fixture = Fixture::open(case.name);
+        let spec = fixture.model.spec();
+        let up = &spec.linears[spec.blocks[0].mlp.up];
+        let unused: Vec<&str> = spec.unused.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!((spec.blocks.len(), spec.blocks[0].attention.heads), (2, 4), "{}", case.name);
+        assert_eq!((spec.hidden, up.outputs, up.inputs), (case.hidden, case.inner, case.hidden), "{}", case.name);
+        assert_eq!(spec.linears.len(), case.linears, "{}", case.name);
+        assert_eq!(fixture.directory.max_tokens(), case.max_tokens, "{}", case.name);
+        assert_eq!(unused, case.unused, "{}", case.name);
+    }
+}

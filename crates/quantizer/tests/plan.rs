@@ -1,0 +1,263 @@
+//! What a plan decides for every Linear of a model, and which requests it refuses.
+
+use std::path::Path;
+
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry, WeightScheme};
+use zeropoint_models::{ModelDirectory, ModelSpec, SourceRef, Task};
+use zeropoint_observer::{RangeObserver, WeightObserver};
+use zeropoint_quantizer::{
+    Decision, EmbeddingPrecision, LayerOverride, LayerScheme, Pattern, Plan, PlanError, PlanRequest,
+};
+
+const BLOCK_LINEARS: [&str; 6] = [
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+];
+
+fn spec(fixture: &str) -> ModelSpec {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(fixture);
+    let directory = ModelDirectory::open(&SourceRef::Directory(path), Task::Auto).expect("the fixture opens");
+    directory.spec().clone()
+}
+
+fn scheme(mode: ActivationMode) -> LayerScheme {
+    LayerScheme {
+        scheme: Scheme {
+            weights: WeightScheme { granularity: Granularity::Channel },
+            activations: ActivationScheme { mode, symmetry: Symmetry::Symmetric },
+        },
+        weight_observer: WeightObserver::MinMax,
+        range_observer: RangeObserver::MinMax,
+    }
+}
+
+const DYNAMIC: ActivationMode = ActivationMode::Dynamic;
+const STATIC: ActivationMode = ActivationMode::Static;
+
+fn patterns(texts: &[&str]) -> Vec<Pattern> {
+    texts.iter().map(|text| Pattern::parse(text).expect("a pattern")).collect()
+}
+
+fn request(mode: ActivationMode) -> PlanRequest {
+    PlanRequest { scheme: scheme(mode), ignore: None, overrides: Vec::new(), embeddings: EmbeddingPrecision::Keep }
+}
+
+fn ignoring(mode: ActivationMode, ignore: &[&str]) -> PlanRequest {
+    PlanRequest { ignore: Some(patterns(ignore)), ..request(mode) }
+}
+
+fn overriding(mode: ActivationMode, overrides: &[(&[&str], Option<LayerScheme>)]) -> PlanRequest {
+    let overrides =
+        overrides.iter().map(|(layers, scheme)| LayerOverride { layers: patterns(layers), scheme: *scheme });
+    PlanRequest { overrides: overrides.collect(), ..request(mode) }
+}
+
+fn quantized(plan: &Plan) -> Vec<&str> {
+    plan.quantized().map(|(linear, _)| linear.path.as_str()).collect()
+}
+
+fn reason<'a>(plan: &'a Plan, path: &str) -> &'a str {
+    match &plan.linears.iter().find(|linear| linear.path == path).expect("a Linear").decision {
+        Decision::Keep { reason } => reason,
+        Decision::Quantize(_) => panic!("{path} is quantised"),
+    }
+}
+
+fn mode_of(plan: &Plan, path: &str) -> Option<ActivationMode> {
+    let linear = plan.linears.iter().find(|linear| linear.path == path).expect("a Linear");
+    linear.scheme().map(|scheme| scheme.scheme.activations.mode)
+}
+
+/// The Linears of the two blocks, in the order of the description.
+fn block_linears(prefix: &str) -> Vec<String> {
+    (0..2)
+        .flat_map(|layer| BLOCK_LINEARS.map(|name| format!("{prefix}encoder.layer.{layer}.{name}")))
+        .collect()
+}
+
+#[test]
+fn by_default_poolers_and_classifiers_stay_float() {
+    for (fixture, prefix, kept) in [
+        ("bert-mean", "", &["pooler.dense"][..]),
+        ("bert-cls-sharded", "", &[]),
+        ("bert-classifier-bf16", "bert.", &["bert.pooler.dense", "classifier"]),
+    ] {
+        for mode in [DYNAMIC, STATIC] {
+            let spec = spec(fixture);
+            let plan = Plan::new(&spec, &request(mode)).unwrap();
+            assert_eq!(quantized(&plan), block_linears(prefix), "{fixture}");
+            assert!(plan.quantized().all(|(_, of)| *of == scheme(mode)));
+            assert_eq!(plan.linears.len(), spec.linears.len());
+            for (id, linear) in plan.linears.iter().enumerate() {
+                assert_eq!((linear.linear, &linear.path), (id, &spec.linears[id].path));
+            }
+            for path in kept {
+                let why = reason(&plan, path);
+                assert!(why.starts_with("pooler: ") || why.starts_with("classifier: "), "{why}");
+            }
+            assert_eq!(plan.needs_statistics(), mode == STATIC);
+            assert_eq!(plan.warnings, [""; 0]);
+            assert_eq!(plan.embeddings, EmbeddingPrecision::Keep);
+        }
+    }
+}
+
+#[test]
+fn a_given_ignore_replaces_the_default() {
+    let spec = spec("bert-classifier-bf16");
+    let all = Plan::new(&spec, &ignoring(STATIC, &[])).unwrap();
+    assert_eq!(quantized(&all).len(), 14, "an empty list ignores nothing, not even the classifier");
+
+    let one = Plan::new(&spec, &ignoring(STATIC, &["classifier"])).unwrap();
+    assert_eq!(mode_of(&one, "bert.pooler.dense"), Some(STATIC));
+    assert_eq!(reason(&one, "classifier"), "`quantization.ignore` names it (`classifier`)");
+
+    let layer = r"re:bert\.encoder\.layer\.1\.";
+    let plan = Plan::new(&spec, &ignoring(DYNAMIC, &[layer, "re:.*dense"])).unwrap();
+    let expected = ["query", "key", "value"].map(|name| format!("bert.encoder.layer.0.attention.self.{name}"));
+    assert_eq!(quantized(&plan), [&expected[..], &["classifier".to_owned()]].concat());
+    let why = format!("`quantization.ignore` names it (`{layer}`)");
+    assert_eq!(reason(&plan, "bert.encoder.layer.1.output.dense"), why, "the first pattern that matches is named");
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names() {
+    let spec = spec("bert-mean");
+    let none = Some(scheme(DYNAMIC));
+    let cases = [
+        (ignoring(DYNAMIC, &["pooler.dens"]), "quantization.ignore", "pooler.dens", "`pooler.dense`"),
+        (ignoring(DYNAMIC, &["re:pooler$"]), "quantization.ignore", "re:pooler$", "`pooler.dense`"),
+        // `re:` is matched from the start, as by Python's `re.match`.
+        (ignoring(DYNAMIC, &["re:layer"]), "quantization.ignore", "re:layer", "`encoder.layer."),
+        (
+            ignoring(DYNAMIC, &["pooler.dense", "bert.pooler.dense"]),
+            "quantization.ignore",
+            "bert.pooler.dense",
+            "`pooler.dense`",
+        ),
+        (
+            overriding(DYNAMIC, &[(&["pooler.dense"], none), (&["re:encoder", r"re:encoder\.layer\.2\."], none)]),
+            "quantization.overrides[1].layers",
+            r"re:encoder\.layer\.2\.",
+            "`encoder.layer.",
+        ),
+        (
+            overriding(DYNAMIC, &[(&["encoder.layer.0.output.dence"], None)]),
+            "quantization.overrides[0].layers",
+            "encoder.layer.0.output.dence",
+            "`encoder.layer.0.output.dense`",
+        ),
+    ];
+    for (request, place, pattern, name) in cases {
+        let error = Plan::new(&spec, &request).unwrap_err();
+        let message = error.to_string();
+        assert!(message.starts_with(&format!("{place}: pattern `{pattern}` matches no Linear of the model; ")));
+        let PlanError::NoMatch { nearest, .. } = error else { panic!("{message}") };
+        assert_eq!(nearest.split(", ").count(), 3, "{nearest}");
+        assert!(nearest.contains(name), "{name} is not among {nearest}");
+        assert!(message.ends_with(&format!("the nearest names are {nearest}")));
+    }
+}
+
+#[test]
+fn the_last_override_that_matches_wins() {
+    let request = overriding(
+        STATIC,
+        &[
+            (&["re:encoder"], Some(scheme(DYNAMIC))),
+            (&["re:.*output"], None),
+            (&["encoder.layer.1.output.dense", "encoder.layer.0.intermediate.dense"], Some(scheme(STATIC))),
+        ],
+    );
+    let plan = Plan::new(&spec("bert-mean"), &request).unwrap();
+    for (path, mode) in [
+        ("encoder.layer.0.attention.self.query", Some(DYNAMIC)),
+        ("encoder.layer.0.attention.output.dense", None),
+        ("encoder.layer.0.intermediate.dense", Some(STATIC)),
+        ("encoder.layer.0.output.dense", None),
+        ("encoder.layer.1.intermediate.dense", Some(DYNAMIC)),
+        ("encoder.layer.1.output.dense", Some(STATIC)),
+        ("pooler.dense", None),
+    ] {
+        assert_eq!(mode_of(&plan, path), mode, "{path}");
+    }
+    assert!(plan.needs_statistics());
+    assert_eq!(reason(&plan, "encoder.layer.0.output.dense"), "an override gives it the scheme `none`");
+}
+
+#[test]
+fn statistics_are_needed_for_what_is_quantised_only() {
+    let request = overriding(STATIC, &[(&["re:encoder"], Some(scheme(DYNAMIC)))]);
+    assert!(!Plan::new(&spec("bert-mean"), &request).unwrap().needs_statistics());
+}
+
+#[test]
+fn an_override_of_ignored_layers_alone_is_an_error() {
+    let spec = spec("bert-classifier-bf16");
+    let other = Some(scheme(STATIC));
+    let says = |request: &PlanRequest| Plan::new(&spec, request).unwrap_err().to_string();
+    let message = says(&overriding(DYNAMIC, &[(&["re:bert"], other), (&["re:.*(pooler|classifier)"], other)]));
+    assert_eq!(
+        message,
+        "quantization.overrides[1].layers: pattern `re:.*(pooler|classifier)` matches only layers that \
+         `quantization.ignore` leaves float (bert.pooler.dense); take them out of `ignore` first"
+    );
+    let named = PlanRequest {
+        ignore: Some(patterns(&["bert.encoder.layer.0.output.dense"])),
+        ..overriding(DYNAMIC, &[(&["bert.encoder.layer.0.output.dense"], other)])
+    };
+    assert!(says(&named).contains("matches only layers that `quantization.ignore` leaves float"));
+    // The same with `none` has no effect either.
+    assert!(says(&overriding(DYNAMIC, &[(&["classifier"], None)])).contains("(classifier)"));
+    // An override beside another that leaves its layers float is in order.
+    let twice = overriding(DYNAMIC, &[(&["re:.*query"], other), (&["re:.*query"], None)]);
+    assert_eq!(quantized(&Plan::new(&spec, &twice).unwrap()).len(), 10);
+    // So is one that reaches ignored layers among others.
+    assert!(Plan::new(&spec, &overriding(DYNAMIC, &[(&["re:.*dense"], other)])).is_ok());
+}
+
+#[test]
+fn static_activations_of_a_linear_that_never_runs_are_refused() {
+    let spec = spec("bert-mean");
+    let error = Plan::new(&spec, &ignoring(STATIC, &[])).unwrap_err();
+    assert_eq!(error, PlanError::NeverObserved { path: "pooler.dense".to_owned() });
+    assert!(error.to_string().contains("its input is never observed; add it to `quantization.ignore` or give it "));
+    // Dynamic activations need no observation.
+    assert_eq!(quantized(&Plan::new(&spec, &ignoring(DYNAMIC, &[])).unwrap()).len(), 13);
+    let advice = PlanRequest {
+        ignore: Some(Vec::new()),
+        ..overriding(STATIC, &[(&["pooler.dense"], Some(scheme(DYNAMIC)))])
+    };
+    assert_eq!(mode_of(&Plan::new(&spec, &advice).unwrap(), "pooler.dense"), Some(DYNAMIC));
+}
+
+#[test]
+fn a_plan_that_quantises_nothing_is_refused() {
+    let spec = spec("bert-mean");
+    for request in [ignoring(STATIC, &["re:"]), overriding(DYNAMIC, &[(&["re:encoder"], None)])] {
+        assert_eq!(Plan::new(&spec, &request).unwrap_err(), PlanError::Nothing { count: 13 });
+    }
+    let message = Plan::new(&spec, &ignoring(STATIC, &["re:.*"])).unwrap_err().to_string();
+    assert!(message.starts_with("the plan quantises nothing: all 13 Linears are ignored"), "{message}");
+}
+
+#[test]
+fn readers_of_one_activation_that_differ_are_warned_of() {
+    let spec = spec("bert-mean");
+    let of = |layers: &[&str], scheme| Plan::new(&spec, &overriding(DYNAMIC, &[(layers, scheme)])).unwrap().warnings;
+    let none = of(&["encoder.layer.1.attention.self.key"], None);
+    assert_eq!(
+        none,
+        ["encoder.layer.1.attention.self.query, encoder.layer.1.attention.self.key, \
+          encoder.layer.1.attention.self.value read one activation but are quantised differently; vLLM, which fuses \
+          them, cannot load the result"]
+    );
+    assert_eq!(of(&["re:.*value"], Some(scheme(STATIC))).len(), 2);
+    // Whole sites may differ from each other.
+    assert_eq!(of(&["re:.*self"], Some(scheme(STATIC))), [""; 0]);
+    assert_eq!(of(&["encoder.layer.0.output.dense"], None), [""; 0]);
+}

@@ -1,0 +1,174 @@
+//! A quantised weight is what a plain loop over the scalar specification gives.
+
+use proptest::prelude::*;
+use zeropoint_core::{Granularity, QuantParams, Rng, WeightScheme, dequantize, quantize};
+use zeropoint_kernels::Isa;
+use zeropoint_observer::WeightObserver;
+use zeropoint_quantizer::{QuantizedWeight, WeightError, quantize_weight};
+
+const CHANNEL: WeightScheme = WeightScheme { granularity: Granularity::Channel };
+const TENSOR: WeightScheme = WeightScheme { granularity: Granularity::Tensor };
+
+fn absmax(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |max, w| w.abs().max(max))
+}
+
+/// Round to nearest under min-max scales, one value after the other.
+fn naive(weight: &[f32], outputs: usize, inputs: usize, scheme: WeightScheme) -> QuantizedWeight {
+    let per_tensor = scheme.granularity == Granularity::Tensor;
+    let (mut values, mut scales) = (Vec::new(), Vec::new());
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for row in weight.chunks(inputs) {
+        let range = absmax(if per_tensor { weight } else { row });
+        let params = QuantParams::symmetric(range).expect("a finite range");
+        for w in row {
+            let q = quantize(*w, params);
+            values.push(q);
+            signal += f64::from(*w).powi(2);
+            noise += f64::from(*w - dequantize(q, params)).powi(2);
+        }
+        scales.push(params.scale);
+    }
+    scales.truncate(if per_tensor { 1 } else { outputs });
+    QuantizedWeight { values, scales, outputs, inputs, signal, noise }
+}
+
+/// Weights with rows of every magnitude, ties, zeros and outliers.
+fn weights() -> impl Strategy<Value = (usize, usize, Vec<f32>)> {
+    let value = prop_oneof![
+        6 => -1f32..1.0,
+        2 => (-255i32..=255).prop_map(|halves| halves as f32 / 2.0),
+        1 => Just(0.0f32),
+        1 => -300f32..300.0,
+        1 => -1e-30f32..1e-30,
+    ];
+    (1usize..24, 1usize..90).prop_flat_map(move |(outputs, inputs)| {
+        let rows = prop::collection::vec(prop::sample::select(vec![0.0f32, 1e-3, 1.0, 1e3]), outputs);
+        (rows, prop::collection::vec(value.clone(), outputs * inputs)).prop_map(move |(rows, mut weight)| {
+            for (row, factor) in weight.chunks_mut(inputs).zip(rows) {
+                row.iter_mut().for_each(|w| *w *= factor);
+            }
+            (outputs, inputs, weight)
+        })
+    })
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
+}
+
+proptest! {
+    #[test]
+    fn min_max_is_the_scalar_loop((outputs, inputs, weight) in weights()) {
+        for scheme in [CHANNEL, TENSOR] {
+            let expected = naive(&weight, outputs, inputs, scheme);
+            for isa in Isa::available() {
+                let found = quantize_weight(isa, &weight, outputs, inputs, scheme, WeightObserver::MinMax).unwrap();
+                prop_assert_eq!(&found.values, &expected.values, "{}", isa);
+                prop_assert_eq!(&found.scales, &expected.scales, "{}", isa);
+                prop_assert_eq!((found.outputs, found.inputs), (outputs, inputs));
+                prop_assert!(close(found.signal, expected.signal), "{} {}", found.signal, expected.signal);
+                prop_assert!(close(found.noise, expected.noise), "{} {}", found.noise, expected.noise);
+                let real: Vec<f32> = found.dequantize();
+                let noise = weight.iter().zip(&real).map(|(w, r)| f64::from(w - r).powi(2)).sum::<f64>();
+                prop_assert!(close(found.noise, noise), "the noise is that of the dequantised values");
+            }
+        }
+    }
+
+    #[test]
+    fn a_clipped_range_is_quantised_by_the_scalar_function((outputs, inputs, weight) in weights()) {
+        for scheme in [CHANNEL, TENSOR] {
+            let found =
+                quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, WeightObserver::Mse).unwrap();
+            for (i, w) in weight.iter().enumerate() {
+                let params = QuantParams { scale: found.scale(i / inputs), zero_point: 0 };
+                prop_assert_eq!(found.values[i], quantize(*w, params));
+            }
+        }
+    }
+
+    #[test]
+    fn mse_is_never_worse_than_min_max((outputs, inputs, weight) in weights()) {
+        for scheme in [CHANNEL, TENSOR] {
+            let noise = |observer| {
+                let weight = quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, observer).unwrap();
+                let rows = weight.scales.clone();
+                (weight.noise, rows)
+            };
+            let (clipped, whole) = (noise(WeightObserver::Mse), noise(WeightObserver::MinMax));
+            prop_assert!(clipped.0 <= whole.0, "{} > {}", clipped.0, whole.0);
+            prop_assert!(clipped.1.iter().zip(&whole.1).all(|(a, b)| a <= b), "a range is never widened");
+        }
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_named(
+        (outputs, inputs, mut weight) in weights(), at: prop::sample::Index, later: prop::sample::Index,
+        value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]), mse: bool, tensor: bool,
+    ) {
+        let at = at.index(weight.len());
+        let later = at + later.index(weight.len() - at);
+        weight[later] = f32::NAN;
+        weight[at] = value;
+        let observer = if mse { WeightObserver::Mse } else { WeightObserver::MinMax };
+        let scheme = if tensor { TENSOR } else { CHANNEL };
+        let error = quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, observer).unwrap_err();
+        let says = format!(
+            "holds {value} at row {}, column {}; weights must be finite: the source is damaged", at / inputs, at % inputs
+        );
+        prop_assert_eq!(error.to_string(), says);
+    }
+}
+
+#[test]
+fn per_channel_keeps_the_small_rows_that_per_tensor_loses() {
+    let weight = [[100.0f32, -50.0, 25.0], [0.1, -0.05, 0.025]].concat();
+    let of = |scheme| quantize_weight(Isa::best(), &weight, 2, 3, scheme, WeightObserver::MinMax).unwrap();
+    let (channel, tensor) = (of(CHANNEL), of(TENSOR));
+    assert_eq!(tensor.scales, [100.0 / 127.5]);
+    assert_eq!(channel.scales, [100.0 / 127.5, 0.1 / 127.5]);
+    assert_eq!(tensor.values, [127, -64, 32, 0, 0, 0]);
+    assert_eq!(channel.values, [127, -64, 32, 127, -64, 32]);
+    assert_eq!((tensor.scale(1), channel.scale(1)), (tensor.scales[0], channel.scales[1]));
+    assert!(channel.noise < tensor.noise);
+}
+
+#[test]
+fn mse_clips_an_outlier() {
+    let mut weight = vec![0f32; 512];
+    let mut rng = Rng::new(5);
+    weight.iter_mut().for_each(|w| *w = rng.normal() as f32 * 0.02);
+    weight[100] = 0.3;
+    let of = |observer| quantize_weight(Isa::best(), &weight, 1, 512, CHANNEL, observer).unwrap();
+    let (clipped, whole) = (of(WeightObserver::Mse), of(WeightObserver::MinMax));
+    assert!(clipped.scales[0] < whole.scales[0] && clipped.noise < whole.noise);
+    assert_eq!(clipped.values[100], 127);
+}
+
+#[test]
+fn the_number_of_threads_does_not_show() {
+    let (outputs, inputs) = (301, 130);
+    let mut rng = Rng::new(11);
+    let weight: Vec<f32> = (0..outputs * inputs).map(|_| rng.normal() as f32).collect();
+    for scheme in [CHANNEL, TENSOR] {
+        for observer in [WeightObserver::MinMax, WeightObserver::Mse] {
+            let with = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, observer).unwrap())
+            };
+            let (one, three) = (with(1), with(3));
+            assert_eq!(one.signal.to_bits(), three.signal.to_bits());
+            assert_eq!(one.noise.to_bits(), three.noise.to_bits());
+            assert_eq!(one, three);
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    for (outputs, inputs) in [(2, 3), (0, 5), (5, 0), (usize::MAX, 2)] {
+        let result = quantize_weight(Isa::SCALAR, &[1.0; 5], outputs, inputs, CHANNEL, WeightObserver::MinMax);
+        assert_eq!(result, Err(WeightError::Shape { len: 5, outputs, inputs }));
+    }
+}
