@@ -76,6 +76,7 @@ pub fn calibrate(
         model.forward_observed(&batch, &mut sink)?;
         done += batch.len();
         tokens += batch.tokens();
+        tracing::debug!(done, total, tokens, "batch observed");
         let report = CalibrationProgress { done, total, tokens, total_tokens, elapsed: started.elapsed() };
         if progress(report).is_break() {
             return Ok(Calibrated::Cancelled);

@@ -11,6 +11,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use zeropoint_kernels::Isa;
+use zeropoint_models::ModelError;
 use zeropoint_pipeline::{Cancel, PipelineError};
 
 use args::Cli;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
 
 /// Runs the command on a pool of the asked-for size; every parallel loop below it, candle's included, uses that pool.
 fn on_threads(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    Isa::active().map_err(ModelError::from)?;
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = cli.global.threads {
         pool = pool.num_threads(usize::from(threads));

@@ -55,7 +55,8 @@ impl Terminal {
     pub(crate) fn error(&self, error: &PipelineError) {
         self.clear();
         let text = match error {
-            PipelineError::Config(error) => error.render(),
+            // Without its own `error: `, which is painted here.
+            PipelineError::Config(error) => error.render().trim_start_matches("error: ").to_owned(),
             other => other.to_string(),
         };
         eprintln!("{}: {}", self.paint("error", "31"), text.trim_end());

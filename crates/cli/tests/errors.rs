@@ -35,7 +35,13 @@ impl Answers {
         self.refused_in(code, mistake, arguments, |_| ());
     }
 
-    fn refused_in(&mut self, code: i32, mistake: &str, arguments: &[&str], change: impl FnOnce(&mut Command)) {
+    fn refused_in(
+        &mut self,
+        code: i32,
+        mistake: &str,
+        arguments: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) {
         let before = self.scene.tree("");
         let mut command = self.scene.zeropoint(arguments);
         change(&mut command);
@@ -146,7 +152,10 @@ fn config_files() {
             &format!("{model}[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_mean'\nmax_drop = 5\n"),
         ),
         ("a task without data", &format!("{model}[[evaluation.tasks]]\nkind = 'classification'\n")),
-        ("a pattern that is no regular expression", &format!("{model}quantization.ignore = ['re:encoder.(layer']\n")),
+        (
+            "a pattern that is no regular expression",
+            &format!("{model}quantization.ignore = ['re:encoder.(layer']\n"),
+        ),
         ("data in an unknown format", &format!("{model}calibration.data = ['texts.parquet']\n")),
     ] {
         answers.config(mistake, text);
@@ -181,7 +190,10 @@ fn patterns() {
             "quantization.overrides=[{layers=['re:bert\\.encoder\\.layer\\.7\\.'],scheme='none'}]",
         ),
         ("nothing left to quantise", "quantization.ignore=['re:.*']"),
-        ("an override of what is ignored", "quantization.overrides=[{layers=['classifier'],scheme='w8a8-dynamic'}]"),
+        (
+            "an override of what is ignored",
+            "quantization.overrides=[{layers=['classifier'],scheme='w8a8-dynamic'}]",
+        ),
     ] {
         answers.set(2, mistake, change);
     }
@@ -198,7 +210,8 @@ fn models() {
     scene.copy_fixture("bert-mean", "without-weights");
     std::fs::remove_file(scene.path("without-weights/model.safetensors")).expect("it was there");
     scene.copy_fixture("bert-cls-sharded", "without-a-shard");
-    std::fs::remove_file(scene.path("without-a-shard/model-00002-of-00002.safetensors")).expect("it was there");
+    std::fs::remove_file(scene.path("without-a-shard/model-00002-of-00002.safetensors"))
+        .expect("it was there");
     scene.copy_fixture("bert-mean", "broken-config");
     scene.write("broken-config/config.json", "{\"architectures\": [");
     scene.copy_fixture("bert-mean", "broken-tokenizer");
@@ -220,7 +233,8 @@ fn models() {
     });
     scene.copy_fixture("bert-mean", "with-a-dense-module");
     change_json("with-a-dense-module", "modules.json", &|modules| {
-        modules[2] = json!({ "idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense" });
+        modules[2] =
+            json!({ "idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense" });
     });
     scene.copy_fixture("bert-cls-sharded", "index-points-outside");
     change_json("index-points-outside", "model.safetensors.index.json", &|index| {
@@ -248,7 +262,11 @@ fn models() {
     ] {
         answers.model(mistake, source);
     }
-    answers.set(1, "a task that the model does not fit", &format!("model={{source='{}',task='classification'}}", fixture("bert-mean").display()));
+    answers.set(
+        1,
+        "a task that the model does not fit",
+        &format!("model={{source='{}',task='classification'}}", fixture("bert-mean").display()),
+    );
     answers.compare("models");
 }
 
@@ -270,7 +288,9 @@ fn weight_files() {
             file.header[QUERY]["data_offsets"] = json!([end, begin]);
         }),
         ("a shape that its bytes do not fill", "bytes", |file| file.header[QUERY]["shape"] = json!([32, 33])),
-        ("a shape that overflows", "overflow", |file| file.header[QUERY]["shape"] = json!([1u64 << 40, 1u64 << 40])),
+        ("a shape that overflows", "overflow", |file| {
+            file.header[QUERY]["shape"] = json!([1u64 << 40, 1u64 << 40])
+        }),
         ("a shape that is not the config's", "shape", |file| file.header[QUERY]["shape"] = json!([16, 64])),
         ("an unknown dtype", "dtype", |file| file.header[QUERY]["dtype"] = json!("F4")),
         ("a tensor that is missing", "missing", |file| {
@@ -292,7 +312,11 @@ fn weight_files() {
         ("a file that ends in its header", "cut", &bytes[..1000]),
         ("a header that claims a terabyte", "huge", &[&(1u64 << 40).to_le_bytes()[..], &bytes[8..]].concat()),
         ("three bytes", "tiny", b"abc"),
-        ("a Git LFS pointer", "pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+        (
+            "a Git LFS pointer",
+            "pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        ),
         ("a pickle", "pickle", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."),
     ] {
         answers.scene.copy_fixture("bert-mean", name);
@@ -311,8 +335,17 @@ fn infinity_in_a_table_that_no_text_reaches() {
     answers.scene.copy_fixture("bert-mean", "infinite");
     answers.scene.write("infinite/model.safetensors", file.to_bytes());
     for embeddings in ["keep", "bf16"] {
-        let arguments =
-            ["run", "config.toml", "--no-cache", "--out", "out", "--set", "model.source=infinite", "--set", &format!("quantization.embeddings={embeddings}")];
+        let arguments = [
+            "run",
+            "config.toml",
+            "--no-cache",
+            "--out",
+            "out",
+            "--set",
+            "model.source=infinite",
+            "--set",
+            &format!("quantization.embeddings={embeddings}"),
+        ];
         answers.refused(1, embeddings, &arguments);
     }
     answers.compare("infinity_in_a_table");
@@ -329,7 +362,10 @@ fn data_files() {
     scene.write("columns.csv", "sentence,points\nA cold day.,1\n");
     scene.write("ragged.csv", "text,label\nA cold, wet day.,weather\n");
     scene.write("latin1.txt", b"caf\xe9\n");
-    scene.write("labels.jsonl", "{\"text\": \"a\", \"label\": \"law\"}\n{\"text\": \"b\", \"label\": \"poetry\"}\n");
+    scene.write(
+        "labels.jsonl",
+        "{\"text\": \"a\", \"label\": \"law\"}\n{\"text\": \"b\", \"label\": \"poetry\"}\n",
+    );
     scene.write("texts.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
     scene.write("pairs.jsonl", "{\"text_a\": \"a\", \"text_b\": \"b\", \"score\": \"good\"}\n");
     for (mistake, file) in [
@@ -359,7 +395,11 @@ fn data_files() {
         ("classes of an embedding model", "classification", "labels.jsonl"),
     ] {
         let tasks = format!("evaluation.tasks=[{{kind='{kind}',data='{file}'}}]");
-        answers.refused(1, mistake, &["run", "config.toml", "--no-cache", "--out", "out", "--set", &source, "--set", &tasks]);
+        answers.refused(
+            1,
+            mistake,
+            &["run", "config.toml", "--no-cache", "--out", "out", "--set", &source, "--set", &tasks],
+        );
     }
     answers.compare("data_files");
 }
@@ -415,10 +455,22 @@ fn statistics_and_models_of_something_else() {
             "weights in place of statistics",
             &["quantize", "config.toml", "--out", "out", "--statistics", "finished/model/model.safetensors"],
         ),
-        ("a text in place of statistics", &["quantize", "config.toml", "--out", "out", "--statistics", "text.txt"]),
+        (
+            "a text in place of statistics",
+            &["quantize", "config.toml", "--out", "out", "--statistics", "text.txt"],
+        ),
         (
             "statistics of other data",
-            &["quantize", "config.toml", "--out", "out", "--statistics", statistics, "--set", "calibration.seed=7"],
+            &[
+                "quantize",
+                "config.toml",
+                "--out",
+                "out",
+                "--statistics",
+                statistics,
+                "--set",
+                "calibration.seed=7",
+            ],
         ),
         (
             "statistics of another model",
@@ -426,7 +478,10 @@ fn statistics_and_models_of_something_else() {
         ),
         ("evaluation of a model that does not exist", &["evaluate", "config.toml", "--model", "absent"]),
         ("evaluation of the float model", &["evaluate", "config.toml", "--model", "embedded"]),
-        ("evaluation of another model", &["evaluate", "config.toml", "--model", "finished/model", "--set", &other_model]),
+        (
+            "evaluation of another model",
+            &["evaluate", "config.toml", "--model", "finished/model", "--set", &other_model],
+        ),
         (
             "evaluation of a model of the same architecture and another size",
             &["evaluate", "config.toml", "--model", &float],
@@ -446,9 +501,12 @@ fn statistics_and_models_of_something_else() {
 #[test]
 fn instruction_sets() {
     let mut answers = Answers::new();
-    for name in ["foo", "AVX2"] {
-        let arguments = ["run", "config.toml", "--no-cache", "--out", "out"];
-        answers.refused_in(1, &format!("ZEROPOINT_ISA={name}"), &arguments, |command| {
+    for (name, arguments) in [
+        ("foo", &["run", "config.toml", "--no-cache", "--out", "out"][..]),
+        ("foo", &["run", "config.toml", "--dry-run"]),
+        ("AVX2", &["inspect", "embedded"]),
+    ] {
+        answers.refused_in(2, &format!("ZEROPOINT_ISA={name}"), arguments, |command| {
             command.env("ZEROPOINT_ISA", name);
         });
     }

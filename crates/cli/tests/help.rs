@@ -20,7 +20,8 @@ fn help_of_every_command() {
 fn help_lists_every_command_and_no_other() {
     let scene = Scene::new();
     let help = stdout(&scene.succeeds(["--help"]));
-    let commands = help.split("Commands:").nth(1).and_then(|rest| rest.split("Options:").next()).unwrap_or_default();
+    let commands =
+        help.split("Commands:").nth(1).and_then(|rest| rest.split("Options:").next()).unwrap_or_default();
     let named: Vec<&str> = commands
         .lines()
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
@@ -33,7 +34,8 @@ fn help_lists_every_command_and_no_other() {
 fn help_fits_its_width() {
     let scene = Scene::new();
     for width in [60, 80, 100, 250] {
-        let output = scene.zeropoint(["run", "--help"]).env("COLUMNS", width.to_string()).output().expect("runs");
+        let output =
+            scene.zeropoint(["run", "--help"]).env("COLUMNS", width.to_string()).output().expect("runs");
         for line in stdout(&output).lines() {
             assert!(line.chars().count() <= width.min(100), "{width}: {line}");
         }

@@ -97,7 +97,10 @@ fn instruction_sets_agree_in_what_they_measure() {
         let report = scene.json(&format!("{out}/report.json"));
         let number = |value: &Value| value.as_f64().expect("a number");
         let metrics = report["metrics"].as_array().expect("a list").clone();
-        metrics.iter().map(|m| (m["name"].to_string(), number(&m["original"]), number(&m["quantized"]))).collect()
+        metrics
+            .iter()
+            .map(|m| (m["name"].to_string(), number(&m["original"]), number(&m["quantized"])))
+            .collect()
     };
     let (best, scalar) = (metrics("best"), metrics("scalar"));
     assert_eq!(best.len(), 6);
@@ -119,9 +122,13 @@ fn the_cache_saves_the_observing_pass_and_changes_nothing() {
     assert_eq!((passes(&scene, "first"), files().len()), (1, 1));
 
     let told = run(&scene, "second", &cached);
-    assert!(!told.contains("Calibrating") && told.contains("statistics of an earlier run are reused"), "{told}");
+    assert!(
+        !told.contains("Calibrating") && told.contains("statistics of an earlier run are reused"),
+        "{told}"
+    );
     assert_eq!(passes(&scene, "second"), 0);
-    let read = |out: &str| fs::read(scene.path(&format!("{out}/statistics.safetensors"))).expect("it is there");
+    let read =
+        |out: &str| fs::read(scene.path(&format!("{out}/statistics.safetensors"))).expect("it is there");
     assert_eq!(read("first"), read("second"));
     for name in ["model.safetensors", "config.json"] {
         let read = |out: &str| fs::read(scene.path(&format!("{out}/model/{name}"))).expect("it is there");
@@ -131,7 +138,9 @@ fn the_cache_saves_the_observing_pass_and_changes_nothing() {
     // Another scheme reads the same statistics; other texts, or as many others of the same file, do not.
     run(&scene, "dynamic", &["--cache", "cache", "--set", "quantization.scheme=w8a8-dynamic"]);
     assert_eq!((passes(&scene, "dynamic"), files().len()), (0, 1));
-    for (i, change) in ["calibration.seed=43", "calibration.samples=47", "calibration.max_length=16"].iter().enumerate() {
+    for (i, change) in
+        ["calibration.seed=43", "calibration.samples=47", "calibration.max_length=16"].iter().enumerate()
+    {
         let out = format!("other-{i}");
         run(&scene, &out, &["--cache", "cache", "--set", change]);
         assert_eq!((passes(&scene, &out), files().len()), (1, i + 2), "{change}");
@@ -160,7 +169,10 @@ fn a_cached_file_that_is_damaged_or_foreign_is_made_again() {
         scene.write(&format!("cache/{name}"), content);
         let out = format!("again-{i}");
         let told = run(&scene, &out, &["--cache", "cache"]);
-        assert!(told.contains("warning: the cached statistics are not used: ") && told.contains(said), "{told}");
+        assert!(
+            told.contains("warning: the cached statistics are not used: ") && told.contains(said),
+            "{told}"
+        );
         assert_eq!(passes(&scene, &out), 1);
         scene::assert_same_tree(&product(&scene, &out), &product(&scene, "first"));
         assert_eq!(scene.tree("cache")[&name], whole, "the file is whole again");

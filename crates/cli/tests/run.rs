@@ -192,11 +192,13 @@ fn a_dry_run_foretells_the_plan_and_the_size_and_writes_nothing() {
         .filter(|layer| !layer["weights"].is_null())
         .map(|layer| &layer["path"])
         .collect();
-    let done: Vec<&Value> = report["layers"].as_array().expect("a list").iter().map(|layer| &layer["path"]).collect();
+    let done: Vec<&Value> =
+        report["layers"].as_array().expect("a list").iter().map(|layer| &layer["path"]).collect();
     assert_eq!(planned, done);
 
     let shown = stdout(&text);
-    let kept: Vec<&Value> = plan["layers"].as_array().into_iter().flatten().filter(|l| l["weights"].is_null()).collect();
+    let kept: Vec<&Value> =
+        plan["layers"].as_array().into_iter().flatten().filter(|l| l["weights"].is_null()).collect();
     assert_eq!(kept.len(), 2, "the pooler and the classifier stay float");
     for layer in kept {
         assert!(layer["reason"].as_str().is_some_and(|reason| shown.contains(reason)), "{layer}");
@@ -217,7 +219,10 @@ fn force_replaces_an_earlier_run_as_a_whole() {
     scene.succeeds(SMALL.iter().chain(&scheme));
     assert_eq!(scene.tree("out").keys().collect::<Vec<_>>(), RUN_DIRECTORY);
     assert_ne!(scene.tree("out")["model/model.safetensors"], first["model/model.safetensors"]);
-    assert_eq!(scene.tree("").keys().filter(|name| !name.starts_with("out/")).collect::<Vec<_>>(), ["config.toml"]);
+    assert_eq!(
+        scene.tree("").keys().filter(|name| !name.starts_with("out/")).collect::<Vec<_>>(),
+        ["config.toml"]
+    );
 }
 
 #[test]

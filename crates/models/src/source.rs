@@ -101,6 +101,13 @@ impl ModelDirectory {
             pooling,
             quantized: config.get("quantization_config").is_some(),
         })?;
+        tracing::info!(
+            dir = %dir.display(),
+            architecture = spec.architecture,
+            linears = spec.linears.len(),
+            sites = spec.sites.len(),
+            "model described"
+        );
         let sentence: SentenceConfig = read_json_if_there(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
         let tokenizer: TokenizerConfig = read_json_if_there(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let limits = [sentence.max_seq_length, tokenizer.limit(), Some(spec.max_positions)];

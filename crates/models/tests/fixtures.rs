@@ -10,8 +10,9 @@ use zeropoint_models::{Model, ModelDirectory, PackedBatch, SourceRef, Task, Toke
 /// here, and a wrong epsilon of a norm by 2e-5.
 const TOLERANCE: f32 = 1e-5;
 
-/// Largest absolute difference between a sequence alone and among others: the order of summation may differ.
-const BATCH_TOLERANCE: f32 = 2e-6;
+/// Largest absolute difference between a sequence alone and among others, whose sums may be taken in another order. The
+/// script that made the fixtures asserts the same of a padded batch in `transformers`.
+const BATCH_TOLERANCE: f32 = 1e-5;
 
 const FIXTURES: [&str; 4] = ["bert-mean", "bert-cls-sharded", "bert-max-f16", "bert-classifier-bf16"];
 
@@ -124,7 +125,8 @@ fn hidden_states_are_those_of_transformers_alone_and_packed() {
         let mut start = 0;
         for (i, sequence) in sequences.iter().enumerate() {
             let what = format!("{}, text {i}", fixture.name);
-            let alone = rows(&fixture.model.hidden_states(&pack(std::slice::from_ref(sequence))).unwrap()).concat();
+            let alone =
+                rows(&fixture.model.hidden_states(&pack(std::slice::from_ref(sequence))).unwrap()).concat();
             let among_others = packed[start..start + sequence.len()].concat();
             start += sequence.len();
             assert_close(&among_others, &alone, BATCH_TOLERANCE, &format!("{what}, packed against alone"));
@@ -150,7 +152,12 @@ fn embeddings_and_logits_are_those_of_transformers_alone_and_packed() {
             let among_others = packed.rows().nth(i).unwrap();
             assert_close(&alone.values, expected, TOLERANCE, &format!("{what}, alone"));
             assert_close(among_others, expected, TOLERANCE, &format!("{what}, packed"));
-            assert_close(among_others, &alone.values, BATCH_TOLERANCE, &format!("{what}, packed against alone"));
+            assert_close(
+                among_others,
+                &alone.values,
+                BATCH_TOLERANCE,
+                &format!("{what}, packed against alone"),
+            );
         }
     }
 }
@@ -195,7 +202,14 @@ fn descriptions_say_what_the_fixtures_are() {
             max_tokens: 48,
             unused: &["cls.predictions.bias"],
         },
-        Case { name: "bert-classifier-bf16", hidden: 24, inner: 48, linears: 14, max_tokens: 64, unused: &[] },
+        Case {
+            name: "bert-classifier-bf16",
+            hidden: 24,
+            inner: 48,
+            linears: 14,
+            max_tokens: 64,
+            unused: &[],
+        },
     ];
     for case in cases {
         let fixture = Fixture::open(case.name);
@@ -203,7 +217,12 @@ fn descriptions_say_what_the_fixtures_are() {
         let up = &spec.linears[spec.blocks[0].mlp.up];
         let unused: Vec<&str> = spec.unused.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!((spec.blocks.len(), spec.blocks[0].attention.heads), (2, 4), "{}", case.name);
-        assert_eq!((spec.hidden, up.outputs, up.inputs), (case.hidden, case.inner, case.hidden), "{}", case.name);
+        assert_eq!(
+            (spec.hidden, up.outputs, up.inputs),
+            (case.hidden, case.inner, case.hidden),
+            "{}",
+            case.name
+        );
         assert_eq!(spec.linears.len(), case.linears, "{}", case.name);
         assert_eq!(fixture.directory.max_tokens(), case.max_tokens, "{}", case.name);
         assert_eq!(unused, case.unused, "{}", case.name);

@@ -40,8 +40,10 @@ const SENTENCES: [&str; 20] = [
 fn padded_hidden_states(theirs: &BertModel, sequences: &[TokenSequence]) -> Vec<Vec<Vec<f32>>> {
     let width = sequences.iter().map(TokenSequence::len).max().expect("a sequence");
     let grid = |value: &dyn Fn(&TokenSequence, usize) -> u32| {
-        let cells: Vec<u32> =
-            sequences.iter().flat_map(|s| (0..width).map(|i| if i < s.len() { value(s, i) } else { 0 })).collect();
+        let cells: Vec<u32> = sequences
+            .iter()
+            .flat_map(|s| (0..width).map(|i| if i < s.len() { value(s, i) } else { 0 }))
+            .collect();
         Tensor::from_vec(cells, (sequences.len(), width), &Device::Cpu).expect("a rectangle")
     };
     let (ids, types, mask) = (grid(&|s, i| s.ids[i]), grid(&|s, i| s.type_ids[i]), grid(&|_, _| 1));
@@ -52,7 +54,8 @@ fn padded_hidden_states(theirs: &BertModel, sequences: &[TokenSequence]) -> Vec<
 #[test]
 #[ignore = "needs ZEROPOINT_MODELS"]
 fn hidden_states_are_those_of_candle_transformers() {
-    let models = std::env::var_os("ZEROPOINT_MODELS").expect("ZEROPOINT_MODELS is the directory that holds minilm");
+    let models =
+        std::env::var_os("ZEROPOINT_MODELS").expect("ZEROPOINT_MODELS is the directory that holds minilm");
     let path = PathBuf::from(models).join("minilm");
     let directory = ModelDirectory::open(&SourceRef::Directory(path.clone()), Task::Embedding).unwrap();
     let ours = Model::load(&directory).unwrap();
@@ -67,13 +70,15 @@ fn hidden_states_are_those_of_candle_transformers() {
     let lengths = || sequences.iter().map(TokenSequence::len);
     assert!(lengths().max() > Some(64) && lengths().min() == Some(2), "the sentences are varied");
 
-    let packed = ours.hidden_states(&PackedBatch::new(&sequences).unwrap()).unwrap().to_vec2::<f32>().unwrap();
+    let packed =
+        ours.hidden_states(&PackedBatch::new(&sequences).unwrap()).unwrap().to_vec2::<f32>().unwrap();
     let padded = padded_hidden_states(&theirs, &sequences);
     let mut start = 0;
     for (i, sequence) in sequences.iter().enumerate() {
         let packed = &packed[start..start + sequence.len()];
         start += sequence.len();
-        let alone = ours.hidden_states(&PackedBatch::new([sequence]).unwrap()).unwrap().to_vec2::<f32>().unwrap();
+        let alone =
+            ours.hidden_states(&PackedBatch::new([sequence]).unwrap()).unwrap().to_vec2::<f32>().unwrap();
         let unpadded = &padded_hidden_states(&theirs, std::slice::from_ref(sequence))[0];
         let pairs = [
             ("packed against padded", packed, &padded[i][..sequence.len()]),

@@ -30,10 +30,10 @@ pub struct LayerErrors {
     pub input_sqnr_db: BTreeMap<usize, f64>,
 }
 
-/// The simulated model of a deployed plan.
+/// The simulated model of a deployed plan, with the embedding tables of `tables`.
 pub(crate) fn simulate(
     prepared: &Prepared,
-    float: &Model,
+    tables: &Model,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<Model, PipelineError> {
     let (spec, checkpoint) = (prepared.directory.spec(), prepared.directory.checkpoint());
@@ -55,9 +55,9 @@ pub(crate) fn simulate(
                 }
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(Some(Box::new(SimulatedSite { isa: float.isa(), readers })))
+        Ok(Some(Box::new(SimulatedSite { isa: tables.isa(), readers })))
     };
-    Ok(Model::load_with(spec, checkpoint, &mut factory, Some(float))?)
+    Ok(Model::load_with(spec, checkpoint, &mut factory, Some(tables))?)
 }
 
 /// A few calibration samples, spread over all lengths, with their indices.

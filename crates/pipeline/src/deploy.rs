@@ -18,6 +18,7 @@ use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::{EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
 
 use crate::events::{Cancel, Event, Events};
+use crate::run::MARKER;
 use crate::{PipelineError, Prepared};
 
 /// The deployable directory inside a run directory.
@@ -125,7 +126,9 @@ pub(crate) fn deploy(
     writer.finish()?;
     write_config(prepared, dir)?;
     let source = prepared.directory.path();
-    copy_companions(source, dir, |path| path == Path::new("README.md"))?;
+    // Runs of ours that lie inside the source, this one among them, are not a part of it.
+    let ours = |path: &Path| source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock");
+    copy_companions(source, dir, |path| path == Path::new("README.md") || ours(path))?;
     let card = source.join("README.md");
     if card.is_file() {
         let to = dir.join(SOURCE_CARD);

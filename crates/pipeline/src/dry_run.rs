@@ -40,7 +40,7 @@ pub struct DryRun {
     pub samples: usize,
     /// Their tokens.
     pub tokens: usize,
-    /// Observing passes over them, 0 if the cache has the statistics already.
+    /// Observing passes over them. A run takes none when its cache has the statistics already, which only the weights tell.
     pub passes: usize,
     /// Evaluation tasks with their samples.
     pub tasks: Vec<(String, usize)>,

@@ -1,9 +1,10 @@
 //! Every way a run can fail, as one sentence and a hint.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use thiserror::Error;
-use zeropoint_calibrator::dataset::DatasetError;
+use zeropoint_calibrator::dataset::{DatasetError, Problem};
 use zeropoint_evaluator::tasks::TaskError;
 use zeropoint_formats::FormatError;
 use zeropoint_models::ModelError;
@@ -135,7 +136,12 @@ impl PipelineError {
             Self::OtherModel { .. } => "give the `model/` directory of a run of this config",
             Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
             Self::Model(ModelError::Architecture { .. }) => "`zeropoint run --help` lists what is supported",
-            Self::Format(FormatError::Target { .. }) => "choose another directory with --out",
+            Self::Format(FormatError::Exists { .. }) => {
+                "`--force` replaces what an earlier run wrote, `--out DIR` writes elsewhere"
+            }
+            Self::Data(DatasetError { problem: Problem::Io(error), .. }) if error.kind() == ErrorKind::NotFound => {
+                "a relative path starts at the current directory"
+            }
             _ => return None,
         };
         Some(hint.to_owned())
@@ -143,6 +149,6 @@ impl PipelineError {
 
     /// Whether the user's input is at fault in a way that the config or command line shows: exit code 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Plan(_) | Self::Pattern(_))
+        matches!(self, Self::Config(_) | Self::Plan(_) | Self::Pattern(_) | Self::Model(ModelError::Isa(_)))
     }
 }

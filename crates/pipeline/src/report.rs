@@ -43,7 +43,6 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
     let checkpoint = prepared.directory.checkpoint();
     let spec = prepared.directory.spec();
     let parameters = checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
-    let config = Fingerprint::builder("config").field("toml", prepared.config.to_toml()).finish();
     Report {
         schema: SCHEMA,
         zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -53,7 +52,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
             parameters,
             fingerprint: weights,
         },
-        settings: Settings { scheme: prepared.scheme_name(), config_fingerprint: config },
+        settings: Settings { scheme: prepared.scheme_name(), config_fingerprint: config_fingerprint(prepared) },
         calibration: Calibration {
             samples: prepared.calibration.sequences.len() as u64,
             tokens: prepared.calibration.tokens() as u64,
@@ -69,6 +68,24 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
         self_check: Some(self_check),
         timing: Timing { processor: processor(), ..timing },
     }
+}
+
+/// Of everything in the config that the result depends on. Where files lie on this machine is not part of it: the
+/// model card holds this fingerprint, and its bytes are the same wherever the run is repeated.
+fn config_fingerprint(prepared: &Prepared) -> Fingerprint {
+    let file_name = |path: &str| {
+        std::path::Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
+    };
+    let mut config = prepared.config.clone();
+    prepared.directory.name().clone_into(&mut config.model.source);
+    config.output.dir = Some(String::new());
+    for source in &mut config.calibration.data {
+        source.path = file_name(&source.path);
+    }
+    for source in config.evaluation.tasks.iter_mut().filter_map(|task| task.data.as_mut()) {
+        source.path = file_name(&source.path);
+    }
+    Fingerprint::builder("config").field("toml", config.to_toml()).finish()
 }
 
 fn layer(

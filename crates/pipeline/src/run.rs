@@ -8,6 +8,7 @@ use zeropoint_formats::staged::StagedDir;
 use zeropoint_formats::write_file_atomically;
 use zeropoint_models::Model;
 use zeropoint_observer::StatisticsFile;
+use zeropoint_quantizer::EmbeddingPrecision;
 use zeropoint_runtime::QuantizedModel;
 
 use crate::check::{layer_errors, self_check, simulate};
@@ -20,7 +21,7 @@ use crate::system::{free_disk, peak_memory};
 use crate::{PipelineError, Prepared, convert};
 
 /// The file that says a directory was written by us and may be replaced with `--force`.
-const MARKER: &str = ".zeropoint";
+pub(crate) const MARKER: &str = ".zeropoint";
 
 /// How a run treats what is there already.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +94,7 @@ fn produce(
     let given = statistics.map(|path| given_statistics(path, origin)).transpose()?;
     let float = Model::load(&prepared.directory)?;
     timing.load_s = clock.elapsed().as_secs_f64();
+    tracing::info!(seconds = timing.load_s, "float model loaded");
 
     let clock = Instant::now();
     let (statistics, observed) = match given {
@@ -101,6 +103,7 @@ fn produce(
     };
     statistics.save(staged.path().join("statistics.safetensors"))?;
     timing.calibrate_s = clock.elapsed().as_secs_f64();
+    tracing::info!(seconds = timing.calibrate_s, observed, "statistics ready");
 
     let clock = Instant::now();
     events.event(Event::Started(Stage::Quantize));
@@ -109,11 +112,14 @@ fn produce(
     let deployed = deploy(prepared, &statistics, float.isa(), &model_dir, events, cancel)?;
     events.event(Event::Started(Stage::SelfCheck));
     let written = QuantizedModel::load(&model_dir, convert::task(prepared.config.model.task))?;
-    let simulated = simulate(prepared, &float, &deployed)?;
+    // Tables that are rounded as they are written are part of the plan, so the simulation has them as well.
+    let tables = if prepared.plan.embeddings == EmbeddingPrecision::Bf16 { written.model() } else { &float };
+    let simulated = simulate(prepared, tables, &deployed)?;
     let self_check = self_check(prepared, &simulated, &written)?;
     let errors = layer_errors(prepared, &float, &simulated, &deployed)?;
     drop(simulated);
     timing.quantize_s = clock.elapsed().as_secs_f64();
+    tracing::info!(seconds = timing.quantize_s, linears = deployed.len(), "model written and checked");
 
     let clock = Instant::now();
     let (metrics, gates): (Vec<Metric>, Vec<Gate>) = if evaluate {
@@ -124,6 +130,7 @@ fn produce(
         (Vec::new(), Vec::new())
     };
     timing.evaluate_s = clock.elapsed().as_secs_f64();
+    tracing::info!(seconds = timing.evaluate_s, metrics = metrics.len(), "evaluated");
     timing.peak_rss_bytes = peak_memory();
 
     events.event(Event::Started(Stage::Publish));

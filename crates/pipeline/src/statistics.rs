@@ -150,6 +150,9 @@ pub fn calibrate(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<(), PipelineError> {
+    if out.is_dir() {
+        return Err(PipelineError::Io { path: out.to_owned(), source: std::io::ErrorKind::IsADirectory.into() });
+    }
     let weights = prepared.directory.checkpoint().content_fingerprint()?;
     let origin = Origin::of(prepared, weights)?;
     events.event(Event::Started(Stage::Load));

@@ -43,7 +43,12 @@ fn patterns(texts: &[&str]) -> Vec<Pattern> {
 }
 
 fn request(mode: ActivationMode) -> PlanRequest {
-    PlanRequest { scheme: scheme(mode), ignore: None, overrides: Vec::new(), embeddings: EmbeddingPrecision::Keep }
+    PlanRequest {
+        scheme: scheme(mode),
+        ignore: None,
+        overrides: Vec::new(),
+        embeddings: EmbeddingPrecision::Keep,
+    }
 }
 
 fn ignoring(mode: ActivationMode, ignore: &[&str]) -> PlanRequest {
@@ -118,10 +123,15 @@ fn a_given_ignore_replaces_the_default() {
 
     let layer = r"re:bert\.encoder\.layer\.1\.";
     let plan = Plan::new(&spec, &ignoring(DYNAMIC, &[layer, "re:.*dense"])).unwrap();
-    let expected = ["query", "key", "value"].map(|name| format!("bert.encoder.layer.0.attention.self.{name}"));
+    let expected =
+        ["query", "key", "value"].map(|name| format!("bert.encoder.layer.0.attention.self.{name}"));
     assert_eq!(quantized(&plan), [&expected[..], &["classifier".to_owned()]].concat());
     let why = format!("`quantization.ignore` names it (`{layer}`)");
-    assert_eq!(reason(&plan, "bert.encoder.layer.1.output.dense"), why, "the first pattern that matches is named");
+    assert_eq!(
+        reason(&plan, "bert.encoder.layer.1.output.dense"),
+        why,
+        "the first pattern that matches is named"
+    );
 }
 
 #[test]
@@ -140,7 +150,10 @@ fn a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names() {
             "`pooler.dense`",
         ),
         (
-            overriding(DYNAMIC, &[(&["pooler.dense"], none), (&["re:encoder", r"re:encoder\.layer\.2\."], none)]),
+            overriding(
+                DYNAMIC,
+                &[(&["pooler.dense"], none), (&["re:encoder", r"re:encoder\.layer\.2\."], none)],
+            ),
             "quantization.overrides[1].layers",
             r"re:encoder\.layer\.2\.",
             "`encoder.layer.",
@@ -155,7 +168,9 @@ fn a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names() {
     for (request, place, pattern, name) in cases {
         let error = Plan::new(&spec, &request).unwrap_err();
         let message = error.to_string();
-        assert!(message.starts_with(&format!("{place}: pattern `{pattern}` matches no Linear of the model; ")));
+        assert!(
+            message.starts_with(&format!("{place}: pattern `{pattern}` matches no Linear of the model; "))
+        );
         let PlanError::NoMatch { nearest, .. } = error else { panic!("{message}") };
         assert_eq!(nearest.split(", ").count(), 3, "{nearest}");
         assert!(nearest.contains(name), "{name} is not among {nearest}");
@@ -200,7 +215,8 @@ fn an_override_of_ignored_layers_alone_is_an_error() {
     let spec = spec("bert-classifier-bf16");
     let other = Some(scheme(STATIC));
     let says = |request: &PlanRequest| Plan::new(&spec, request).unwrap_err().to_string();
-    let message = says(&overriding(DYNAMIC, &[(&["re:bert"], other), (&["re:.*(pooler|classifier)"], other)]));
+    let message =
+        says(&overriding(DYNAMIC, &[(&["re:bert"], other), (&["re:.*(pooler|classifier)"], other)]));
     assert_eq!(
         message,
         "quantization.overrides[1].layers: pattern `re:.*(pooler|classifier)` matches only layers that \
@@ -225,7 +241,11 @@ fn static_activations_of_a_linear_that_never_runs_are_refused() {
     let spec = spec("bert-mean");
     let error = Plan::new(&spec, &ignoring(STATIC, &[])).unwrap_err();
     assert_eq!(error, PlanError::NeverObserved { path: "pooler.dense".to_owned() });
-    assert!(error.to_string().contains("its input is never observed; add it to `quantization.ignore` or give it "));
+    assert!(
+        error
+            .to_string()
+            .contains("its input is never observed; add it to `quantization.ignore` or give it ")
+    );
     // Dynamic activations need no observation.
     assert_eq!(quantized(&Plan::new(&spec, &ignoring(DYNAMIC, &[])).unwrap()).len(), 13);
     let advice = PlanRequest {
@@ -248,7 +268,9 @@ fn a_plan_that_quantises_nothing_is_refused() {
 #[test]
 fn readers_of_one_activation_that_differ_are_warned_of() {
     let spec = spec("bert-mean");
-    let of = |layers: &[&str], scheme| Plan::new(&spec, &overriding(DYNAMIC, &[(layers, scheme)])).unwrap().warnings;
+    let of = |layers: &[&str], scheme| {
+        Plan::new(&spec, &overriding(DYNAMIC, &[(layers, scheme)])).unwrap().warnings
+    };
     let none = of(&["encoder.layer.1.attention.self.key"], None);
     assert_eq!(
         none,

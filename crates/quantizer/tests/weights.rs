@@ -155,7 +155,9 @@ fn the_number_of_threads_does_not_show() {
         for observer in [WeightObserver::MinMax, WeightObserver::Mse] {
             let with = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, observer).unwrap())
+                pool.install(|| {
+                    quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, observer).unwrap()
+                })
             };
             let (one, three) = (with(1), with(3));
             assert_eq!(one.signal.to_bits(), three.signal.to_bits());
@@ -168,7 +170,8 @@ fn the_number_of_threads_does_not_show() {
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
     for (outputs, inputs) in [(2, 3), (0, 5), (5, 0), (usize::MAX, 2)] {
-        let result = quantize_weight(Isa::SCALAR, &[1.0; 5], outputs, inputs, CHANNEL, WeightObserver::MinMax);
+        let result =
+            quantize_weight(Isa::SCALAR, &[1.0; 5], outputs, inputs, CHANNEL, WeightObserver::MinMax);
         assert_eq!(result, Err(WeightError::Shape { len: 5, outputs, inputs }));
     }
 }

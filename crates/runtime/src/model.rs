@@ -70,6 +70,7 @@ impl QuantizedModel {
             Ok(Some(Box::new(IntegerSite::new(isa, readers))))
         };
         let model = Model::load_with(&spec, directory.checkpoint(), &mut factory, None)?;
+        tracing::info!(%isa, quantized, "INT8 model loaded");
         Ok(Self { directory, model, quantized })
     }
 

@@ -94,12 +94,18 @@ fn section(page: &mut String, title: &str, help: &str) {
     page.push_str("```\n");
 }
 
-/// Runs the program of this workspace with `--help`. No stream is a terminal and COLUMNS is not passed on, so the
-/// program falls back to its own fixed width.
+/// Runs the program of this workspace, or the one that `ZEROPOINT` names, with `--help`. No stream is a terminal and
+/// COLUMNS is not passed on, so the program falls back to its own fixed width.
 fn help(root: &Path, command: Option<&str>) -> Result<String, Error> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["run", "--quiet", "--package", "zeropoint-cli", "--"])
+    let mut program = match std::env::var_os("ZEROPOINT").filter(|path| !path.is_empty()) {
+        Some(built) => Command::new(built),
+        None => {
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.args(["run", "--quiet", "--package", "zeropoint-cli", "--"]);
+            cargo
+        }
+    };
+    let output = program
         .args(command)
         .arg("--help")
         .current_dir(root)
@@ -158,7 +164,8 @@ mod tests {
 
     #[test]
     fn the_page_must_list_every_command() {
-        let entry = |command: &str| format!("  {command}  Does something long,\n         told in two lines\n");
+        let entry =
+            |command: &str| format!("  {command}  Does something long,\n         told in two lines\n");
         let page = |commands: &[&str]| {
             let entries: String = commands.iter().map(|command| entry(command)).collect();
             format!("About\n\nCommands:\n{entries}  help  Print this\n\nOptions:\n  -h, --help\n")

@@ -16,7 +16,10 @@ pub(crate) type Tree = BTreeMap<String, Vec<u8>>;
 
 /// The repository root, where the paths in `configs/` begin.
 pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the crate lies in its workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the crate lies in its workspace")
 }
 
 /// A model of `tests/fixtures`.
@@ -47,7 +50,10 @@ impl Scene {
     }
 
     /// The program, in the scene's directory.
-    pub(crate) fn zeropoint<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn zeropoint<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zeropoint"));
         command
             .current_dir(self.root())
@@ -69,7 +75,10 @@ impl Scene {
     }
 
     /// Runs the program; it must succeed.
-    pub(crate) fn succeeds<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
+    pub(crate) fn succeeds<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Output {
         self.ends_with(0, arguments)
     }
 

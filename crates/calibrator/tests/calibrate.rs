@@ -1,0 +1,268 @@
+//! Statistics are those of the rows that the model shows, for any number of threads.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use zeropoint_calibrator::{BatchPlan, Calibrated, CalibrationProgress, CalibrationSet, calibrate};
+use zeropoint_core::Rng;
+use zeropoint_kernels::Isa;
+use zeropoint_models::{
+    Model, ModelDirectory, PackedBatch, SiteId, SiteSink, SourceRef, Task, TokenSequence,
+};
+use zeropoint_observer::ActivationStatistics;
+
+type Statistics = BTreeMap<String, ActivationStatistics>;
+
+const SAMPLES: usize = 24;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn model(path: PathBuf) -> Model {
+    let directory =
+        ModelDirectory::open(&SourceRef::Directory(path), Task::Auto).expect("the directory opens");
+    Model::load(&directory).expect("the model loads")
+}
+
+/// Samples of every length up to the limit of the fixtures.
+fn set(batch_size: usize) -> CalibrationSet {
+    let mut rng = Rng::new(17);
+    let sequences: Vec<TokenSequence> = (0..SAMPLES)
+        .map(|_| {
+            let length = 2 + rng.below(47) as usize;
+            let ids = (0..length).map(|_| rng.below(107) as u32).collect();
+            TokenSequence { ids, type_ids: vec![0; length] }
+        })
+        .collect();
+    CalibrationSet { plan: BatchPlan::new(&sequences, batch_size), sequences, available: SAMPLES }
+}
+
+fn calibrated(model: &Model, set: &CalibrationSet) -> Statistics {
+    match calibrate(model, set, &mut |_| ControlFlow::Continue(())).expect("the pass succeeds") {
+        Calibrated::Done(statistics) => statistics,
+        Calibrated::Cancelled => panic!("nobody cancelled"),
+    }
+}
+
+/// Keeps every row of every site.
+struct Rows(Vec<Vec<f32>>);
+
+impl SiteSink for Rows {
+    fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String> {
+        assert!(values.len().is_multiple_of(channels));
+        self.0[site].extend_from_slice(values);
+        Ok(())
+    }
+}
+
+fn collected(model: &Model, set: &CalibrationSet) -> Vec<Vec<f32>> {
+    let mut rows = Rows(vec![Vec::new(); model.spec().sites.len()]);
+    for indices in set.plan.batches() {
+        let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i])).expect("a batch");
+        model.forward_observed(&batch, &mut rows).expect("a forward pass");
+    }
+    rows.0
+}
+
+#[test]
+fn statistics_are_those_of_the_rows() {
+    for name in ["bert-mean", "bert-cls-sharded", "bert-classifier-bf16"] {
+        let model = model(fixture(name));
+        let set = set(4);
+        let found = calibrated(&model, &set);
+        let rows = collected(&model, &set);
+        assert_eq!(found.len(), model.spec().sites.len());
+        for (site, values) in model.spec().sites.iter().zip(&rows) {
+            let statistics = &found[&site.id];
+            let channels = site.channels;
+            // The head of a classifier sees one row a sequence, everything else one a token.
+            let head = site.id.contains("pooler") || site.id.contains("classifier");
+            let expected_rows = if head { SAMPLES } else { set.tokens() };
+            assert_eq!(
+                (statistics.rows(), statistics.channels()),
+                (expected_rows as u64, channels),
+                "{}",
+                site.id
+            );
+            assert_eq!(values.len(), expected_rows * channels, "{}", site.id);
+
+            let (mut min, mut max, mut absmax) = (f32::INFINITY, f32::NEG_INFINITY, vec![0f32; channels]);
+            for row in values.chunks(channels) {
+                for (absmax, value) in absmax.iter_mut().zip(row) {
+                    (min, max) = (min.min(*value), max.max(*value));
+                    *absmax = absmax.max(value.abs());
+                }
+            }
+            assert_eq!((statistics.min(), statistics.max()), (min, max), "{}", site.id);
+            assert_eq!(statistics.channel_absmax(), absmax, "{}", site.id);
+
+            // All rows at once and in the plain code: the histogram is the same.
+            let mut at_once = ActivationStatistics::new(channels);
+            at_once.observe(Isa::SCALAR, values).unwrap();
+            assert_eq!(*statistics, at_once, "{}", site.id);
+            // Bins are as wide as a power of two, so the division is exact.
+            let width = statistics.histogram().bin_width();
+            let mut counts = BTreeMap::<i64, u64>::new();
+            for value in values {
+                *counts.entry((f64::from(*value) / width).floor() as i64).or_default() += 1;
+            }
+            let bins = statistics.histogram().bins().filter(|(_, _, count)| *count > 0);
+            let bins: BTreeMap<i64, u64> =
+                bins.map(|(lower, _, count)| ((lower / width) as i64, count)).collect();
+            assert_eq!(bins, counts, "{}", site.id);
+        }
+    }
+}
+
+#[test]
+fn every_site_that_the_task_runs_has_statistics() {
+    let names: Vec<String> =
+        calibrated(&model(fixture("bert-classifier-bf16")), &set(8)).into_keys().collect();
+    let block = |layer: usize| {
+        ["attention.output.dense", "attention.self.query", "intermediate.dense", "output.dense"]
+            .map(|name| format!("bert.encoder.layer.{layer}.{name}.input"))
+    };
+    let head = ["bert.pooler.dense.input".to_owned(), "classifier.input".to_owned()];
+    assert_eq!(names, [&block(0)[..], &block(1), &head].concat());
+}
+
+#[test]
+fn the_size_of_batches_changes_rounding_at_most() {
+    for name in ["bert-mean", "bert-cls-sharded", "bert-max-f16"] {
+        let model = model(fixture(name));
+        let one = calibrated(&model, &set(1));
+        for batch_size in [3, 8, 100] {
+            for (site, statistics) in calibrated(&model, &set(batch_size)) {
+                let expected = &one[&site];
+                assert_eq!(statistics.rows(), expected.rows());
+                let extremes = [(statistics.min(), expected.min()), (statistics.max(), expected.max())];
+                let channels = statistics.channel_absmax().iter().zip(expected.channel_absmax());
+                for (a, b) in extremes.into_iter().chain(channels.map(|(a, b)| (*a, *b))) {
+                    assert!((a - b).abs() <= 1e-5, "{name}, {site}, batches of {batch_size}: {a} and {b}");
+                }
+            }
+        }
+    }
+}
+
+/// Says where the other run of this program is to write what it found.
+const OUTPUT: &str = "ZEROPOINT_TEST_STATISTICS";
+
+/// Every bit of the statistics.
+fn as_bytes(statistics: &Statistics) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (site, statistics) in statistics {
+        bytes.extend_from_slice(site.as_bytes());
+        bytes.extend_from_slice(&statistics.rows().to_le_bytes());
+        let extremes = [statistics.min(), statistics.max()];
+        bytes
+            .extend(extremes.iter().chain(statistics.channel_absmax()).flat_map(|value| value.to_le_bytes()));
+        bytes.extend_from_slice(&statistics.histogram().exponent().to_le_bytes());
+        bytes.extend(statistics.histogram().counts().iter().flat_map(|count| count.to_le_bytes()));
+    }
+    bytes
+}
+
+/// The number of threads is fixed once per process, for the matrix products too, so each number gets a process of its
+/// own: this program again, running this test alone, with the variable set.
+#[test]
+fn the_number_of_threads_does_not_show() {
+    let found = || {
+        let of = |name| as_bytes(&calibrated(&model(fixture(name)), &set(8)));
+        [of("bert-mean"), of("bert-cls-sharded")].concat()
+    };
+    if let Some(path) = std::env::var_os(OUTPUT) {
+        std::fs::write(path, found()).unwrap();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let here = found();
+    assert_eq!(here, found(), "the same twice in one process");
+    for threads in ["1", "3"] {
+        let path = dir.path().join(threads);
+        let run = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_number_of_threads_does_not_show"])
+            .env("RAYON_NUM_THREADS", threads)
+            .env(OUTPUT, &path)
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        assert!(std::fs::read(&path).unwrap() == here, "{threads} threads");
+    }
+}
+
+#[test]
+fn progress_counts_every_sample_and_token() {
+    let set = set(5);
+    let mut reports: Vec<CalibrationProgress> = Vec::new();
+    let mut report = |progress| {
+        reports.push(progress);
+        ControlFlow::Continue(())
+    };
+    calibrate(&model(fixture("bert-mean")), &set, &mut report).unwrap();
+    assert_eq!(reports.len(), set.plan.batches().len());
+    assert_eq!(reports.iter().map(|p| p.done).collect::<Vec<_>>(), [5, 10, 15, 20, 24]);
+    assert!(reports.iter().all(|p| (p.total, p.total_tokens) == (SAMPLES, set.tokens())));
+    assert!(reports.windows(2).all(|p| p[0].tokens < p[1].tokens && p[0].elapsed <= p[1].elapsed));
+    assert_eq!(reports.last().unwrap().tokens, set.tokens());
+    assert!(reports.last().unwrap().time_left().is_zero());
+}
+
+#[test]
+fn a_pass_can_be_cancelled_after_any_batch() {
+    let model = model(fixture("bert-mean"));
+    for stop_after in 1..=3 {
+        let mut calls = 0;
+        let mut stop = |_| {
+            calls += 1;
+            if calls == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let ended = calibrate(&model, &set(8), &mut stop).unwrap();
+        assert!(matches!(ended, Calibrated::Cancelled), "{ended:?}");
+        assert_eq!(calls, stop_after, "no batch is run after the call that cancels");
+    }
+}
+
+/// A copy of a fixture with one value of one f32 tensor replaced where it lies in the file.
+fn with_value(tensor: &str, at: usize, value: f32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    let source = fixture("bert-mean");
+    let mut file = std::fs::read(source.join("model.safetensors")).expect("the weights");
+    // safetensors: the header's length in 8 bytes, the header as JSON, the data.
+    let header = 8..8 + u64::from_le_bytes(file[..8].try_into().expect("8 bytes")) as usize;
+    let described: serde_json::Value = serde_json::from_slice(&file[header.clone()]).expect("a header");
+    assert_eq!(described[tensor]["dtype"], "F32", "{tensor}");
+    let start = described[tensor]["data_offsets"][0].as_u64().expect("an offset") as usize;
+    file[header.end + start + 4 * at..][..4].copy_from_slice(&value.to_le_bytes());
+    std::fs::write(dir.path().join("model.safetensors"), file).expect("written");
+    std::fs::copy(source.join("config.json"), dir.path().join("config.json")).expect("copied");
+    dir
+}
+
+#[test]
+fn values_that_are_not_finite_name_the_site_that_sees_them_first() {
+    let cases = [
+        ("embeddings.LayerNorm.weight", 3, "encoder.layer.0.attention.self.query.input", 3),
+        ("encoder.layer.0.attention.self.value.bias", 5, "encoder.layer.0.attention.output.dense.input", 5),
+        (
+            "encoder.layer.1.attention.output.LayerNorm.bias",
+            30,
+            "encoder.layer.1.intermediate.dense.input",
+            30,
+        ),
+        ("encoder.layer.1.intermediate.dense.bias", 63, "encoder.layer.1.output.dense.input", 63),
+    ];
+    for (tensor, at, site, channel) in cases {
+        for value in [f32::NAN, f32::INFINITY] {
+            let dir = with_value(tensor, at, value);
+            let model = model(dir.path().to_owned());
+            let error =
+                calibrate(&model, &set(8), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("site `{site}`: ")), "{tensor}: {error}");
+            assert!(error.contains(&format!("channel {channel}")), "{tensor}: {error}");
+        }
+    }
+}

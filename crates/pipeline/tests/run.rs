@@ -1,0 +1,196 @@
+//! The whole way through the public interface: what the events tell, what a cancelled run leaves, and that the
+//! simulation of a plan computes what the written model computes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use tempfile::TempDir;
+use zeropoint_pipeline::config::Config;
+use zeropoint_pipeline::{
+    CacheDir, Cancel, Event, Events, PipelineError, Prepared, RunOptions, Stage, calibrate, dry_run,
+    quantize, run,
+};
+
+const OPTIONS: RunOptions = RunOptions { force: false, cache: CacheDir::None };
+const STAGES: [Stage; 6] =
+    [Stage::Load, Stage::Calibrate, Stage::Quantize, Stage::SelfCheck, Stage::Evaluate, Stage::Publish];
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A run of a model, a directory or "embedded", with a few of the repository's texts and with changes to the config.
+fn prepared(dir: &Path, source: &str, changes: &[&str]) -> Prepared {
+    let text = format!(
+        "version = 1\nmodel.source = '{source}'\noutput.dir = '{}'\ncalibration.samples = 40\ncalibration.data = ['{}']\n",
+        dir.join("out").display(),
+        repository().join("calibration-data/topics-train.jsonl").display(),
+    );
+    let file = dir.join("config.toml");
+    std::fs::write(&file, text).expect("the directory is writable");
+    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    let config = Config::load(&file, &changes).unwrap_or_else(|error| panic!("{}", error.render()));
+    Prepared::new(config).unwrap_or_else(|error| panic!("{source}: {error}"))
+}
+
+fn directory() -> TempDir {
+    TempDir::new().expect("a temporary directory can be made")
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).expect("the directory is there");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("it can be listed").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_simulation_is_the_runtime() {
+    let fixture = |name: &str| repository().join("tests/fixtures").join(name).to_string_lossy().into_owned();
+    let models = [
+        "embedded".to_owned(),
+        fixture("bert-mean"),
+        fixture("bert-cls-sharded"),
+        fixture("bert-max-f16"),
+        fixture("bert-classifier-bf16"),
+    ];
+    let schemes = [
+        "scheme='w8a8-dynamic'",
+        "scheme='w8a8-static'",
+        "scheme='w8a8-static',activations={symmetric=true,observer='mse'},embeddings='bf16'",
+        "scheme='w8a8-dynamic',activations={symmetric=false},weights={granularity='tensor'}",
+        "overrides=[{layers=['re:.*query$','re:.*output'],scheme='w8a8-static'}]",
+        "overrides=[{layers=['re:.*key$'],scheme='none'},{layers=['re:.*value$'],scheme='w8a8-static'}]",
+    ];
+    for model in &models {
+        for scheme in schemes {
+            let dir = directory();
+            let change = format!("quantization={{{scheme}}}");
+            let prepared = prepared(dir.path(), model, &[&change, "evaluation.tasks=[]"]);
+            let outcome = run(&prepared, &OPTIONS, &(), &Cancel::default())
+                .unwrap_or_else(|error| panic!("{model} {scheme}: {error}"));
+            let check = outcome.report.self_check.expect("every run checks itself");
+            assert!(check.samples >= 10, "{model} {scheme}: {check:?}");
+            assert_eq!(check.cosine_min, 1.0, "{model} {scheme}");
+        }
+    }
+}
+
+/// Keeps every event; asks to stop when `stop` says so.
+struct Recorder<'a> {
+    events: Mutex<Vec<Event>>,
+    cancel: &'a Cancel,
+    stop: fn(&Event, Stage) -> bool,
+    at: Stage,
+}
+
+impl<'a> Recorder<'a> {
+    fn new(cancel: &'a Cancel, at: Stage, stop: fn(&Event, Stage) -> bool) -> Self {
+        Self { events: Mutex::new(Vec::new()), cancel, stop, at }
+    }
+
+    fn stages(&self) -> Vec<Stage> {
+        let events = self.events.lock().expect("no thread has panicked");
+        let stage = |event: &Event| match event {
+            Event::Started(stage) => Some(*stage),
+            _ => None,
+        };
+        events.iter().filter_map(stage).collect()
+    }
+}
+
+impl Events for Recorder<'_> {
+    fn event(&self, event: Event) {
+        if (self.stop)(&event, self.at) {
+            self.cancel.request();
+        }
+        self.events.lock().expect("no thread has panicked").push(event);
+    }
+}
+
+#[test]
+fn the_events_tell_every_stage_and_its_progress() {
+    let dir = directory();
+    let prepared = prepared(dir.path(), "embedded", &[]);
+    let cancel = Cancel::default();
+    let recorder = Recorder::new(&cancel, Stage::Load, |_, _| false);
+    run(&prepared, &OPTIONS, &recorder, &cancel).expect("the run succeeds");
+    assert_eq!(recorder.stages(), STAGES);
+
+    let events = recorder.events.into_inner().expect("no thread has panicked");
+    let progress = |kind: fn(&Event) -> Option<(usize, usize)>| -> Vec<(usize, usize)> {
+        let steps: Vec<_> = events.iter().filter_map(kind).collect();
+        assert!(steps.is_sorted_by(|a, b| a.0 < b.0), "progress goes on: {steps:?}");
+        steps
+    };
+    let calibrated = progress(|event| match event {
+        Event::Calibrated(progress) => Some((progress.done, progress.total)),
+        _ => None,
+    });
+    let quantized = progress(|event| match event {
+        Event::Quantized { done, total } => Some((*done, *total)),
+        _ => None,
+    });
+    let evaluated = progress(|event| match event {
+        Event::Evaluated { done, total, .. } => Some((*done, *total)),
+        _ => None,
+    });
+    assert_eq!(calibrated.last(), Some(&(40, 40)));
+    assert_eq!(quantized, (1..=18).map(|done| (done, 18)).collect::<Vec<_>>());
+    assert_eq!(evaluated.last(), Some(&(2004, 2004)), "fidelity takes all calibration texts");
+}
+
+#[test]
+fn a_run_that_is_cancelled_at_any_stage_leaves_nothing() {
+    for (i, stage) in STAGES.into_iter().enumerate() {
+        let dir = directory();
+        let prepared = prepared(dir.path(), "embedded", &["evaluation.tasks=[{kind='fidelity',limit=40}]"]);
+        let cancel = Cancel::default();
+        let recorder = Recorder::new(&cancel, stage, |event, at| *event == Event::Started(at));
+        let error = run(&prepared, &OPTIONS, &recorder, &cancel).expect_err("it was asked to stop");
+        assert!(matches!(error, PipelineError::Cancelled), "{stage}: {error}");
+        assert_eq!(names(dir.path()), ["config.toml"], "{stage}");
+        assert!(recorder.stages().len() <= i + 2, "{stage}: it goes on to {:?}", recorder.stages());
+    }
+}
+
+#[test]
+fn statistics_of_one_config_serve_another_scheme() {
+    let dir = directory();
+    let statistics = dir.path().join("statistics.safetensors");
+    let cancel = Cancel::default();
+    let dynamic = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-dynamic"]);
+    calibrate(&dynamic, &statistics, &CacheDir::None, &(), &cancel).expect("it succeeds");
+    let fixed = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-static"]);
+    let recorder = Recorder::new(&cancel, Stage::Load, |_, _| false);
+    let outcome = quantize(&fixed, &statistics, &OPTIONS, &recorder, &cancel).expect("it succeeds");
+    assert_eq!(recorder.stages(), [Stage::Load, Stage::Quantize, Stage::SelfCheck, Stage::Publish]);
+    assert_eq!(outcome.report.calibration.passes, 0);
+    assert_eq!(outcome.report.self_check.map(|check| check.cosine_min), Some(1.0));
+}
+
+#[test]
+fn a_plan_needs_no_weights() {
+    // Only the header of the weight file is there; its data is a hole of zeros.
+    let dir = directory();
+    let (source, hollow) = (repository().join("tests/fixtures/bert-max-f16"), dir.path().join("hollow"));
+    std::fs::create_dir_all(hollow.join("1_Pooling")).expect("the directory is writable");
+    for name in
+        ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "model.safetensors"]
+    {
+        std::fs::copy(source.join(name), hollow.join(name)).expect("it is there");
+    }
+    let plan = |model: &Path| {
+        let plan = dry_run(&prepared(dir.path(), &model.to_string_lossy(), &[])).expect("it is planned");
+        (plan.layers, plan.quantized_bytes, plan.tokens, plan.memory_bytes)
+    };
+    let weights = hollow.join("model.safetensors");
+    let bytes = std::fs::read(&weights).expect("it is there");
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    let file = std::fs::File::options().write(true).open(&weights).expect("it is there");
+    file.set_len(header).and_then(|()| file.set_len(bytes.len() as u64)).expect("it can be cut and grown");
+    assert_ne!(std::fs::read(&weights).expect("it is there"), bytes);
+    assert_eq!(plan(&hollow), plan(&source));
+}

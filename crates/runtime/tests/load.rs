@@ -1,0 +1,377 @@
+//! A deployable directory loads and computes what its simulation computes; a damaged one is refused in one sentence.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use tempfile::TempDir;
+use zeropoint_core::{
+    ActivationMode, ActivationScheme, Granularity, QuantParams, Scheme, Symmetry, WeightScheme, quantize,
+};
+use zeropoint_formats::{
+    CheckpointWriter, Dtype, QuantizationConfig, QuantizedLinear, TensorSpec, linear_tensor_bytes,
+    linear_tensor_specs,
+};
+use zeropoint_models::{
+    ActivationQuantizer, Model, ModelDirectory, ModelError, PackedBatch, SimulatedLinear, SimulatedReader,
+    SimulatedSite, SiteOp, SourceRef, Task,
+};
+use zeropoint_runtime::QuantizedModel;
+
+const TEXTS: [&str; 4] = ["the river is on fire", "models", "What was that, and when can we use it?", ""];
+const QUERY: &str = "encoder.layer.1.attention.self.query";
+
+fn scheme(mode: ActivationMode, symmetry: Symmetry, granularity: Granularity) -> Scheme {
+    Scheme { weights: WeightScheme { granularity }, activations: ActivationScheme { mode, symmetry } }
+}
+
+const DYNAMIC: Scheme = Scheme {
+    weights: WeightScheme { granularity: Granularity::Channel },
+    activations: ActivationScheme { mode: ActivationMode::Dynamic, symmetry: Symmetry::Symmetric },
+};
+const STATIC: Scheme = Scheme {
+    weights: WeightScheme { granularity: Granularity::Channel },
+    activations: ActivationScheme { mode: ActivationMode::Static, symmetry: Symmetry::Asymmetric },
+};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn open(path: &Path) -> ModelDirectory {
+    ModelDirectory::open(&SourceRef::Directory(path.to_owned()), Task::Auto).expect("the directory opens")
+}
+
+/// A weight rounded to nearest, and parameters for the activation that are no more than plausible.
+fn quantized(weight: &[f32], outputs: usize, inputs: usize, scheme: Scheme) -> QuantizedLinear {
+    let absmax = |values: &[f32]| values.iter().fold(0f32, |max, w| max.max(w.abs()));
+    let mut stored =
+        QuantizedLinear { weight: Vec::new(), outputs, inputs, weight_scales: Vec::new(), input: None };
+    for row in weight.chunks(inputs) {
+        let per_channel = scheme.weights.granularity == Granularity::Channel;
+        let params =
+            QuantParams::symmetric(absmax(if per_channel { row } else { weight })).expect("finite weights");
+        stored.weight.extend(row.iter().map(|w| quantize(*w, params)));
+        stored.weight_scales.push(params.scale);
+    }
+    if scheme.activations.mode == ActivationMode::Static {
+        stored.input =
+            Some(QuantParams::from_range(-3.0, 4.0, scheme.activations.symmetry).expect("a range"));
+    }
+    stored
+}
+
+/// Tensors by name.
+type Tensors = BTreeMap<String, (TensorSpec, Vec<u8>)>;
+
+/// A fixture with the Linears of its blocks in INT8, as a deployable directory.
+struct Deployed {
+    dir: TempDir,
+    fixture: &'static str,
+    /// By module path.
+    linears: BTreeMap<String, (QuantizedLinear, Scheme)>,
+}
+
+impl Deployed {
+    /// `scheme_of` says how a Linear is quantised; `None` leaves it float.
+    fn new(fixture_name: &'static str, scheme_of: impl Fn(&str) -> Option<Scheme>) -> Self {
+        Self::damaged(fixture_name, scheme_of, |_, _| ())
+    }
+
+    /// As [`Deployed::new`], after a change of the tensors and of the text of config.json.
+    fn damaged(
+        fixture_name: &'static str,
+        scheme_of: impl Fn(&str) -> Option<Scheme>,
+        damage: impl FnOnce(&mut Tensors, &mut String),
+    ) -> Self {
+        let source = open(&fixture(fixture_name));
+        let checkpoint = source.checkpoint();
+        let mut tensors: Tensors = checkpoint
+            .tensors()
+            .map(|info| {
+                (
+                    info.name.clone(),
+                    (info.into(), checkpoint.read_bytes(&info.name).expect("the fixture reads")),
+                )
+            })
+            .collect();
+        let (mut linears, mut ignore) = (BTreeMap::new(), Vec::new());
+        for linear in &source.spec().linears {
+            let Some(scheme) = linear.site.and_then(|_| scheme_of(&linear.path)) else {
+                ignore.push(linear.path.clone());
+                continue;
+            };
+            let weight = checkpoint.read_f32(&linear.weight_name()).expect("a weight");
+            let stored = quantized(&weight, linear.outputs, linear.inputs, scheme);
+            let specs = linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme);
+            let parts = linear_tensor_bytes(&linear.tensor, &stored, scheme).expect("a Linear");
+            for (spec, (name, bytes)) in specs.into_iter().zip(parts) {
+                tensors.insert(name, (spec, bytes.into_owned()));
+            }
+            linears.insert(linear.path.clone(), (stored, scheme));
+        }
+        let modules =
+            source.spec().linears.iter().filter_map(|l| Some((l.path.clone(), linears.get(&l.path)?.1)));
+        let mut config = source.config().clone();
+        config["quantization_config"] = QuantizationConfig::for_modules(modules, ignore).to_json();
+        let mut config = config.to_string();
+        damage(&mut tensors, &mut config);
+
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("config.json"), config).expect("written");
+        let specs = tensors.values().map(|(spec, _)| spec.clone()).collect();
+        let mut writer = CheckpointWriter::create(dir.path(), specs, u64::MAX).expect("a writer");
+        for (name, (_, bytes)) in &tensors {
+            writer.write(name, bytes).expect("written");
+        }
+        writer.finish().expect("finished");
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(fixture(fixture_name).join(file), dir.path().join(file)).expect("copied");
+        }
+        Self { dir, fixture: fixture_name, linears }
+    }
+
+    fn load(&self) -> Result<QuantizedModel, String> {
+        QuantizedModel::load(self.dir.path(), Task::Auto).map_err(|error| error.to_string())
+    }
+
+    /// The float model with the same decisions in the simulated life.
+    fn simulation(&self) -> Model {
+        // Opened without modules.json, as the deployed directory is, so that the heads are the same.
+        let directory = open(self.dir.path());
+        let float = open(&fixture(self.fixture));
+        let (spec, checkpoint) = (directory.spec().clone(), float.checkpoint());
+        let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
+            let mut readers = Vec::new();
+            for &id in &spec.sites[site].consumers {
+                let linear = &spec.linears[id];
+                readers.push(match self.linears.get(&linear.path) {
+                    None => SimulatedReader::Float(linear.read_float(checkpoint)?),
+                    Some((stored, scheme)) => SimulatedReader::Integer(SimulatedLinear {
+                        quantizer: match stored.input {
+                            Some(params) => ActivationQuantizer::Static(params),
+                            None => ActivationQuantizer::Dynamic(scheme.activations.symmetry),
+                        },
+                        weight: Tensor::from_iter(stored.weight.iter().map(|q| f32::from(*q)), &Device::Cpu)?
+                            .reshape((stored.outputs, stored.inputs))?,
+                        weight_scales: stored.weight_scales.clone(),
+                        bias: Some(checkpoint.read_f32(&linear.bias_name())?),
+                        activation: linear.activation,
+                    }),
+                });
+            }
+            let isa = zeropoint_kernels::Isa::active()?;
+            Ok(Some(Box::new(SimulatedSite { isa, readers })))
+        };
+        Model::load_with(&spec, checkpoint, &mut factory, None).expect("the simulation loads")
+    }
+}
+
+fn batch(directory: &ModelDirectory) -> PackedBatch {
+    let tokenizer = directory.tokenizer(None).expect("a tokenizer");
+    PackedBatch::new(&tokenizer.encode_all(&TEXTS.map(|text| (text, None))).expect("tokens"))
+        .expect("a batch")
+}
+
+#[test]
+fn a_loaded_model_is_its_simulation_bit_for_bit() {
+    use ActivationMode::{Dynamic, Static};
+    use Granularity::{Channel, Tensor};
+    use Symmetry::{Asymmetric, Symmetric};
+    type SchemeOf = Box<dyn Fn(&str) -> Option<Scheme>>;
+    let all = |scheme: Scheme| -> SchemeOf { Box::new(move |_| Some(scheme)) };
+    let mixed = || -> SchemeOf {
+        Box::new(|path| match path {
+            _ if path.ends_with("key") || path.contains("pooler") => None,
+            _ if path.ends_with("value") => Some(DYNAMIC),
+            _ => Some(STATIC),
+        })
+    };
+    for fixture in ["bert-mean", "bert-cls-sharded", "bert-classifier-bf16"] {
+        let schemes = [
+            ("dynamic symmetric", all(scheme(Dynamic, Symmetric, Channel))),
+            ("dynamic asymmetric", all(scheme(Dynamic, Asymmetric, Channel))),
+            ("static symmetric", all(scheme(Static, Symmetric, Channel))),
+            ("static asymmetric, per tensor", all(scheme(Static, Asymmetric, Tensor))),
+            ("mixed", mixed()),
+        ];
+        for (what, scheme_of) in schemes {
+            let deployed = Deployed::new(fixture, scheme_of);
+            let loaded = deployed.load().unwrap();
+            assert_eq!(loaded.quantized_linears(), deployed.linears.len(), "{fixture}, {what}");
+            let batch = batch(loaded.directory());
+            let (found, expected) =
+                (loaded.forward(&batch).unwrap(), deployed.simulation().forward(&batch).unwrap());
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found.values), bits(&expected.values), "{fixture}, {what}");
+            let float = Model::load_with(
+                loaded.directory().spec(),
+                open(&self::fixture(fixture)).checkpoint(),
+                &mut |_| Ok(None),
+                None,
+            );
+            assert_ne!(
+                found,
+                float.unwrap().forward(&batch).unwrap(),
+                "{fixture}, {what}: nothing was quantised"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_model_that_is_not_quantised_is_refused() {
+    let Err(error) = QuantizedModel::load(&fixture("bert-mean"), Task::Auto) else { panic!("loaded") };
+    let message = error.to_string();
+    assert!(message.ends_with(
+        "bert-mean: config.json has no `quantization_config`; a directory written by `zeropoint run` is expected"
+    ));
+    let Err(error) = QuantizedModel::load(Path::new("./no/such/directory"), Task::Auto) else {
+        panic!("loaded")
+    };
+    assert!(error.to_string().contains("no such model directory"), "{error}");
+}
+
+#[test]
+fn a_damaged_directory_is_refused() {
+    struct Case {
+        what: &'static str,
+        scheme: Scheme,
+        damage: fn(&mut Tensors, &mut String),
+        says: &'static [&'static str],
+    }
+    fn named(suffix: &str) -> String {
+        format!("{QUERY}.{suffix}")
+    }
+    fn set_f32(tensors: &mut Tensors, suffix: &str, value: f32) {
+        tensors.get_mut(&named(suffix)).expect("a tensor").1[..4].copy_from_slice(&value.to_le_bytes());
+    }
+    // The first place is that of the weights: they come before the activations.
+    fn swap(config: &mut String, from: &str, to: &str) {
+        assert!(config.contains(from), "{from} is not in {config}");
+        *config = config.replacen(from, to, 1);
+    }
+    let cases = [
+        Case {
+            what: "no weight_scale",
+            scheme: DYNAMIC,
+            damage: |tensors, _| drop(tensors.remove(&named("weight_scale"))),
+            says: &["there is no tensor `encoder.layer.1.attention.self.query.weight_scale`"],
+        },
+        Case {
+            what: "no input_scale",
+            scheme: STATIC,
+            damage: |tensors, _| drop(tensors.remove(&named("input_scale"))),
+            says: &["there is no tensor `encoder.layer.1.attention.self.query.input_scale`"],
+        },
+        Case {
+            what: "no input_zero_point",
+            scheme: STATIC,
+            damage: |tensors, _| drop(tensors.remove(&named("input_zero_point"))),
+            says: &["there is no tensor `encoder.layer.1.attention.self.query.input_zero_point`"],
+        },
+        Case {
+            what: "a scale of zero",
+            scheme: DYNAMIC,
+            damage: |tensors, _| set_f32(tensors, "weight_scale", 0.0),
+            says: &[
+                QUERY,
+                "has a bad `weight_scale`: scale 0 is 0 where a positive, finite, normal number is needed",
+            ],
+        },
+        Case {
+            what: "a scale of NaN",
+            scheme: DYNAMIC,
+            damage: |tensors, _| set_f32(tensors, "weight_scale", f32::NAN),
+            says: &[QUERY, "has a bad `weight_scale`: scale 0 is NaN"],
+        },
+        Case {
+            what: "a negative input scale",
+            scheme: STATIC,
+            damage: |tensors, _| set_f32(tensors, "input_scale", -1.0),
+            says: &[QUERY, "has a bad `input_scale`: scale 0 is -1"],
+        },
+        Case {
+            what: "scales of another shape",
+            scheme: DYNAMIC,
+            damage: |tensors, _| tensors.get_mut(&named("weight_scale")).expect("scales").0.shape = vec![32],
+            says: &["weight_scale` in ", "has shape [32] where [32, 1] is needed"],
+        },
+        Case {
+            what: "a float weight under an INT8 scheme",
+            scheme: DYNAMIC,
+            damage: |tensors, _| {
+                let spec = TensorSpec::new(named("weight"), Dtype::F32, [32, 32]);
+                tensors.insert(named("weight"), (spec, vec![0; 4 * 32 * 32]));
+            },
+            says: &["encoder.layer.1.attention.self.query.weight` in ", "has dtype F32 where I8 is needed"],
+        },
+        Case {
+            what: "an INT8 weight that config.json leaves float",
+            scheme: DYNAMIC,
+            damage: |_, config| swap(config, "\"ignore\":[", &format!("\"ignore\":[\"{QUERY}\",")),
+            says: &["encoder.layer.1.attention.self.query.weight` in ", "has dtype I8 where "],
+        },
+        Case {
+            what: "static parameters under a dynamic scheme",
+            scheme: STATIC,
+            damage: |_, config| {
+                swap(
+                    config,
+                    "\"strategy\":\"tensor\",\"dynamic\":false",
+                    "\"strategy\":\"token\",\"dynamic\":true",
+                );
+            },
+            says: &["has a tensor `input_scale` that its scheme does not account for"],
+        },
+        Case {
+            what: "a tensor that no scheme has",
+            scheme: DYNAMIC,
+            damage: |tensors, _| {
+                let name = named("weight_zero_point");
+                tensors.insert(name.clone(), (TensorSpec::new(name, Dtype::I8, [32, 1]), vec![0; 32]));
+            },
+            says: &[
+                "tensor `encoder.layer.1.attention.self.query.weight_zero_point` is not part of the architecture",
+            ],
+        },
+        Case {
+            what: "4 bits",
+            scheme: DYNAMIC,
+            damage: |_, config| swap(config, "\"num_bits\":8", "\"num_bits\":4"),
+            says: &["`quantization_config.config_groups.group_0.weights.num_bits` is 4; only 8 is allowed"],
+        },
+        Case {
+            what: "asymmetric weights",
+            scheme: DYNAMIC,
+            damage: |_, config| swap(config, "\"symmetric\":true", "\"symmetric\":false"),
+            says: &["weights.symmetric` is false; only symmetric weights (true) can be run"],
+        },
+        Case {
+            what: "groups",
+            scheme: DYNAMIC,
+            damage: |_, config| swap(config, "\"channel\"", "\"group\""),
+            says: &["weights.strategy` is \"group\"; only \"channel\" or \"tensor\" is allowed"],
+        },
+        Case {
+            what: "another method",
+            scheme: DYNAMIC,
+            damage: |_, config| swap(config, "\"compressed-tensors\"", "\"gptq\""),
+            says: &["`quantization_config.quant_method` is \"gptq\"; only \"compressed-tensors\" is allowed"],
+        },
+        Case {
+            what: "another format",
+            scheme: DYNAMIC,
+            damage: |_, config| swap(config, "\"int-quantized\"", "\"pack-quantized\""),
+            says: &["`quantization_config.format` is \"pack-quantized\"; only int-quantized models"],
+        },
+    ];
+    for Case { what, scheme, damage, says } in cases {
+        let deployed = Deployed::damaged("bert-mean", |_| Some(scheme), damage);
+        let Err(message) = deployed.load() else { panic!("{what}: loaded") };
+        for phrase in says {
+            assert!(message.contains(phrase), "{what}: {phrase:?} is not in: {message}");
+        }
+        assert!(!message.contains('\n'), "{what}: one sentence is expected: {message}");
+    }
+}
