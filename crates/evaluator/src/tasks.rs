@@ -291,6 +291,9 @@ fn sts_metrics(task: &Task, gold: &[f64], original: &[f64], quantized: &[f64], o
     vec![correlation("spearman", spearman), correlation("pearson", pearson)]
 }
 
+/// A metric of predictions against gold classes.
+type Score<'a> = dyn Fn(&[usize], &[usize]) -> Option<f64> + Sync + 'a;
+
 fn classification_metrics(
     task: &Task,
     gold: &[usize],
@@ -300,7 +303,7 @@ fn classification_metrics(
 ) -> Vec<Metric> {
     let predict = |rows: &[Vec<f32>]| rows.iter().map(|row| argmax(row).unwrap_or(0)).collect::<Vec<_>>();
     let (original, quantized) = (predict(&outputs.original), predict(&outputs.quantized));
-    let score = |name: &str, of: &(dyn Fn(&[usize], &[usize]) -> Option<f64> + Sync)| {
+    let score = |name: &str, of: &Score<'_>| {
         compared(task, name, options, |is_quantized, rows| {
             let predicted = if is_quantized { &quantized } else { &original };
             let take = |values: &[usize]| rows.iter().map(|&row| values[row]).collect::<Vec<_>>();

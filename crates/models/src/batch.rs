@@ -41,6 +41,15 @@ impl PackedBatch {
             if sequence.is_empty() {
                 return Err(ModelError::Sample { reason: "a sample has no token at all".to_owned() });
             }
+            if sequence.type_ids.len() != sequence.ids.len() {
+                return Err(ModelError::Sample {
+                    reason: format!(
+                        "a sample has {} token ids but {} segment ids; there is one for each token",
+                        sequence.ids.len(),
+                        sequence.type_ids.len()
+                    ),
+                });
+            }
             batch.ids.extend_from_slice(&sequence.ids);
             batch.type_ids.extend_from_slice(&sequence.type_ids);
             batch.offsets.push(batch.ids.len());

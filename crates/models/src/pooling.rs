@@ -29,7 +29,9 @@ pub(crate) fn pool(
             if normalize {
                 let vector = &mut out[start..];
                 let norm = vector.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() as f32;
-                vector.iter_mut().for_each(|v| *v /= norm.max(NORM_FLOOR));
+                for v in vector {
+                    *v /= norm.max(NORM_FLOOR);
+                }
             }
         }
     })?;
@@ -47,7 +49,9 @@ fn pool_one(tokens: &[f32], width: usize, pooling: Pooling, out: &mut Vec<f32>) 
         Pooling::Mean => {
             rest.for_each(|row| vector.iter_mut().zip(row).for_each(|(v, x)| *v += x));
             let count = (tokens.len() / width) as f32;
-            vector.iter_mut().for_each(|v| *v /= count);
+            for v in vector {
+                *v /= count;
+            }
         }
     }
 }

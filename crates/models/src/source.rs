@@ -188,7 +188,7 @@ struct SentenceConfig {
     do_lower_case: bool,
 }
 
-/// The keys of tokenizer_config.json that matter.
+/// The keys of `tokenizer_config.json` that matter.
 #[derive(Debug, Default, serde::Deserialize)]
 struct TokenizerConfig {
     #[serde(default)]

@@ -72,22 +72,25 @@ impl Tokenizer {
     }
 }
 
+/// The key of `tokenizer_config.json` that a vocabulary alone does not tell; true by default.
+#[derive(serde::Deserialize)]
+struct LowerCase {
+    #[serde(default = "lower_case")]
+    do_lower_case: bool,
+}
+
+fn lower_case() -> bool {
+    true
+}
+
 /// A BERT tokenizer from vocab.txt alone.
 fn word_piece(vocab: &Path, dir: &Path) -> Result<tokenizers::Tokenizer, String> {
     let Some(name) = vocab.to_str().filter(|_| vocab.exists()) else {
         return Err("neither tokenizer.json nor vocab.txt is in the directory".to_owned());
     };
-    #[derive(serde::Deserialize)]
-    struct Config {
-        #[serde(default = "yes")]
-        do_lower_case: bool,
-    }
-    fn yes() -> bool {
-        true
-    }
     let config = dir.join("tokenizer_config.json");
     let lower = if config.exists() {
-        crate::source::read_json::<Config>(&config).map_err(|error| error.to_string())?.do_lower_case
+        crate::source::read_json::<LowerCase>(&config).map_err(|error| error.to_string())?.do_lower_case
     } else {
         true
     };

@@ -90,12 +90,11 @@ pub(crate) fn self_check(
     let mut least = (1.0, 0);
     for ((sample, _), (expected, found)) in probes.iter().zip(expected.rows().zip(found.rows())) {
         let cosine = cosine(expected, found);
-        // NaN must not pass.
-        if !(cosine >= least.0) {
+        if cosine.is_nan() || cosine < least.0 {
             least = (cosine, *sample);
         }
     }
-    if !(least.0 >= MIN_COSINE) {
+    if least.0.is_nan() || least.0 < MIN_COSINE {
         return Err(PipelineError::SelfCheck { cosine: least.0, sample: least.1, limit: MIN_COSINE });
     }
     Ok(SelfCheck { samples: probes.len() as u64, cosine_min: least.0 })

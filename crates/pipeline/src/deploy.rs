@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use zeropoint_core::ActivationMode;
 use zeropoint_formats::compressed_tensors::{
     QuantizationConfig, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs,
@@ -213,14 +213,25 @@ fn check_finite(
 fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
     let plan = &prepared.plan;
     let modules = plan.quantized().map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
-    let ignore = plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.path.clone());
-    let quantization = QuantizationConfig::for_modules(modules, ignore);
+    let float = plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.path.clone());
+    let quantization = QuantizationConfig::for_modules(modules, float.chain(unused_linears(prepared)));
     let mut config = prepared.directory.config().clone();
     if let Value::Object(map) = &mut config {
+        // A checkpoint of a pre-training model is deployed as the encoder that was measured.
+        map.insert("architectures".to_owned(), json!([prepared.directory.spec().architecture]));
         map.insert("quantization_config".to_owned(), quantization.to_json());
     }
     let mut text = serde_json::to_string_pretty(&config)
         .map_err(|error| PipelineError::Io { path: dir.join("config.json"), source: error.into() })?;
     text.push('\n');
     Ok(write_file_atomically(dir.join("config.json"), text)?)
+}
+
+/// Modules of matrices that are carried along and never run: a loader that builds them must not take them for quantised.
+fn unused_linears(prepared: &Prepared) -> impl Iterator<Item = String> + '_ {
+    let checkpoint = prepared.directory.checkpoint();
+    prepared.directory.spec().unused.iter().filter_map(move |(tensor, _)| {
+        let matrix = checkpoint.get(tensor).is_some_and(|info| info.dtype.is_float() && info.shape.len() == 2);
+        tensor.strip_suffix(".weight").filter(|_| matrix).map(str::to_owned)
+    })
 }

@@ -129,7 +129,10 @@ pub enum PlanError {
         path: String,
     },
     /// Nothing at all would be quantised.
-    #[error("the plan quantises nothing: all {count} Linears are ignored; take some out of `quantization.ignore`")]
+    #[error(
+        "the plan quantises nothing: `quantization.ignore` and `quantization.overrides` leave all {count} Linears float; \
+         take some out"
+    )]
     Nothing {
         /// How many Linears there are.
         count: usize,
@@ -240,12 +243,19 @@ fn check_overrides(linears: &[LinearPlan], request: &PlanRequest) -> Result<(), 
     Ok(())
 }
 
+/// What a reader of the result sees of a scheme: how weight ranges were chosen is not part of it, and how activation
+/// ranges were chosen only where they are static.
+fn as_read(layer: &LayerScheme) -> (Scheme, Option<RangeObserver>) {
+    let fixed = layer.scheme.activations.mode == ActivationMode::Static;
+    (layer.scheme, fixed.then_some(layer.range_observer))
+}
+
 /// vLLM fuses Linears that read one activation; a site whose readers differ loads in `transformers` alone.
 fn split_sites(spec: &ModelSpec, linears: &[LinearPlan]) -> Vec<String> {
     let differs = |site: &&zeropoint_models::Site| {
-        let mut schemes = site.consumers.iter().map(|&id| linears[id].scheme());
-        let first = schemes.next().flatten();
-        schemes.any(|scheme| scheme != first)
+        let mut seen = site.consumers.iter().map(|&id| linears[id].scheme().map(as_read));
+        let first = seen.next().flatten();
+        seen.any(|scheme| scheme != first)
     };
     spec.sites
         .iter()

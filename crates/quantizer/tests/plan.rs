@@ -262,7 +262,7 @@ fn a_plan_that_quantises_nothing_is_refused() {
         assert_eq!(Plan::new(&spec, &request).unwrap_err(), PlanError::Nothing { count: 13 });
     }
     let message = Plan::new(&spec, &ignoring(STATIC, &["re:.*"])).unwrap_err().to_string();
-    assert!(message.starts_with("the plan quantises nothing: all 13 Linears are ignored"), "{message}");
+    assert!(message.starts_with("the plan quantises nothing: `quantization.ignore` and `quantization.overrides` leave all 13 Linears float"), "{message}");
 }
 
 #[test]

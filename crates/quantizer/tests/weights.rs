@@ -46,7 +46,9 @@ fn weights() -> impl Strategy<Value = (usize, usize, Vec<f32>)> {
         let rows = prop::collection::vec(prop::sample::select(vec![0.0f32, 1e-3, 1.0, 1e3]), outputs);
         (rows, prop::collection::vec(value.clone(), outputs * inputs)).prop_map(move |(rows, mut weight)| {
             for (row, factor) in weight.chunks_mut(inputs).zip(rows) {
-                row.iter_mut().for_each(|w| *w *= factor);
+                for w in row {
+                    *w *= factor;
+                }
             }
             (outputs, inputs, weight)
         })
@@ -136,9 +138,8 @@ fn per_channel_keeps_the_small_rows_that_per_tensor_loses() {
 
 #[test]
 fn mse_clips_an_outlier() {
-    let mut weight = vec![0f32; 512];
     let mut rng = Rng::new(5);
-    weight.iter_mut().for_each(|w| *w = rng.normal() as f32 * 0.02);
+    let mut weight: Vec<f32> = (0..512).map(|_| rng.normal() as f32 * 0.02).collect();
     weight[100] = 0.3;
     let of = |observer| quantize_weight(Isa::best(), &weight, 1, 512, CHANNEL, observer).unwrap();
     let (clipped, whole) = (of(WeightObserver::Mse), of(WeightObserver::MinMax));

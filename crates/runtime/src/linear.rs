@@ -78,7 +78,7 @@ impl IntegerLinear {
         // A task is at least two panels wide: narrower ones cost more to hand out than to run.
         let width = outputs.div_ceil(rayon::current_num_threads()).max(2 * PackedWeights::PANEL);
         let width = width.next_multiple_of(PackedWeights::PANEL);
-        if width >= outputs {
+        if rows == 0 || width >= outputs {
             linear(a, rows, &self.weights, 0..outputs, &epilogue, out, outputs);
             return;
         }

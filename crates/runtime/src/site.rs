@@ -62,7 +62,9 @@ impl IntegerSite {
                     .par_chunks_mut(task)
                     .zip(x.par_chunks(task))
                     .zip(params.par_chunks_mut(ROWS_PER_TASK))
-                    .try_for_each(|((out, x), params)| quantize_tokens(self.isa, x, columns, symmetry, out, params))
+                    .try_for_each(|((out, x), params)| {
+                        quantize_tokens(self.isa, x, columns, symmetry, out, params)
+                    })
                     .map_err(candle_core::Error::wrap)?;
                 Ok(QuantizedRows { values, params, shared: None })
             }
@@ -106,7 +108,8 @@ mod tests {
 
     fn quantizers() -> impl Strategy<Value = ActivationQuantizer> {
         prop_oneof![
-            (1e-3f32..0.2).prop_map(|scale| ActivationQuantizer::Static(QuantParams { scale, zero_point: 0 })),
+            (1e-3f32..0.2)
+                .prop_map(|scale| ActivationQuantizer::Static(QuantParams { scale, zero_point: 0 })),
             (1e-3f32..0.2, any::<i8>()).prop_map(|(scale, zero_point)| {
                 ActivationQuantizer::Static(QuantParams { scale, zero_point })
             }),
@@ -148,16 +151,24 @@ mod tests {
     ];
 
     /// The same site in two lives.
-    fn sites(isa: Isa, kinds: &[ReaderKind], columns: usize, outputs: usize, rng: &mut Rng) -> (IntegerSite, SimulatedSite) {
+    fn sites(
+        isa: Isa,
+        kinds: &[ReaderKind],
+        columns: usize,
+        outputs: usize,
+        rng: &mut Rng,
+    ) -> (IntegerSite, SimulatedSite) {
         let (mut integer, mut simulated) = (Vec::new(), Vec::new());
         for kind in kinds {
             let activation = ACTIVATIONS[rng.below(5) as usize];
-            let bias = (rng.below(3) > 0).then(|| (0..outputs).map(|_| rng.normal() as f32).collect::<Vec<f32>>());
+            let bias =
+                (rng.below(3) > 0).then(|| (0..outputs).map(|_| rng.normal() as f32).collect::<Vec<f32>>());
             let q: Vec<i8> = (0..outputs * columns).map(|_| rng.next_u64() as i8).collect();
             let real: Vec<f32> = q.iter().map(|q| f32::from(*q)).collect();
             let weight = Tensor::from_vec(real, (outputs, columns), &Device::Cpu).unwrap();
             if let Some(quantizer) = *kind {
-                let scales: Vec<f32> = (0..outputs).map(|_| (rng.normal() as f32).abs() * 1e-3 + 1e-5).collect();
+                let scales: Vec<f32> =
+                    (0..outputs).map(|_| (rng.normal() as f32).abs() * 1e-3 + 1e-5).collect();
                 let stored = QuantizedLinear {
                     weight: q,
                     outputs,

@@ -24,7 +24,7 @@ fn int8(rng: &mut Rng, extremes: bool) -> i8 {
 impl Case {
     fn random(rows: usize, inputs: usize, outputs: usize, bias: bool, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let extremes = seed % 3 == 0;
+        let extremes = seed.is_multiple_of(3);
         let scales = |rng: &mut Rng, count: usize| -> Vec<f32> {
             (0..count).map(|_| (rng.normal() as f32).abs() * 0.01 + 1e-4).collect()
         };
@@ -87,11 +87,11 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn every_shape_is_the_64_bit_sum_and_the_epilogue_bit_for_bit() {
     let pools = pools();
-    let mut seed = 0;
+    let mut seed = 0u64;
     for rows in [1, 2, 31, 47, 48, 49, 100] {
         for (inputs, outputs) in [(1, 1), (3, 65), (31, 64), (64, 127), (130, 200), (33, 384), (257, 20)] {
             seed += 1;
-            let case = Case::random(rows, inputs, outputs, seed % 2 == 0, seed);
+            let case = Case::random(rows, inputs, outputs, seed.is_multiple_of(2), seed);
             let shared = case.params[0];
             let (per_token, per_tensor) = (case.expected(|row| case.params[row]), case.expected(|_| shared));
             for isa in Isa::available() {

@@ -67,6 +67,7 @@ fn first_difference(a: &str, b: &str) -> Option<usize> {
     })?
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the signature of every content of FILES")]
 fn schema(_root: &Path) -> Result<String, Error> {
     Ok(format!("{:#}\n", Config::json_schema()))
 }
@@ -97,13 +98,13 @@ fn section(page: &mut String, title: &str, help: &str) {
 /// Runs the program of this workspace, or the one that `ZEROPOINT` names, with `--help`. No stream is a terminal and
 /// COLUMNS is not passed on, so the program falls back to its own fixed width.
 fn help(root: &Path, command: Option<&str>) -> Result<String, Error> {
-    let mut program = match std::env::var_os("ZEROPOINT").filter(|path| !path.is_empty()) {
-        Some(built) => Command::new(built),
-        None => {
-            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.args(["run", "--quiet", "--package", "zeropoint-cli", "--"]);
-            cargo
-        }
+    let built = std::env::var_os("ZEROPOINT").filter(|path| !path.is_empty());
+    let mut program = if let Some(built) = built {
+        Command::new(built)
+    } else {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["run", "--quiet", "--package", "zeropoint-cli", "--"]);
+        cargo
     };
     let output = program
         .args(command)

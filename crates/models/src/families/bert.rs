@@ -16,6 +16,9 @@ use crate::ModelError;
 pub(super) const BASE: &str = "BertModel";
 pub(super) const CLASSIFIER: &str = "BertForSequenceClassification";
 
+/// Pre-training models are read as the encoder inside them.
+pub(super) const PRE_TRAINING: &str = "BertForPreTraining";
+
 /// Bounds on what a config may claim, far above every published model of the family.
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 65_536;
@@ -99,7 +102,7 @@ pub(super) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError>
         let block = build.block(layer, activation)?;
         let attention = &block.attention;
         edges.push(Edge::NormToLinears {
-            norm: feeding_norm,
+            norm: std::mem::replace(&mut feeding_norm, block.mlp_norm.path.clone()),
             linears: vec![attention.query, attention.key, attention.value],
             residual: true,
         });
@@ -110,7 +113,6 @@ pub(super) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError>
             residual: true,
         });
         edges.push(Edge::UpToDown { up: block.mlp.up, down: block.mlp.down });
-        feeding_norm = block.mlp_norm.path.clone();
         blocks.push(block);
     }
     let head = build.head(task, classifier)?;
@@ -356,7 +358,7 @@ impl Builder<'_> {
 
     fn problem(&self, labels: usize) -> Result<ProblemType, ModelError> {
         match (self.config.problem_type.as_deref(), labels) {
-            (Some("regression"), 1) | (None, 1) => Ok(ProblemType::Regression),
+            (Some("regression") | None, 1) => Ok(ProblemType::Regression),
             (Some("single_label_classification") | None, _) => Ok(ProblemType::SingleLabel),
             (Some(other), _) => Err(self.input.config_error(format!(
                 "`problem_type` `{other}` with {labels} labels is not supported; single_label_classification, and \

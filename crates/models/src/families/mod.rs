@@ -40,7 +40,7 @@ type Describe = fn(&FamilyInput<'_>) -> Result<ModelSpec, ModelError>;
 const ARCHITECTURES: &[(&str, Describe)] = &[
     (bert::BASE, bert::describe as Describe),
     (bert::CLASSIFIER, bert::describe as Describe),
-    ("BertForPreTraining", bert::describe as Describe),
+    (bert::PRE_TRAINING, bert::describe as Describe),
 ];
 
 /// The description of the model in `input.dir`.
