@@ -51,7 +51,8 @@ fn bare_forward(bencher: Bencher<'_, '_>) {
     let Setup { model, set } = setup();
     bencher.bench(|| {
         for indices in set.plan.batches() {
-            let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i])).expect("samples have tokens");
+            let batch =
+                PackedBatch::new(indices.iter().map(|&i| &set.sequences[i])).expect("samples have tokens");
             divan::black_box(model.forward(&batch).expect("the model runs"));
         }
     });

@@ -5,24 +5,31 @@ use std::path::PathBuf;
 use serde_json::json;
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
-    CacheDir, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, calibrate, dry_run, evaluate, inspect, quantize,
-    run,
+    CacheDir, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, calibrate, dry_run, evaluate, inspect,
+    quantize, run,
 };
 
-use crate::args::{CacheArgs, CalibrateArgs, Command, ConfigArgs, EvaluateArgs, InspectArgs, OutputArgs, QuantizeArgs, RunArgs};
+use crate::args::{
+    CacheArgs, CalibrateArgs, Command, ConfigArgs, EvaluateArgs, InspectArgs, OutputArgs, QuantizeArgs,
+    RunArgs,
+};
 use crate::terminal::Terminal;
 use crate::{Outcome, encode, render};
 
-pub(crate) fn execute(command: &Command, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+pub(crate) fn execute(
+    command: &Command,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Outcome, PipelineError> {
     match command {
         Command::Run(args) => run_command(args, terminal, cancel),
         Command::Calibrate(args) => calibrate_command(args, terminal, cancel),
         Command::Quantize(args) => quantize_command(args, terminal, cancel),
         Command::Evaluate(args) => evaluate_command(args, terminal, cancel),
         Command::Encode(args) => encode::encode(args, terminal, cancel),
-        Command::Inspect(args) => inspect_command(args),
+        Command::Inspect(args) => inspect_command(args, terminal),
         Command::Schema => {
-            print_json(&Config::json_schema());
+            print_json(&Config::json_schema(), terminal);
             Ok(Outcome::Done)
         }
     }
@@ -50,9 +57,9 @@ fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<O
     if args.dry_run {
         let plan = dry_run(&prepared)?;
         if args.json {
-            print_json(&json!(plan));
+            print_json(&json!(plan), terminal);
         } else {
-            print!("{}", render::dry_run(&plan));
+            terminal.print(&render::dry_run(&plan));
         }
         return Ok(Outcome::Done);
     }
@@ -61,7 +68,11 @@ fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<O
     Ok(finish(&outcome, args.json, terminal))
 }
 
-fn quantize_command(args: &QuantizeArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+fn quantize_command(
+    args: &QuantizeArgs,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Outcome, PipelineError> {
     let OutputArgs { out, force } = &args.output;
     let prepared = Prepared::new(load(&args.config, out.as_ref())?)?;
     let options = RunOptions { force: *force, cache: CacheDir::None };
@@ -72,7 +83,7 @@ fn quantize_command(args: &QuantizeArgs, terminal: &Terminal, cancel: &Cancel) -
 fn finish(outcome: &RunOutcome, as_json: bool, terminal: &Terminal) -> Outcome {
     terminal.say(&render::summary(outcome));
     if as_json {
-        print!("{}", outcome.report.to_json());
+        terminal.print(&outcome.report.to_json());
     }
     gate_outcome(outcome.gates_passed(), terminal)
 }
@@ -85,7 +96,11 @@ fn gate_outcome(passed: bool, terminal: &Terminal) -> Outcome {
     Outcome::GateNotMet
 }
 
-fn calibrate_command(args: &CalibrateArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+fn calibrate_command(
+    args: &CalibrateArgs,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Outcome, PipelineError> {
     let prepared = Prepared::new(load(&args.config, None)?)?;
     for warning in &prepared.warnings {
         terminal.warn(warning);
@@ -95,28 +110,32 @@ fn calibrate_command(args: &CalibrateArgs, terminal: &Terminal, cancel: &Cancel)
     Ok(Outcome::Done)
 }
 
-fn evaluate_command(args: &EvaluateArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+fn evaluate_command(
+    args: &EvaluateArgs,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Outcome, PipelineError> {
     let prepared = Prepared::new(load(&args.config, None)?)?;
     let (metrics, gates) = evaluate(&prepared, &args.model, terminal, cancel)?;
     if args.json {
-        print_json(&json!({ "metrics": metrics, "gates": gates }));
+        print_json(&json!({ "metrics": metrics, "gates": gates }), terminal);
     } else {
         terminal.say("");
-        print!("{}", render::metrics(&metrics, &gates));
+        terminal.print(&render::metrics(&metrics, &gates));
     }
     Ok(gate_outcome(gates.iter().all(|gate| gate.passed), terminal))
 }
 
-fn inspect_command(args: &InspectArgs) -> Result<Outcome, PipelineError> {
+fn inspect_command(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome, PipelineError> {
     let inspection = inspect(&args.model)?;
     if args.json {
-        print_json(&json!(inspection));
+        print_json(&json!(inspection), terminal);
     } else {
-        print!("{}", render::inspection(&inspection));
+        terminal.print(&render::inspection(&inspection));
     }
     Ok(Outcome::Done)
 }
 
-fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+fn print_json(value: &serde_json::Value, terminal: &Terminal) {
+    terminal.print(&format!("{value:#}\n"));
 }

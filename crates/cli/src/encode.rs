@@ -1,13 +1,10 @@
 //! `zeropoint encode`: texts through the INT8 runtime.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
-
 use serde_json::json;
 use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{self, ReadOptions};
 use zeropoint_evaluator::metrics::fidelity::argmax;
+use zeropoint_formats::write_file_atomically;
 use zeropoint_models::{HeadSpec, PackedBatch, Task};
 use zeropoint_pipeline::{Cancel, PipelineError};
 use zeropoint_runtime::QuantizedModel;
@@ -16,11 +13,16 @@ use crate::Outcome;
 use crate::args::EncodeArgs;
 use crate::terminal::Terminal;
 
-pub(crate) fn encode(args: &EncodeArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+pub(crate) fn encode(
+    args: &EncodeArgs,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Outcome, PipelineError> {
     let samples = dataset::read(&args.data, &ReadOptions::default())?;
     let model = QuantizedModel::load(&args.model, Task::Auto)?;
     let tokenizer = model.directory().tokenizer(None)?;
-    let texts: Vec<_> = samples.iter().map(|sample| (sample.text_a.as_str(), sample.text_b.as_deref())).collect();
+    let texts: Vec<_> =
+        samples.iter().map(|sample| (sample.text_a.as_str(), sample.text_b.as_deref())).collect();
     let sequences = tokenizer.encode_all(&texts)?;
     let mut rows = vec![Vec::new(); sequences.len()];
     for indices in BatchPlan::new(&sequences, usize::from(args.batch_size)).batches() {
@@ -39,23 +41,13 @@ pub(crate) fn encode(args: &EncodeArgs, terminal: &Terminal, cancel: &Cancel) ->
             json!({ "text": sample.text_a, "logits": row, "label": label })
         }
     });
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| PipelineError::Io { path, source }
-    };
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
     match &args.out {
         Some(path) => {
-            let mut file = BufWriter::new(File::create(path).map_err(io(path))?);
-            lines.map(|line| writeln!(file, "{line}")).collect::<Result<(), _>>().map_err(io(path))?;
-            file.flush().map_err(io(path))?;
+            write_file_atomically(path, text)?;
             terminal.say(&format!("{} rows written to {}", rows.len(), path.display()));
         }
-        None => {
-            let mut out = BufWriter::new(std::io::stdout().lock());
-            let to = Path::new("standard output");
-            lines.map(|line| writeln!(out, "{line}")).collect::<Result<(), _>>().map_err(io(to))?;
-            out.flush().map_err(io(to))?;
-        }
+        None => terminal.print(&text),
     }
     Ok(Outcome::Done)
 }

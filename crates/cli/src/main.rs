@@ -1,5 +1,9 @@
 //! The `zeropoint` command: arguments in, `zeropoint-pipeline` called, events and results shown.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the terminal's end of the program")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this crate is the terminal's end of the program"
+)]
 
 mod args;
 mod commands;
@@ -62,7 +66,10 @@ fn stop_on_signal(cancel: &Arc<Cancel>) -> Result<(), ctrlc::Error> {
     ctrlc::set_handler(move || {
         if cancel.is_requested() {
             const INTERRUPTED: i32 = 130;
-            #[expect(clippy::exit, reason = "the user asked twice; what is half-written is recognised as such later")]
+            #[expect(
+                clippy::exit,
+                reason = "the user asked twice; what is half-written is recognised as such later"
+            )]
             std::process::exit(INTERRUPTED);
         }
         cancel.request();

@@ -26,7 +26,8 @@ pub(crate) fn summary(outcome: &RunOutcome) -> String {
 
 /// Metrics of both models, and the gates.
 pub(crate) fn metrics(metrics: &[Metric], gates: &[Gate]) -> String {
-    let mut rows = vec![["task", "metric", "original", "quantised", "delta", "stderr"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["task", "metric", "original", "quantised", "delta", "stderr"].map(str::to_owned).to_vec()];
     for metric in metrics {
         rows.push(vec![
             metric.task.clone(),
@@ -96,7 +97,11 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
 pub(crate) fn inspection(model: &Inspection) -> String {
     let mut text = format!("{} ({})\n\n", model.name, model.architecture);
     let _ = writeln!(text, "head         {}", model.head);
-    let _ = writeln!(text, "size         {} blocks, hidden {}, at most {} tokens", model.blocks, model.hidden, model.max_tokens);
+    let _ = writeln!(
+        text,
+        "size         {} blocks, hidden {}, at most {} tokens",
+        model.blocks, model.hidden, model.max_tokens
+    );
     let _ = writeln!(
         text,
         "parameters   {}, of them {} in {} Linears",
@@ -109,7 +114,11 @@ pub(crate) fn inspection(model: &Inspection) -> String {
     let mut rows = vec![["Linear", "shape", "dtype", "bytes", "quantisation"].map(str::to_owned).to_vec()];
     for linear in &model.linears {
         let [outputs, inputs] = linear.shape;
-        let state = linear.quantized.clone().or_else(|| linear.ignored_by_default.clone()).unwrap_or_else(|| "-".to_owned());
+        let state = linear
+            .quantized
+            .clone()
+            .or_else(|| linear.ignored_by_default.clone())
+            .unwrap_or_else(|| "-".to_owned());
         rows.push(vec![
             linear.path.clone(),
             format!("{outputs} x {inputs}"),
@@ -128,11 +137,13 @@ pub(crate) fn inspection(model: &Inspection) -> String {
 /// Columns as wide as their widest cell.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
     }

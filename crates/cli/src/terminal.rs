@@ -1,6 +1,6 @@
 //! Progress, warnings and errors on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -42,6 +42,17 @@ impl Terminal {
         if !self.quiet {
             self.clear();
             eprintln!("{text}");
+        }
+    }
+
+    /// The result itself, on standard output. A reader that has gone away, as `head` does, is no error.
+    pub(crate) fn print(&self, text: &str) {
+        self.clear();
+        let mut out = std::io::stdout().lock();
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+            && error.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            self.warn(&format!("standard output: {error}"));
         }
     }
 
@@ -120,7 +131,9 @@ impl Events for Terminal {
                 ),
             ),
             Event::StatisticsReused => self.say("Calibration: statistics of an earlier run are reused"),
-            Event::Quantized { done, total } => self.progress(done as u64, total as u64, "Linears".to_owned()),
+            Event::Quantized { done, total } => {
+                self.progress(done as u64, total as u64, "Linears".to_owned())
+            }
             Event::Evaluated { task, done, total } => {
                 self.progress(done as u64, total as u64, format!("sequences of task {task}"));
             }

@@ -4,6 +4,7 @@
 
 mod scene;
 
+use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
@@ -54,7 +55,7 @@ impl Answers {
         assert_eq!(self.scene.temporary_files(), [] as [&str; 0], "{mistake}");
         assert!(!self.scene.default_cache().exists(), "{mistake}");
         let line = arguments.join(" ").replace(workspace().to_string_lossy().as_ref(), "[repository]");
-        self.document.push_str(&format!("# {mistake}\n$ zeropoint {line}\n{answer}exit code {code}\n\n"));
+        let _ = write!(self.document, "# {mistake}\n$ zeropoint {line}\n{answer}exit code {code}\n\n");
     }
 
     /// `run` of a config with this text.
@@ -289,7 +290,7 @@ fn weight_files() {
         }),
         ("a shape that its bytes do not fill", "bytes", |file| file.header[QUERY]["shape"] = json!([32, 33])),
         ("a shape that overflows", "overflow", |file| {
-            file.header[QUERY]["shape"] = json!([1u64 << 40, 1u64 << 40])
+            file.header[QUERY]["shape"] = json!([1u64 << 40, 1u64 << 40]);
         }),
         ("a shape that is not the config's", "shape", |file| file.header[QUERY]["shape"] = json!([16, 64])),
         ("an unknown dtype", "dtype", |file| file.header[QUERY]["dtype"] = json!("F4")),

@@ -15,7 +15,7 @@ fn from_environment(variable: &str, name: &str) -> PathBuf {
     path.unwrap_or_else(|error| panic!("{variable} holds no {name}: {error}"))
 }
 
-/// `run` of `configs/minilm-{scheme}.toml` with MiniLM; the report.
+/// `run` of `configs/minilm-{scheme}.toml` with that model; the report.
 fn run(scene: &Scene, scheme: &str, out: &str, sets: &[&str], more: &[&str]) -> Value {
     let model = format!("model.source={}", from_environment("ZEROPOINT_MODELS", "minilm").display());
     let config = format!("configs/minilm-{scheme}.toml");

@@ -107,7 +107,12 @@ mod tests {
         ];
         for case in cases {
             let params = QuantParams::from_range(case.range.0, case.range.1, case.symmetry).unwrap();
-            assert_eq!(params, QuantParams { scale: case.scale, zero_point: case.zero_point }, "{:?}", case.range);
+            assert_eq!(
+                params,
+                QuantParams { scale: case.scale, zero_point: case.zero_point },
+                "{:?}",
+                case.range
+            );
         }
     }
 

@@ -204,7 +204,8 @@ pub struct Metric {
 impl Metric {
     /// How much worse the quantised model is: positive when it lost, negative when it gained, NaN when unknown.
     pub fn loss(&self) -> f64 {
-        if self.higher_is_better { -self.delta } else { self.delta }
+        // 0 - x and not -x: no loss is 0, not -0.
+        if self.higher_is_better { 0.0 - self.delta } else { self.delta }
     }
 
     /// Whether the loss is larger than two standard errors: more than another sample of the same data explains.

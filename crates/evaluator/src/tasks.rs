@@ -126,7 +126,9 @@ impl Task {
                 require_pairs(&self.samples).map_err(data)?;
                 require_scores(&self.samples).map(drop).map_err(data)
             }
-            (TaskKind::Classification, HeadSpec::Classification { labels, .. }) => self.classes(labels).map(drop),
+            (TaskKind::Classification, HeadSpec::Classification { labels, .. }) => {
+                self.classes(labels).map(drop)
+            }
             (TaskKind::Fidelity, _) => Ok(()),
         }
     }
@@ -280,7 +282,13 @@ fn compared(
     }
 }
 
-fn sts_metrics(task: &Task, gold: &[f64], original: &[f64], quantized: &[f64], options: Options) -> Vec<Metric> {
+fn sts_metrics(
+    task: &Task,
+    gold: &[f64],
+    original: &[f64],
+    quantized: &[f64],
+    options: Options,
+) -> Vec<Metric> {
     let correlation = |name: &str, of: fn(&[f64], &[f64]) -> Option<f64>| {
         compared(task, name, options, |is_quantized, rows| {
             let predicted = if is_quantized { quantized } else { original };
@@ -328,7 +336,8 @@ fn fidelity_metrics(task: &Task, logits: bool, outputs: &Paired, options: Option
         });
         Metric { ideal: true, ..metric }
     };
-    let mean = |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    let mean =
+        |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
     let mut metrics = vec![
         against_ideal("cosine_mean", &cosines, &mean),
         against_ideal("cosine_min", &cosines, &|values| values.iter().copied().reduce(f64::min)),

@@ -51,7 +51,7 @@ mod x86;
 pub use activation::{Activation, activate, add_in_place, tanh_in_place};
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};
-pub use linear::{Epilogue, RowParams, linear, dequantize_sums};
+pub use linear::{Epilogue, RowParams, dequantize_sums, linear};
 pub use norm::layer_norm;
 pub use pack::{PackError, PackedWeights};
 pub use quantize::{NonFinite, dequantize, quantize_static, quantize_tokens};

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use zeropoint_core::QuantParams;
 
-use crate::{Isa, PackedWeights};
 use crate::activation::{Activation, GeluErf, GeluTanh, Identity, Map, Relu};
 use crate::gemm::{Finish, PANEL, multiply};
 use crate::simd::{Kernel, LANES, Simd};
+use crate::{Isa, PackedWeights};
 
 /// The quantisation parameters of the input rows.
 #[derive(Debug, Clone, Copy)]
@@ -220,15 +220,22 @@ mod tests {
             for bias in [None, Some(l.bias.as_slice())] {
                 let packed = PackedWeights::pack(isa, &l.w, outputs, inputs).unwrap();
                 let input = RowParams::PerToken(&l.params[..rows]);
-                let epilogue = Epilogue { input, weight_scales: &l.scales, bias, activation: Activation::None };
+                let epilogue =
+                    Epilogue { input, weight_scales: &l.scales, bias, activation: Activation::None };
                 let mut whole = vec![0.0; rows * outputs];
                 linear(&l.a, rows, &packed, 0..outputs, &epilogue, &mut whole, outputs);
                 for (r, whole) in whole.chunks(outputs).enumerate() {
                     let p = l.params[r];
                     let a = &l.a[r * inputs..][..inputs];
-                    let sums: Vec<i32> = l.w.chunks(inputs)
-                        .map(|w| a.iter().zip(w).map(|(&a, &w)| (i32::from(a) - i32::from(p.zero_point)) * i32::from(w)).sum())
-                        .collect();
+                    let sums: Vec<i32> =
+                        l.w.chunks(inputs)
+                            .map(|w| {
+                                a.iter()
+                                    .zip(w)
+                                    .map(|(&a, &w)| (i32::from(a) - i32::from(p.zero_point)) * i32::from(w))
+                                    .sum()
+                            })
+                            .collect();
                     let mut alone = vec![0.0; outputs];
                     dequantize_sums(isa, &sums, p.scale, &l.scales, bias, &mut alone);
                     assert_eq!(alone, whole, "{isa}");

@@ -10,7 +10,9 @@ use zeropoint_formats::FormatError;
 #[non_exhaustive]
 pub enum ModelError {
     /// `model.source` names nothing that exists.
-    #[error("{path}: no such model directory; `model.source` is a directory with config.json, or \"embedded\"")]
+    #[error(
+        "{path}: no such model directory; `model.source` is a directory with config.json, or \"embedded\""
+    )]
     NotFound {
         /// The directory asked for.
         path: PathBuf,

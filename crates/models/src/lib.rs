@@ -25,14 +25,15 @@ pub use batch::{PackedBatch, TokenSequence};
 pub use embedded::EMBEDDED;
 pub use error::ModelError;
 pub use heads::{HeadSpec, Pooling, ProblemType, Task};
-pub use model::{Model, Outputs, SiteOpFactory, SiteSink};
+pub use model::{Model, Outputs, SiteOpFactory, SiteSink, Tables};
 pub use ops::rows_of;
 pub use sites::{
-    ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader, SimulatedSite, SiteOp,
+    ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader,
+    SimulatedSite, SiteOp,
 };
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{
-    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole, LinearSpec,
-    MlpSpec, ModelSpec, NormPlacement, NormSpec, Site, SiteId,
+    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole,
+    LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, Site, SiteId,
 };
 pub use tokenizer::Tokenizer;

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use zeropoint_formats::Checkpoint;
+use zeropoint_formats::{Checkpoint, Dtype};
 use zeropoint_kernels::Isa;
 
 use crate::ModelError;
@@ -40,6 +40,21 @@ impl Outputs {
     }
 }
 
+/// Where a model's embedding tables come from.
+#[derive(Clone, Copy)]
+pub enum Tables<'a> {
+    /// Read from the checkpoint.
+    Read,
+    /// Those of a model of the same description, in the same memory.
+    Shared(&'a Model),
+    /// Those of a model of the same description, rounded to bfloat16 where the checkpoint holds more than 16 bits.
+    SharedAsBf16(&'a Model),
+}
+
+fn is_wide(checkpoint: &Checkpoint, tensor: &str) -> bool {
+    checkpoint.get(tensor).is_some_and(|info| matches!(info.dtype, Dtype::F32 | Dtype::F64))
+}
+
 struct Norms {
     attention: LayerNorm,
     mlp: LayerNorm,
@@ -58,16 +73,15 @@ pub struct Model {
 impl Model {
     /// Loads the float model of a directory.
     pub fn load(directory: &ModelDirectory) -> Result<Self, ModelError> {
-        Self::load_with(directory.spec(), directory.checkpoint(), &mut |_| Ok(None), None)
+        Self::load_with(directory.spec(), directory.checkpoint(), &mut |_| Ok(None), Tables::Read)
     }
 
     /// Loads a model whose sites `factory` may take over; the weights of a site that it takes are not read here.
-    /// Embedding tables are shared with `share` where that model has them.
     pub fn load_with(
         spec: &ModelSpec,
         checkpoint: &Checkpoint,
         factory: &mut SiteOpFactory<'_>,
-        share: Option<&Self>,
+        tables: Tables<'_>,
     ) -> Result<Self, ModelError> {
         let isa = Isa::active()?;
         let norm = |norm: &NormSpec| -> Result<LayerNorm, ModelError> {
@@ -78,14 +92,18 @@ impl Model {
                 eps: norm.eps,
             })
         };
-        let tables = match share {
-            Some(model) => model.tables.clone(),
-            None => spec
-                .embeddings
-                .iter()
-                .map(|table| read_matrix(checkpoint, &table.tensor, table.rows, spec.hidden))
-                .collect::<Result<_, _>>()?,
-        };
+        let tables = spec
+            .embeddings
+            .iter()
+            .enumerate()
+            .map(|(i, table)| match tables {
+                Tables::Read => read_matrix(checkpoint, &table.tensor, table.rows, spec.hidden),
+                Tables::SharedAsBf16(model) if is_wide(checkpoint, &table.tensor) => {
+                    Ok(model.tables[i].to_dtype(DType::BF16)?.to_dtype(DType::F32)?)
+                }
+                Tables::Shared(model) | Tables::SharedAsBf16(model) => Ok(model.tables[i].clone()),
+            })
+            .collect::<Result<_, ModelError>>()?;
         let norms = spec
             .blocks
             .iter()
@@ -97,7 +115,14 @@ impl Model {
                 None => Ok(Box::new(float_site(spec, checkpoint, isa, site)?) as Box<dyn SiteOp>),
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(Self { embedding_norm: norm(&spec.embedding_norm)?, spec: spec.clone(), isa, tables, norms, sites })
+        Ok(Self {
+            embedding_norm: norm(&spec.embedding_norm)?,
+            spec: spec.clone(),
+            isa,
+            tables,
+            norms,
+            sites,
+        })
     }
 
     /// The description it was built from.
@@ -116,7 +141,11 @@ impl Model {
     }
 
     /// As [`Model::forward`], showing every site's activation to `sink`.
-    pub fn forward_observed(&self, batch: &PackedBatch, sink: &mut dyn SiteSink) -> Result<Outputs, ModelError> {
+    pub fn forward_observed(
+        &self,
+        batch: &PackedBatch,
+        sink: &mut dyn SiteSink,
+    ) -> Result<Outputs, ModelError> {
         self.run(batch, &mut Some(sink))
     }
 
@@ -149,14 +178,20 @@ impl Model {
         }
     }
 
-    fn encode(&self, batch: &PackedBatch, sink: &mut Option<&mut dyn SiteSink>) -> Result<Tensor, ModelError> {
+    fn encode(
+        &self,
+        batch: &PackedBatch,
+        sink: &mut Option<&mut dyn SiteSink>,
+    ) -> Result<Tensor, ModelError> {
         let mut hidden = self.embed(batch)?;
         let tasks = attention_tasks(batch);
         for (block, norms) in self.spec.blocks.iter().zip(&self.norms) {
             let attention = &block.attention;
             let qkv = self.site(attention.input, &hidden, sink)?;
             let [query, key, value] = &qkv[..] else {
-                return Err(ModelError::Candle(candle_core::Error::Msg("q, k and v share a site".to_owned())));
+                return Err(ModelError::Candle(candle_core::Error::Msg(
+                    "q, k and v share a site".to_owned(),
+                )));
             };
             let context = attend(self.isa, attention, &tasks, query, key, value)?;
             let mixed = self.single(attention.context, &context, sink)?;
@@ -174,9 +209,10 @@ impl Model {
             let rows: Vec<u32> = match spec.role {
                 EmbeddingRole::Word => batch.ids.clone(),
                 EmbeddingRole::TokenType => batch.type_ids.clone(),
-                EmbeddingRole::Position { offset } => {
-                    batch.ranges().flat_map(|range| (0..range.len()).map(move |i| (i + offset) as u32)).collect()
-                }
+                EmbeddingRole::Position { offset } => batch
+                    .ranges()
+                    .flat_map(|range| (0..range.len()).map(move |i| (i + offset) as u32))
+                    .collect(),
             };
             if let Some(bad) = rows.iter().find(|row| **row as usize >= spec.rows) {
                 return Err(ModelError::Sample {
@@ -194,7 +230,8 @@ impl Model {
                 None => sum = Some(looked_up),
             }
         }
-        let sum = sum.ok_or_else(|| ModelError::Sample { reason: "the model has no embedding table".to_owned() })?;
+        let sum =
+            sum.ok_or_else(|| ModelError::Sample { reason: "the model has no embedding table".to_owned() })?;
         Ok(self.embedding_norm.forward(&sum, None)?)
     }
 
@@ -221,12 +258,19 @@ impl Model {
         let mut outputs = self.site(site, input, sink)?;
         match outputs.pop() {
             Some(output) if outputs.is_empty() => Ok(output),
-            _ => Err(ModelError::Candle(candle_core::Error::Msg("a site with one reader is expected".to_owned()))),
+            _ => Err(ModelError::Candle(candle_core::Error::Msg(
+                "a site with one reader is expected".to_owned(),
+            ))),
         }
     }
 }
 
-fn read_matrix(checkpoint: &Checkpoint, name: &str, rows: usize, columns: usize) -> Result<Tensor, ModelError> {
+fn read_matrix(
+    checkpoint: &Checkpoint,
+    name: &str,
+    rows: usize,
+    columns: usize,
+) -> Result<Tensor, ModelError> {
     Ok(Tensor::from_vec(checkpoint.read_f32(name)?, (rows, columns), &Device::Cpu)?)
 }
 
@@ -241,7 +285,12 @@ impl LinearSpec {
     }
 }
 
-fn float_site(spec: &ModelSpec, checkpoint: &Checkpoint, isa: Isa, site: SiteId) -> Result<FloatSite, ModelError> {
+fn float_site(
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    isa: Isa,
+    site: SiteId,
+) -> Result<FloatSite, ModelError> {
     let read = |id: &LinearId| spec.linears[*id].read_float(checkpoint);
     Ok(FloatSite { isa, linears: spec.sites[site].consumers.iter().map(read).collect::<Result<_, _>>()? })
 }

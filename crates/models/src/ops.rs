@@ -1,6 +1,8 @@
 //! The operations around the matrix products, as candle operators over the fast code of `zeropoint-kernels`.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail,
+};
 use rayon::prelude::*;
 use zeropoint_kernels::{self as kernels, Activation, Isa};
 
@@ -48,7 +50,16 @@ impl LayerNorm {
         out.par_chunks_mut(task).enumerate().for_each(|(i, out)| {
             let part = i * task..i * task + out.len();
             let residual = residual.map(|r| &r[part.clone()]);
-            kernels::layer_norm(self.isa, &x[part], residual, columns, &self.gain, &self.shift, self.eps, out);
+            kernels::layer_norm(
+                self.isa,
+                &x[part],
+                residual,
+                columns,
+                &self.gain,
+                &self.shift,
+                self.eps,
+                out,
+            );
         });
         out
     }
@@ -76,7 +87,13 @@ impl CustomOp2 for LayerNorm {
         "residual-layer-norm"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, r: &CpuStorage, lr: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        r: &CpuStorage,
+        lr: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let out = self.run(contiguous(x, lx)?, Some(contiguous(r, lr)?));
         Ok((CpuStorage::F32(out), lx.shape().clone()))
     }

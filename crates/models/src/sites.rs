@@ -1,7 +1,9 @@
 //! Sites at work: the Linears that read one activation, in one of their lives.
 
 use candle_core::{Device, Result, Tensor};
-use zeropoint_core::{ActivationMode, ParamsError, QuantParams, Symmetry, quantize, quantize_with_reciprocal};
+use zeropoint_core::{
+    ActivationMode, ParamsError, QuantParams, Symmetry, quantize, quantize_with_reciprocal,
+};
 use zeropoint_kernels::{Isa, dequantize_sums};
 
 use crate::ops::{BiasActivation, apply_activation, rows_of};
@@ -68,7 +70,11 @@ impl ActivationQuantizer {
     /// `[rows, columns]` as integers with the zero point taken off, and each row's scale, by the scalar specification.
     ///
     /// Fails where a row of a dynamic activation is not finite.
-    pub fn quantize(&self, x: &[f32], columns: usize) -> std::result::Result<QuantizedActivation, ParamsError> {
+    pub fn quantize(
+        &self,
+        x: &[f32],
+        columns: usize,
+    ) -> std::result::Result<QuantizedActivation, ParamsError> {
         let mut steps = Vec::with_capacity(x.len());
         let mut scales = Vec::with_capacity(x.len() / columns.max(1));
         for row in x.chunks_exact(columns) {
@@ -80,7 +86,8 @@ impl ActivationQuantizer {
                 Self::Dynamic(symmetry) => {
                     let params = row_params(row, symmetry)?;
                     let reciprocal = 1.0 / params.scale;
-                    let integers = row.iter().map(|v| quantize_with_reciprocal(*v, reciprocal, params.zero_point));
+                    let integers =
+                        row.iter().map(|v| quantize_with_reciprocal(*v, reciprocal, params.zero_point));
                     steps.extend(integers.map(|q| step(q, params)));
                     params
                 }

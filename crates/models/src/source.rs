@@ -45,7 +45,8 @@ impl SourceRef {
             return Err(ModelError::HubId { id: source.to_owned() });
         }
         if path.exists() {
-            let error = std::io::Error::other("a file is given; the directory that holds config.json is expected");
+            let error =
+                std::io::Error::other("a file is given; the directory that holds config.json is expected");
             return Err(ModelError::Io { path, source: error });
         }
         Err(ModelError::NotFound { path })
@@ -89,7 +90,12 @@ impl ModelDirectory {
         }
     }
 
-    fn describe(dir: PathBuf, name: String, task: Task, unpacked: Option<TempDir>) -> Result<Self, ModelError> {
+    fn describe(
+        dir: PathBuf,
+        name: String,
+        task: Task,
+        unpacked: Option<TempDir>,
+    ) -> Result<Self, ModelError> {
         let config: Value = read_json(&dir.join("config.json"))?;
         let checkpoint = Checkpoint::open(&dir)?;
         let pooling = read_modules(&dir)?;
@@ -108,8 +114,10 @@ impl ModelDirectory {
             sites = spec.sites.len(),
             "model described"
         );
-        let sentence: SentenceConfig = read_json_if_there(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
-        let tokenizer: TokenizerConfig = read_json_if_there(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let sentence: SentenceConfig =
+            read_json_if_there(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
+        let tokenizer: TokenizerConfig =
+            read_json_if_there(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let limits = [sentence.max_seq_length, tokenizer.limit(), Some(spec.max_positions)];
         let max_tokens = limits.into_iter().flatten().min().unwrap_or(spec.max_positions);
         Ok(Self {
@@ -212,8 +220,10 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelErro
         });
     }
     let text = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&text)
-        .map_err(|error| ModelError::Config { path: path.to_owned(), reason: format!("is not as expected: {error}") })
+    serde_json::from_slice(&text).map_err(|error| ModelError::Config {
+        path: path.to_owned(),
+        reason: format!("is not as expected: {error}"),
+    })
 }
 
 fn read_json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
@@ -246,11 +256,19 @@ fn read_modules(dir: &Path) -> Result<Option<(Vec<Pooling>, bool)>, ModelError> 
         }
     };
     if !modules[0].path.is_empty() && modules[0].path != "." {
-        return Err(bad(format!("keeps its Transformer in `{}`; it must be the directory itself", modules[0].path)));
+        return Err(bad(format!(
+            "keeps its Transformer in `{}`; it must be the directory itself",
+            modules[0].path
+        )));
     }
     let folder = Path::new(&modules[1].path);
-    if folder.is_absolute() || folder.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-        return Err(bad(format!("names the pooling folder `{}`, which is not inside the directory", modules[1].path)));
+    if folder.is_absolute()
+        || folder.components().any(|part| !matches!(part, std::path::Component::Normal(_)))
+    {
+        return Err(bad(format!(
+            "names the pooling folder `{}`, which is not inside the directory",
+            modules[1].path
+        )));
     }
     Ok(Some((read_pooling(&dir.join(folder).join("config.json"))?, normalize)))
 }

@@ -251,7 +251,10 @@ pub enum Edge {
 impl ModelSpec {
     /// Parameters of the Linears.
     pub fn linear_parameters(&self) -> usize {
-        self.linears.iter().map(|linear| linear.weights() + if linear.bias { linear.outputs } else { 0 }).sum()
+        self.linears
+            .iter()
+            .map(|linear| linear.weights() + if linear.bias { linear.outputs } else { 0 })
+            .sum()
     }
 
     /// The Linear with that module path.

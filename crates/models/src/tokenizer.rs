@@ -38,7 +38,9 @@ impl Tokenizer {
         let failed = |reason: String| ModelError::Tokenizer { path: path.clone(), reason };
         let mut inner = loaded.map_err(|error| failed(format!("cannot be loaded: {error}")))?;
         if max_length < MIN_LENGTH {
-            return Err(failed(format!("would cut samples at {max_length} tokens; at least {MIN_LENGTH} are needed")));
+            return Err(failed(format!(
+                "would cut samples at {max_length} tokens; at least {MIN_LENGTH} are needed"
+            )));
         }
         inner.with_padding(None);
         inner
@@ -59,15 +61,18 @@ impl Tokenizer {
             Some(pair) => (lower(text), lower(pair)).into(),
             None => lower(text).into(),
         };
-        let encoding = self
-            .inner
-            .encode_fast(input, true)
-            .map_err(|error| ModelError::Tokenizer { path: self.path.clone(), reason: format!("failed: {error}") })?;
+        let encoding = self.inner.encode_fast(input, true).map_err(|error| ModelError::Tokenizer {
+            path: self.path.clone(),
+            reason: format!("failed: {error}"),
+        })?;
         Ok(TokenSequence { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
     }
 
     /// [`Tokenizer::encode`] of many, in parallel, in order.
-    pub fn encode_all<'a>(&self, samples: &[(&'a str, Option<&'a str>)]) -> Result<Vec<TokenSequence>, ModelError> {
+    pub fn encode_all<'a>(
+        &self,
+        samples: &[(&'a str, Option<&'a str>)],
+    ) -> Result<Vec<TokenSequence>, ModelError> {
         samples.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
     }
 }
@@ -94,11 +99,16 @@ fn word_piece(vocab: &Path, dir: &Path) -> Result<tokenizers::Tokenizer, String>
     } else {
         true
     };
-    let model =
-        WordPiece::from_file(name).unk_token("[UNK]".to_owned()).build().map_err(|error| error.to_string())?;
+    let model = WordPiece::from_file(name)
+        .unk_token("[UNK]".to_owned())
+        .build()
+        .map_err(|error| error.to_string())?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     let id = |token: &str| {
-        tokenizer.token_to_id(token).map(|id| (token.to_owned(), id)).ok_or(format!("vocab.txt has no {token}"))
+        tokenizer
+            .token_to_id(token)
+            .map(|id| (token.to_owned(), id))
+            .ok_or(format!("vocab.txt has no {token}"))
     };
     let (separator, class) = (id("[SEP]")?, id("[CLS]")?);
     let normalizer = BertNormalizer::new(true, true, None, lower);

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
-use zeropoint_models::{Model, ModelError, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, TokenSequence, rows_of};
+use zeropoint_models::{
+    Model, ModelError, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, Tables,
+    TokenSequence, rows_of,
+};
 use zeropoint_observer::sqnr_db;
-use zeropoint_quantizer::simulated_linear;
+use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
 use zeropoint_runtime::QuantizedModel;
 
 use crate::deploy::DeployedLinear;
@@ -30,10 +33,10 @@ pub struct LayerErrors {
     pub input_sqnr_db: BTreeMap<usize, f64>,
 }
 
-/// The simulated model of a deployed plan, with the embedding tables of `tables`.
+/// The simulated model of a deployed plan.
 pub(crate) fn simulate(
     prepared: &Prepared,
-    tables: &Model,
+    float: &Model,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<Model, PipelineError> {
     let (spec, checkpoint) = (prepared.directory.spec(), prepared.directory.checkpoint());
@@ -49,15 +52,20 @@ pub(crate) fn simulate(
                 match deployed.get(id).and_then(|done| Some((done, done.quantizer?))) {
                     None => Ok(SimulatedReader::Float(linear.read_float(checkpoint)?)),
                     Some((done, quantizer)) => {
-                        let bias = linear.bias.then(|| checkpoint.read_f32(&linear.bias_name())).transpose()?;
+                        let bias =
+                            linear.bias.then(|| checkpoint.read_f32(&linear.bias_name())).transpose()?;
                         Ok(SimulatedReader::Integer(simulated_linear(linear, &done.weight, quantizer, bias)?))
                     }
                 }
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(Some(Box::new(SimulatedSite { isa: tables.isa(), readers })))
+        Ok(Some(Box::new(SimulatedSite { isa: float.isa(), readers })))
     };
-    Ok(Model::load_with(spec, checkpoint, &mut factory, Some(tables))?)
+    let tables = match prepared.plan.embeddings {
+        EmbeddingPrecision::Keep => Tables::Shared(float),
+        EmbeddingPrecision::Bf16 => Tables::SharedAsBf16(float),
+    };
+    Ok(Model::load_with(spec, checkpoint, &mut factory, tables)?)
 }
 
 /// A few calibration samples, spread over all lengths, with their indices.

@@ -51,7 +51,9 @@ fn layer_scheme(scheme: config::LayerScheme) -> LayerScheme {
             config::WeightObserver::Mse => WeightObserver::Mse,
         },
         range_observer: match (scheme.activations.observer, scheme.activations.percentile) {
-            (Some(ActivationObserver::Percentile), Some(percentile)) => RangeObserver::Percentile { percentile },
+            (Some(ActivationObserver::Percentile), Some(percentile)) => {
+                RangeObserver::Percentile { percentile }
+            }
             (Some(ActivationObserver::Mse), _) => RangeObserver::Mse,
             _ => RangeObserver::MinMax,
         },

@@ -11,11 +11,15 @@ use zeropoint_formats::compressed_tensors::{
 };
 use zeropoint_formats::safetensors::element::{bf16_bytes, floats_from_bytes};
 use zeropoint_formats::staged::copy_companions;
-use zeropoint_formats::{CheckpointWriter, Dtype, TensorInfo, TensorSpec, planned_bytes, write_file_atomically};
+use zeropoint_formats::{
+    CheckpointWriter, Dtype, TensorInfo, TensorSpec, planned_bytes, write_file_atomically,
+};
 use zeropoint_kernels::Isa;
 use zeropoint_models::{ActivationQuantizer, LinearSpec, ModelError};
 use zeropoint_observer::StatisticsFile;
-use zeropoint_quantizer::{EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
+use zeropoint_quantizer::{
+    EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer,
+};
 
 use crate::events::{Cancel, Event, Events};
 use crate::run::MARKER;
@@ -50,13 +54,18 @@ enum Fate<'a> {
 
 fn fate<'a>(prepared: &'a Prepared, info: &TensorInfo) -> Fate<'a> {
     let spec = prepared.directory.spec();
-    let linear = prepared.plan.quantized().find(|(plan, _)| spec.linears[plan.linear].weight_name() == info.name);
+    let linear =
+        prepared.plan.quantized().find(|(plan, _)| spec.linears[plan.linear].weight_name() == info.name);
     if let Some((plan, scheme)) = linear {
         return Fate::Quantized(plan.linear, scheme);
     }
     let wide = matches!(info.dtype, Dtype::F32 | Dtype::F64);
     let table = spec.embeddings.iter().any(|table| table.tensor == info.name);
-    if table && wide && prepared.plan.embeddings == EmbeddingPrecision::Bf16 { Fate::Bf16 } else { Fate::Kept }
+    if table && wide && prepared.plan.embeddings == EmbeddingPrecision::Bf16 {
+        Fate::Bf16
+    } else {
+        Fate::Kept
+    }
 }
 
 /// Every tensor of the output, known before any weight is read.
@@ -127,7 +136,9 @@ pub(crate) fn deploy(
     write_config(prepared, dir)?;
     let source = prepared.directory.path();
     // Runs of ours that lie inside the source, this one among them, are not a part of it.
-    let ours = |path: &Path| source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock");
+    let ours = |path: &Path| {
+        source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock")
+    };
     copy_companions(source, dir, |path| path == Path::new("README.md") || ours(path))?;
     let card = source.join("README.md");
     if card.is_file() {
@@ -156,7 +167,8 @@ fn quantize_linear(
         scheme.weight_observer,
     )
     .map_err(|error| failed(error.to_string()))?;
-    let observed = linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
+    let observed =
+        linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
     let quantizer = match (linear.site, scheme.scheme.activations.mode) {
         (None, ActivationMode::Dynamic) => None,
         _ => Some(site_quantizer(observed, scheme).map_err(|error| failed(error.to_string()))?),
@@ -213,7 +225,8 @@ fn check_finite(
 fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
     let plan = &prepared.plan;
     let modules = plan.quantized().map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
-    let float = plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.path.clone());
+    let float =
+        plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.path.clone());
     let quantization = QuantizationConfig::for_modules(modules, float.chain(unused_linears(prepared)));
     let mut config = prepared.directory.config().clone();
     if let Value::Object(map) = &mut config {
@@ -231,7 +244,8 @@ fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
 fn unused_linears(prepared: &Prepared) -> impl Iterator<Item = String> + '_ {
     let checkpoint = prepared.directory.checkpoint();
     prepared.directory.spec().unused.iter().filter_map(move |(tensor, _)| {
-        let matrix = checkpoint.get(tensor).is_some_and(|info| info.dtype.is_float() && info.shape.len() == 2);
+        let matrix =
+            checkpoint.get(tensor).is_some_and(|info| info.dtype.is_float() && info.shape.len() == 2);
         tensor.strip_suffix(".weight").filter(|_| matrix).map(str::to_owned)
     })
 }

@@ -96,7 +96,8 @@ fn memory(prepared: &Prepared) -> u64 {
     const PROGRAM: usize = 40 << 20;
     let spec = prepared.directory.spec();
     let linears: usize = spec.linears.iter().filter(|l| l.site.is_some()).map(|l| l.weights() * 4).sum();
-    let quantized: usize = prepared.plan.quantized().map(|(plan, _)| spec.linears[plan.linear].weights()).sum();
+    let quantized: usize =
+        prepared.plan.quantized().map(|(plan, _)| spec.linears[plan.linear].weights()).sum();
     let tables: usize = spec.embeddings.iter().map(|table| table.rows * spec.hidden * 4).sum();
     let widest = spec.linears.iter().map(|linear| linear.outputs).max().unwrap_or(0);
     let batch = prepared.calibration.plan.batches().iter().map(|batch| {
@@ -112,7 +113,8 @@ fn memory(prepared: &Prepared) -> u64 {
 /// Float operations of a forward pass over some sequences: two for each weight and token, and attention's two products.
 fn operations<'a>(prepared: &Prepared, sequences: impl Iterator<Item = &'a TokenSequence>) -> f64 {
     let spec = prepared.directory.spec();
-    let weights: usize = spec.linears.iter().filter(|l| l.site.is_some()).map(zeropoint_models::LinearSpec::weights).sum();
+    let weights: usize =
+        spec.linears.iter().filter(|l| l.site.is_some()).map(zeropoint_models::LinearSpec::weights).sum();
     sequences
         .map(|sequence| {
             let n = sequence.len() as f64;

@@ -58,7 +58,9 @@ pub enum PipelineError {
         origin: String,
     },
     /// Statistics that were made from something else.
-    #[error("{path}: these statistics belong to another {what} (the file says {found}, this run has {expected})")]
+    #[error(
+        "{path}: these statistics belong to another {what} (the file says {found}, this run has {expected})"
+    )]
     ForeignStatistics {
         /// The file.
         path: PathBuf,
@@ -139,7 +141,9 @@ impl PipelineError {
             Self::Format(FormatError::Exists { .. }) => {
                 "`--force` replaces what an earlier run wrote, `--out DIR` writes elsewhere"
             }
-            Self::Data(DatasetError { problem: Problem::Io(error), .. }) if error.kind() == ErrorKind::NotFound => {
+            Self::Data(DatasetError { problem: Problem::Io(error), .. })
+                if error.kind() == ErrorKind::NotFound =>
+            {
                 "a relative path starts at the current directory"
             }
             _ => return None,

@@ -30,10 +30,12 @@ pub(crate) fn measure(
             events.event(Event::Evaluated { task: task.name.clone(), done, total });
             cancel.flow()
         };
-        metrics.extend(run_task(task, &models, prepared.options, &mut progress).map_err(|error| match error {
-            TaskError::Cancelled => PipelineError::Cancelled,
-            error => error.into(),
-        })?);
+        metrics.extend(run_task(task, &models, prepared.options, &mut progress).map_err(
+            |error| match error {
+                TaskError::Cancelled => PipelineError::Cancelled,
+                error => error.into(),
+            },
+        )?);
     }
     Ok(metrics)
 }

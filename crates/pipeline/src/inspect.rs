@@ -69,7 +69,10 @@ pub fn inspect(source: &str) -> Result<Inspection, PipelineError> {
                 shape: [linear.outputs, linear.inputs],
                 dtype: weight.map(|info| info.dtype.name().to_owned()).unwrap_or_default(),
                 bytes: weight.map_or(0, zeropoint_formats::TensorInfo::bytes),
-                quantized: quantization.as_ref().and_then(|q| q.scheme_of(&linear.path)).map(|s| s.to_string()),
+                quantized: quantization
+                    .as_ref()
+                    .and_then(|q| q.scheme_of(&linear.path))
+                    .map(|s| s.to_string()),
                 ignored_by_default: linear.role.default_ignore_reason().map(str::to_owned),
             }
         })

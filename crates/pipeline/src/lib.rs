@@ -4,8 +4,8 @@
 //! arguments: progress comes as [`Event`]s, failure as a [`PipelineError`] with a hint, and a [`Cancel`] stops the work
 //! at the next batch or layer, leaving nothing behind.
 
-pub mod config;
 mod check;
+pub mod config;
 mod convert;
 mod deploy;
 mod dry_run;

@@ -47,7 +47,9 @@ impl Prepared {
         let plan = Plan::new(directory.spec(), &convert::plan_request(&config.quantization)?)?;
         let mut warnings = plan.warnings.clone();
         if config.model.revision.is_some() {
-            warnings.push("`model.revision` has no meaning for a directory; the files are taken as they are".to_owned());
+            warnings.push(
+                "`model.revision` has no meaning for a directory; the files are taken as they are".to_owned(),
+            );
         }
 
         let (texts, origin) = calibration_texts(&config, &directory)?;
@@ -84,24 +86,40 @@ impl Prepared {
             resamples: config.evaluation.bootstrap_resamples,
             seed: config.evaluation.seed,
         };
-        Ok(Self { tokenizer: directory.tokenizer(None)?, config, directory, plan, calibration, tasks, options, warnings })
+        Ok(Self {
+            tokenizer: directory.tokenizer(None)?,
+            config,
+            directory,
+            plan,
+            calibration,
+            tasks,
+            options,
+            warnings,
+        })
     }
 
     /// The name of the scheme for reports: the preset, marked when keys refine it.
     pub fn scheme_name(&self) -> String {
         let quantization = &self.config.quantization;
         let preset = quantization.scheme.as_str();
-        let refined = quantization.layer_scheme() != quantization.scheme.scheme() || !quantization.overrides.is_empty();
+        let refined =
+            quantization.layer_scheme() != quantization.scheme.scheme() || !quantization.overrides.is_empty();
         if refined { format!("{preset}, refined") } else { preset.to_owned() }
     }
 }
 
 /// The texts to calibrate on, and their name. A pair is one sample to a classifier and two texts to an encoder.
-fn calibration_texts(config: &Config, directory: &ModelDirectory) -> Result<(Vec<Sample>, String), PipelineError> {
+fn calibration_texts(
+    config: &Config,
+    directory: &ModelDirectory,
+) -> Result<(Vec<Sample>, String), PipelineError> {
     let sources = &config.calibration.data;
     let (samples, origin) = if sources.is_empty() {
         let name = BUILT_IN_NAME.into();
-        (dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?, BUILT_IN_NAME.to_owned())
+        (
+            dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?,
+            BUILT_IN_NAME.to_owned(),
+        )
     } else {
         let mut samples = Vec::new();
         for source in sources {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
-    Calibration, CardInfo, Gate, Layer, Metric, Model, NotQuantized, OutlierChannel, Report, SCHEMA, SelfCheck,
-    Settings, Size, Timing, Zeropoint, parse_front_matter,
+    Calibration, CardInfo, Gate, Layer, Metric, Model, NotQuantized, OutlierChannel, Report, SCHEMA,
+    SelfCheck, Settings, Size, Timing, Zeropoint, parse_front_matter,
 };
 use zeropoint_formats::{Checkpoint, Dtype};
 use zeropoint_models::{ActivationQuantizer, HeadSpec};
@@ -38,11 +38,22 @@ pub(crate) struct Findings<'a> {
 }
 
 pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
-    let Findings { weights, statistics, observed, deployed, output, errors, self_check, metrics, gates, timing } =
-        findings;
+    let Findings {
+        weights,
+        statistics,
+        observed,
+        deployed,
+        output,
+        errors,
+        self_check,
+        metrics,
+        gates,
+        timing,
+    } = findings;
     let checkpoint = prepared.directory.checkpoint();
     let spec = prepared.directory.spec();
-    let parameters = checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
+    let parameters =
+        checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
     Report {
         schema: SCHEMA,
         zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -52,7 +63,10 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
             parameters,
             fingerprint: weights,
         },
-        settings: Settings { scheme: prepared.scheme_name(), config_fingerprint: config_fingerprint(prepared) },
+        settings: Settings {
+            scheme: prepared.scheme_name(),
+            config_fingerprint: config_fingerprint(prepared),
+        },
         calibration: Calibration {
             samples: prepared.calibration.sequences.len() as u64,
             tokens: prepared.calibration.tokens() as u64,
@@ -74,7 +88,9 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
 /// model card holds this fingerprint, and its bytes are the same wherever the run is repeated.
 fn config_fingerprint(prepared: &Prepared) -> Fingerprint {
     let file_name = |path: &str| {
-        std::path::Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
+        std::path::Path::new(path)
+            .file_name()
+            .map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
     };
     let mut config = prepared.config.clone();
     prepared.directory.name().clone_into(&mut config.model.source);
@@ -108,7 +124,9 @@ fn layer(
         output_sqnr_db: errors.output_sqnr_db.get(&id).copied(),
         input_range: observed.map(|observed| [f64::from(observed.min()), f64::from(observed.max())]),
         clipped_fraction: match (observed, done.quantizer) {
-            (Some(observed), Some(ActivationQuantizer::Static(params))) => Some(clipped_fraction(observed, params)),
+            (Some(observed), Some(ActivationQuantizer::Static(params))) => {
+                Some(clipped_fraction(observed, params))
+            }
             _ => None,
         },
         outlier_channels: outliers
@@ -154,7 +172,8 @@ fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> 
                 tensor: info.name.clone(),
                 dtype: info.dtype.name().to_owned(),
                 bytes: info.bytes(),
-                reason: if info.dtype == Dtype::BF16 && spec.embeddings.iter().any(|t| t.tensor == info.name) {
+                reason: if info.dtype == Dtype::BF16 && spec.embeddings.iter().any(|t| t.tensor == info.name)
+                {
                     format!("{reason} (stored as bf16)")
                 } else {
                     reason

@@ -8,7 +8,6 @@ use zeropoint_formats::staged::StagedDir;
 use zeropoint_formats::write_file_atomically;
 use zeropoint_models::Model;
 use zeropoint_observer::StatisticsFile;
-use zeropoint_quantizer::EmbeddingPrecision;
 use zeropoint_runtime::QuantizedModel;
 
 use crate::check::{layer_errors, self_check, simulate};
@@ -85,7 +84,8 @@ fn produce(
     let staged = StagedDir::create(&target, MARKER, options.force)?;
     write(&staged.path().join("config.toml"), prepared.config.to_toml())?;
 
-    let mut timing = Timing { threads: u32::try_from(rayon::current_num_threads()).ok(), ..Timing::default() };
+    let mut timing =
+        Timing { threads: u32::try_from(rayon::current_num_threads()).ok(), ..Timing::default() };
     let clock = Instant::now();
     events.event(Event::Started(Stage::Load));
     let checkpoint = prepared.directory.checkpoint();
@@ -108,13 +108,12 @@ fn produce(
     let clock = Instant::now();
     events.event(Event::Started(Stage::Quantize));
     let model_dir = staged.path().join(MODEL_DIR);
-    std::fs::create_dir(&model_dir).map_err(|source| PipelineError::Io { path: model_dir.clone(), source })?;
+    std::fs::create_dir(&model_dir)
+        .map_err(|source| PipelineError::Io { path: model_dir.clone(), source })?;
     let deployed = deploy(prepared, &statistics, float.isa(), &model_dir, events, cancel)?;
     events.event(Event::Started(Stage::SelfCheck));
     let written = QuantizedModel::load(&model_dir, convert::task(prepared.config.model.task))?;
-    // Tables that are rounded as they are written are part of the plan, so the simulation has them as well.
-    let tables = if prepared.plan.embeddings == EmbeddingPrecision::Bf16 { written.model() } else { &float };
-    let simulated = simulate(prepared, tables, &deployed)?;
+    let simulated = simulate(prepared, &float, &deployed)?;
     let self_check = self_check(prepared, &simulated, &written)?;
     let errors = layer_errors(prepared, &float, &simulated, &deployed)?;
     drop(simulated);
@@ -179,4 +178,3 @@ fn check_disk(prepared: &Prepared, target: &Path) -> Result<(), PipelineError> {
         _ => Ok(()),
     }
 }
-

@@ -119,7 +119,9 @@ pub(crate) fn collect(
                 events.event(Event::StatisticsReused);
                 return Ok((file, false));
             }
-            Err(error) => events.event(Event::Warning(format!("the cached statistics are not used: {error}"))),
+            Err(error) => {
+                events.event(Event::Warning(format!("the cached statistics are not used: {error}")))
+            }
         }
     }
     events.event(Event::Started(Stage::Calibrate));
@@ -151,7 +153,10 @@ pub fn calibrate(
     cancel: &Cancel,
 ) -> Result<(), PipelineError> {
     if out.is_dir() {
-        return Err(PipelineError::Io { path: out.to_owned(), source: std::io::ErrorKind::IsADirectory.into() });
+        return Err(PipelineError::Io {
+            path: out.to_owned(),
+            source: std::io::ErrorKind::IsADirectory.into(),
+        });
     }
     let weights = prepared.directory.checkpoint().content_fingerprint()?;
     let origin = Origin::of(prepared, weights)?;
@@ -159,7 +164,8 @@ pub fn calibrate(
     let model = Model::load(&prepared.directory)?;
     let (file, _) = collect(prepared, origin, &model, cache, events, cancel)?;
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(|source| PipelineError::Io { path: parent.to_owned(), source })?;
+        std::fs::create_dir_all(parent)
+            .map_err(|source| PipelineError::Io { path: parent.to_owned(), source })?;
     }
     Ok(file.save(out)?)
 }

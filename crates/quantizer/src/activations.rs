@@ -22,7 +22,10 @@ pub enum ActivationError {
 }
 
 /// Static parameters of a site: its statistics' range under the scheme's observer and symmetry.
-pub fn site_params(statistics: &ActivationStatistics, scheme: &LayerScheme) -> Result<QuantParams, ActivationError> {
+pub fn site_params(
+    statistics: &ActivationStatistics,
+    scheme: &LayerScheme,
+) -> Result<QuantParams, ActivationError> {
     let symmetry = scheme.scheme.activations.symmetry;
     let (min, max) = scheme.range_observer.range(statistics, symmetry)?;
     Ok(QuantParams::from_range(min, max, symmetry)?)

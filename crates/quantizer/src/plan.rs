@@ -215,7 +215,8 @@ fn check_patterns<'a>(
 /// The three names nearest to a pattern, as a list for a sentence.
 fn nearest(pattern: &str, paths: &[&str]) -> String {
     let wanted = pattern.strip_prefix("re:").unwrap_or(pattern).replace('\\', "");
-    let mut scored: Vec<(f64, &str)> = paths.iter().map(|path| (strsim::jaro_winkler(&wanted, path), *path)).collect();
+    let mut scored: Vec<(f64, &str)> =
+        paths.iter().map(|path| (strsim::jaro_winkler(&wanted, path), *path)).collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     scored.iter().take(3).map(|(_, path)| format!("`{path}`")).collect::<Vec<_>>().join(", ")
 }

@@ -8,18 +8,21 @@ use zeropoint_formats::FormatError;
 use zeropoint_formats::compressed_tensors::{QuantizationConfig, read_linear};
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
-    ActivationQuantizer, LinearSpec, Model, ModelDirectory, ModelError, Outputs, PackedBatch, SiteOp, SourceRef, Task,
+    ActivationQuantizer, LinearSpec, Model, ModelDirectory, ModelError, Outputs, PackedBatch, SiteOp,
+    SourceRef, Tables, Task,
 };
 
-use crate::site::{IntegerSite, Reader};
 use crate::IntegerLinear;
+use crate::site::{IntegerSite, Reader};
 
 /// Why a directory cannot be loaded or run.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
     /// The directory is not a quantised model.
-    #[error("{path}: config.json has no `quantization_config`; a directory written by `zeropoint run` is expected")]
+    #[error(
+        "{path}: config.json has no `quantization_config`; a directory written by `zeropoint run` is expected"
+    )]
     NotQuantized {
         /// The directory.
         path: PathBuf,
@@ -56,8 +59,10 @@ impl QuantizedModel {
         let spec = directory.spec().clone();
         let mut quantized = 0;
         let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
-            let linears: Vec<&LinearSpec> = spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
-            let schemes: Vec<Option<Scheme>> = linears.iter().map(|linear| config.scheme_of(&linear.path)).collect();
+            let linears: Vec<&LinearSpec> =
+                spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
+            let schemes: Vec<Option<Scheme>> =
+                linears.iter().map(|linear| config.scheme_of(&linear.path)).collect();
             if schemes.iter().all(Option::is_none) {
                 return Ok(None);
             }
@@ -69,7 +74,7 @@ impl QuantizedModel {
                 .collect::<Result<_, _>>()?;
             Ok(Some(Box::new(IntegerSite::new(isa, readers))))
         };
-        let model = Model::load_with(&spec, directory.checkpoint(), &mut factory, None)?;
+        let model = Model::load_with(&spec, directory.checkpoint(), &mut factory, Tables::Read)?;
         tracing::info!(%isa, quantized, "INT8 model loaded");
         Ok(Self { directory, model, quantized })
     }

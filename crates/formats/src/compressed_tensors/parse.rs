@@ -98,7 +98,8 @@ fn targets(object: &Object<'_>, key: &str) -> Result<Vec<String>, FormatError> {
             .as_str()
             .ok_or_else(|| refused(&path, Some(value), "a module name or a pattern is needed"))?;
         Target::parse(text).map_err(|error| {
-            let reason = format!("the pattern does not compile ({}): write exact names instead", error.reason);
+            let reason =
+                format!("the pattern does not compile ({}): write exact names instead", error.reason);
             refused(&path, Some(value), &reason)
         })?;
         Ok(text.to_owned())

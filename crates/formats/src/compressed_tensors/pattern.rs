@@ -98,7 +98,10 @@ mod tests {
     fn a_broken_expression_is_one_sentence() {
         for broken in ["re:encoder[", "re:a)(b", "re:(?:a{1000}){1000}"] {
             let error = Pattern::parse(broken).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("pattern `{broken}` is not a regular expression: ")), "{error}");
+            assert!(
+                error.starts_with(&format!("pattern `{broken}` is not a regular expression: ")),
+                "{error}"
+            );
             assert!(!error.contains('\n'));
         }
     }

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::FamilyInput;
+use crate::ModelError;
 use crate::heads::{HeadSpec, Pooling, ProblemType, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole, LinearSpec,
-    MlpSpec, ModelSpec, NormPlacement, NormSpec, Site, SiteId,
+    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole,
+    LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, Site, SiteId,
 };
-use crate::ModelError;
 
 pub(super) const BASE: &str = "BertModel";
 pub(super) const CLASSIFIER: &str = "BertForSequenceClassification";
@@ -70,8 +70,8 @@ fn default_eps() -> f64 {
 pub(super) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError> {
     let config: BertConfig = input.parse()?;
     let activation = validate(&config, input)?;
-    let classifier = input.config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str())
-        == Some(CLASSIFIER);
+    let classifier =
+        input.config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str()) == Some(CLASSIFIER);
     let architecture = if classifier { CLASSIFIER } else { BASE };
     let task = match (input.task, classifier) {
         (Task::Auto, true) if input.pooling.is_none() => Task::Classification,
@@ -89,9 +89,11 @@ pub(super) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError>
 
     // Checkpoints saved from a pre-training or task model keep the base model under `bert.`; one saved from the base
     // model does not. `transformers` loads both into either class, so the file's prefix and the module's differ.
-    let in_file = if input.checkpoint.contains("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
+    let in_file =
+        if input.checkpoint.contains("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
     let in_module = if classifier { "bert." } else { "" };
-    let mut build = Builder { input, config: &config, in_file, in_module, linears: Vec::new(), sites: Vec::new() };
+    let mut build =
+        Builder { input, config: &config, in_file, in_module, linears: Vec::new(), sites: Vec::new() };
 
     let embeddings = build.embeddings()?;
     let embedding_norm = build.norm("embeddings.LayerNorm")?;
@@ -106,7 +108,11 @@ pub(super) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError>
             linears: vec![attention.query, attention.key, attention.value],
             residual: true,
         });
-        edges.push(Edge::ValueToOutput { value: attention.value, output: attention.output, heads: attention.heads });
+        edges.push(Edge::ValueToOutput {
+            value: attention.value,
+            output: attention.output,
+            heads: attention.heads,
+        });
         edges.push(Edge::NormToLinears {
             norm: block.attention_norm.path.clone(),
             linears: vec![block.mlp.up],
@@ -155,12 +161,15 @@ fn validate(config: &BertConfig, input: &FamilyInput<'_>) -> Result<ActivationFn
         )));
     }
     if !(config.layer_norm_eps > 0.0 && config.layer_norm_eps < 1.0) {
-        return Err(input.config_error(format!("`layer_norm_eps` is {}; it lies between 0 and 1", config.layer_norm_eps)));
+        return Err(input.config_error(format!(
+            "`layer_norm_eps` is {}; it lies between 0 and 1",
+            config.layer_norm_eps
+        )));
     }
     if let Some(kind) = config.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
-        return Err(input.config_error(format!(
-            "`position_embedding_type` `{kind}` is not supported; `absolute` is"
-        )));
+        return Err(
+            input.config_error(format!("`position_embedding_type` `{kind}` is not supported; `absolute` is"))
+        );
     }
     if config.is_decoder {
         return Err(input.config_error("`is_decoder` is true; BERT is supported as an encoder only"));
@@ -308,7 +317,9 @@ impl Builder<'_> {
 
     fn head(&mut self, task: Task, classifier: bool) -> Result<HeadSpec, ModelError> {
         let hidden = self.config.hidden_size;
-        let pooler = if classifier || self.input.checkpoint.contains(&format!("{}pooler.dense.weight", self.in_file)) {
+        let pooler = if classifier
+            || self.input.checkpoint.contains(&format!("{}pooler.dense.weight", self.in_file))
+        {
             Some(self.base_linear("pooler.dense", hidden, hidden, ActivationFn::Tanh, LinearRole::Pooler)?)
         } else {
             None
@@ -332,7 +343,14 @@ impl Builder<'_> {
             let problem = self.problem(labels.len())?;
             let pooler_input = self.site(vec![pooler]);
             let classifier_input = self.site(vec![classifier]);
-            return Ok(HeadSpec::Classification { pooler_input, pooler, classifier_input, classifier, labels, problem });
+            return Ok(HeadSpec::Classification {
+                pooler_input,
+                pooler,
+                classifier_input,
+                classifier,
+                labels,
+                problem,
+            });
         }
         let (pooling, normalize) = self.input.pooling.clone().unwrap_or((vec![Pooling::Mean], false));
         Ok(HeadSpec::Embedding { pooling, normalize })
@@ -343,14 +361,17 @@ impl Builder<'_> {
         let Some(map) = &self.config.id2label else {
             let count = self.config.num_labels.unwrap_or(2);
             if !(1..=MAX_WIDTH).contains(&count) {
-                return Err(self.input.config_error(format!("`num_labels` is {count}; 1 to {MAX_WIDTH} is allowed")));
+                return Err(self
+                    .input
+                    .config_error(format!("`num_labels` is {count}; 1 to {MAX_WIDTH} is allowed")));
             }
             return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
         };
         (0..map.len())
             .map(|i| {
                 map.get(&i.to_string()).cloned().ok_or_else(|| {
-                    self.input.config_error(format!("`id2label` has {} entries but none for label {i}", map.len()))
+                    self.input
+                        .config_error(format!("`id2label` has {} entries but none for label {i}", map.len()))
                 })
             })
             .collect()
@@ -375,8 +396,10 @@ impl Builder<'_> {
         embedding_norm: &NormSpec,
         blocks: &[BlockSpec],
     ) -> Result<Vec<(String, String)>, ModelError> {
-        let mut known: std::collections::BTreeSet<String> = embeddings.iter().map(|t| t.tensor.clone()).collect();
-        let norms = blocks.iter().flat_map(|block| [&block.attention_norm, &block.mlp_norm]).chain([embedding_norm]);
+        let mut known: std::collections::BTreeSet<String> =
+            embeddings.iter().map(|t| t.tensor.clone()).collect();
+        let norms =
+            blocks.iter().flat_map(|block| [&block.attention_norm, &block.mlp_norm]).chain([embedding_norm]);
         for norm in norms {
             known.extend([norm.weight.clone(), norm.bias.clone()]);
         }

@@ -11,7 +11,7 @@ pub(super) const MOST_SAMPLES: usize = 1_000_000;
 /// Largest number of texts in one forward.
 pub(super) const LARGEST_BATCH: usize = 4096;
 /// Fewest tokens a text may be cut to: the two special tokens of an encoder and one of the text.
-const SHORTEST: usize = 3;
+const SHORTEST: usize = 5;
 /// Most tokens a text may be cut to.
 const LONGEST: usize = 131_072;
 /// TOML has no larger whole number.
