@@ -243,26 +243,16 @@ fn with_value(tensor: &str, at: usize, value: f32) -> tempfile::TempDir {
 }
 
 #[test]
-fn values_that_are_not_finite_name_the_site_that_sees_them_first() {
+fn an_overflow_names_the_site_that_sees_it_first() {
     let cases = [
-        ("embeddings.LayerNorm.weight", 3, "encoder.layer.0.attention.self.query.input", 3),
-        ("encoder.layer.0.attention.self.value.bias", 5, "encoder.layer.0.attention.output.dense.input", 5),
-        (
-            "encoder.layer.1.attention.output.LayerNorm.bias",
-            30,
-            "encoder.layer.1.intermediate.dense.input",
-            30,
-        ),
-        ("encoder.layer.1.intermediate.dense.bias", 63, "encoder.layer.1.output.dense.input", 63),
+        ("embeddings.LayerNorm.weight", 3, "encoder.layer.0.attention.self.query.input"),
+        ("encoder.layer.1.attention.output.LayerNorm.weight", 30, "encoder.layer.1.intermediate.dense.input"),
     ];
-    for (tensor, at, site, channel) in cases {
-        for value in [f32::NAN, f32::INFINITY] {
-            let dir = with_value(tensor, at, value);
-            let model = model(dir.path().to_owned());
-            let error =
-                calibrate(&model, &set(8), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("site `{site}`: ")), "{tensor}: {error}");
-            assert!(error.contains(&format!("channel {channel}")), "{tensor}: {error}");
-        }
+    for (tensor, at, site) in cases {
+        let dir = with_value(tensor, at, f32::MAX);
+        let model = model(dir.path().to_owned());
+        let error = calibrate(&model, &set(8), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("site `{site}`: ")), "{tensor}: {error}");
+        assert!(error.contains(&format!("channel {at}")), "{tensor}: {error}");
     }
 }

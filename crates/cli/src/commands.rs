@@ -29,7 +29,7 @@ pub(crate) fn execute(
         Command::Encode(args) => encode::encode(args, terminal, cancel),
         Command::Inspect(args) => inspect_command(args, terminal),
         Command::Schema => {
-            print_json(&Config::json_schema(), terminal);
+            print_json(&Config::json_schema(), terminal)?;
             Ok(Outcome::Done)
         }
     }
@@ -57,15 +57,15 @@ fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<O
     if args.dry_run {
         let plan = dry_run(&prepared)?;
         if args.json {
-            print_json(&json!(plan), terminal);
+            print_json(&json!(plan), terminal)?;
         } else {
-            terminal.print(&render::dry_run(&plan));
+            terminal.print(&render::dry_run(&plan))?;
         }
         return Ok(Outcome::Done);
     }
     let options = RunOptions { force: args.output.force, cache: cache(&args.cache) };
     let outcome = run(&prepared, &options, terminal, cancel)?;
-    Ok(finish(&outcome, args.json, terminal))
+    finish(&outcome, args.json, terminal)
 }
 
 fn quantize_command(
@@ -77,15 +77,15 @@ fn quantize_command(
     let prepared = Prepared::new(load(&args.config, out.as_ref())?)?;
     let options = RunOptions { force: *force, cache: CacheDir::None };
     let outcome = quantize(&prepared, &args.statistics, &options, terminal, cancel)?;
-    Ok(finish(&outcome, args.json, terminal))
+    finish(&outcome, args.json, terminal)
 }
 
-fn finish(outcome: &RunOutcome, as_json: bool, terminal: &Terminal) -> Outcome {
+fn finish(outcome: &RunOutcome, as_json: bool, terminal: &Terminal) -> Result<Outcome, PipelineError> {
     terminal.say(&render::summary(outcome));
     if as_json {
-        terminal.print(&outcome.report.to_json());
+        terminal.print(&outcome.report.to_json())?;
     }
-    gate_outcome(outcome.gates_passed(), terminal)
+    Ok(gate_outcome(outcome.gates_passed(), terminal))
 }
 
 fn gate_outcome(passed: bool, terminal: &Terminal) -> Outcome {
@@ -118,10 +118,10 @@ fn evaluate_command(
     let prepared = Prepared::new(load(&args.config, None)?)?;
     let (metrics, gates) = evaluate(&prepared, &args.model, terminal, cancel)?;
     if args.json {
-        print_json(&json!({ "metrics": metrics, "gates": gates }), terminal);
+        print_json(&json!({ "metrics": metrics, "gates": gates }), terminal)?;
     } else {
         terminal.say("");
-        terminal.print(&render::metrics(&metrics, &gates));
+        terminal.print(&render::metrics(&metrics, &gates))?;
     }
     Ok(gate_outcome(gates.iter().all(|gate| gate.passed), terminal))
 }
@@ -129,13 +129,13 @@ fn evaluate_command(
 fn inspect_command(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome, PipelineError> {
     let inspection = inspect(&args.model)?;
     if args.json {
-        print_json(&json!(inspection), terminal);
+        print_json(&json!(inspection), terminal)?;
     } else {
-        terminal.print(&render::inspection(&inspection));
+        terminal.print(&render::inspection(&inspection))?;
     }
     Ok(Outcome::Done)
 }
 
-fn print_json(value: &serde_json::Value, terminal: &Terminal) {
-    terminal.print(&format!("{value:#}\n"));
+fn print_json(value: &serde_json::Value, terminal: &Terminal) -> Result<(), PipelineError> {
+    terminal.print(&format!("{value:#}\n"))
 }

@@ -5,7 +5,7 @@ use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{self, ReadOptions};
 use zeropoint_evaluator::metrics::fidelity::argmax;
 use zeropoint_formats::write_file_atomically;
-use zeropoint_models::{HeadSpec, PackedBatch, Task};
+use zeropoint_models::{HeadSpec, ModelError, PackedBatch, Task};
 use zeropoint_pipeline::{Cancel, PipelineError};
 use zeropoint_runtime::QuantizedModel;
 
@@ -20,6 +20,12 @@ pub(crate) fn encode(
 ) -> Result<Outcome, PipelineError> {
     let samples = dataset::read(&args.data, &ReadOptions::default())?;
     let model = QuantizedModel::load(&args.model, Task::Auto)?;
+    let encoder = matches!(model.directory().spec().head, HeadSpec::Embedding { .. });
+    if let Some(pair) = samples.iter().find(|sample| encoder && sample.text_b.is_some()) {
+        let reason =
+            format!("{}:{}: a pair of texts; a sentence encoder takes one text a line", pair.file, pair.line);
+        return Err(ModelError::Sample { reason }.into());
+    }
     let tokenizer = model.directory().tokenizer(None)?;
     let texts: Vec<_> =
         samples.iter().map(|sample| (sample.text_a.as_str(), sample.text_b.as_deref())).collect();
@@ -31,6 +37,11 @@ pub(crate) fn encode(
         }
         let outputs = model.forward(&PackedBatch::new(indices.iter().map(|&i| &sequences[i]))?)?;
         for (&i, row) in indices.iter().zip(outputs.rows()) {
+            if row.iter().any(|value| !value.is_finite()) {
+                let reason =
+                    format!("{}:{}: the model's output is not finite", samples[i].file, samples[i].line);
+                return Err(ModelError::Sample { reason }.into());
+            }
             rows[i] = row.to_vec();
         }
     }
@@ -41,13 +52,13 @@ pub(crate) fn encode(
             json!({ "text": sample.text_a, "logits": row, "label": label })
         }
     });
-    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    let text = lines.fold(String::new(), |text, line| text + &line.to_string() + "\n");
     match &args.out {
         Some(path) => {
             write_file_atomically(path, text)?;
             terminal.say(&format!("{} rows written to {}", rows.len(), path.display()));
         }
-        None => terminal.print(&text),
+        None => terminal.print(&text)?,
     }
     Ok(Outcome::Done)
 }

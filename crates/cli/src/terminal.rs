@@ -46,13 +46,14 @@ impl Terminal {
     }
 
     /// The result itself, on standard output. A reader that has gone away, as `head` does, is no error.
-    pub(crate) fn print(&self, text: &str) {
+    pub(crate) fn print(&self, text: &str) -> Result<(), PipelineError> {
         self.clear();
         let mut out = std::io::stdout().lock();
-        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
-            && error.kind() != std::io::ErrorKind::BrokenPipe
-        {
-            self.warn(&format!("standard output: {error}"));
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(PipelineError::Io { path: "standard output".into(), source })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -132,7 +133,7 @@ impl Events for Terminal {
             ),
             Event::StatisticsReused => self.say("Calibration: statistics of an earlier run are reused"),
             Event::Quantized { done, total } => {
-                self.progress(done as u64, total as u64, "Linears".to_owned())
+                self.progress(done as u64, total as u64, "Linears".to_owned());
             }
             Event::Evaluated { task, done, total } => {
                 self.progress(done as u64, total as u64, format!("sequences of task {task}"));

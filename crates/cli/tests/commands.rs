@@ -118,3 +118,53 @@ fn inspect_describes_a_quantised_model() {
     let count = |model: &Value| linears(model, "quantized").iter().filter(|scheme| !scheme.is_null()).count();
     assert_eq!((count(&float), count(&quantised)), (0, 18));
 }
+
+#[test]
+fn a_sentence_encoder_refuses_pairs() {
+    let scene = finished();
+    let source = format!("model.source={}", fixture("bert-mean").display());
+    let sets = ["--set", &source, "--set", "evaluation={tasks=[],gate=[]}"];
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "vectors"].iter().chain(&sets));
+    scene.write("pairs.jsonl", "{\"text\": \"one\"}\n{\"text_a\": \"one\", \"text_b\": \"two\"}\n");
+    let output = scene.ends_with(1, ["encode", "vectors/model", "--data", "pairs.jsonl"]);
+    assert!(stderr(&output).contains("pairs.jsonl:2: a pair of texts"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_classifier_used_as_an_encoder_is_deployed_as_one() {
+    let scene = finished();
+    let sets = ["--set", "model.task=embedding", "--set", "evaluation={tasks=[],gate=[]}"];
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "vectors"].iter().chain(&sets));
+    let config = scene.json("vectors/model/config.json");
+    assert_eq!(config["architectures"][0], "BertModel");
+    // The names of the modules that AutoModel builds, and of the classifier that is carried along.
+    assert_eq!(config["quantization_config"]["ignore"], serde_json::json!(["pooler.dense", "classifier"]));
+    scene.write("texts.txt", "rain is coming\n");
+    let rows = json_lines(&stdout(&scene.succeeds(["encode", "vectors/model", "--data", "texts.txt"])));
+    assert_eq!(rows[0]["embedding"].as_array().map(Vec::len), Some(64));
+}
+
+#[test]
+fn a_gate_that_could_never_be_held_is_refused() {
+    let scene = finished();
+    let sets = [
+        "--set",
+        "model.task=embedding",
+        "--set",
+        "evaluation={tasks=[{kind='fidelity'}],gate=[{task='fidelity',metric='top1_agreement',max_drop=0.1}]}",
+    ];
+    let output =
+        scene.ends_with(2, ["run", "config.toml", "--no-cache", "--out", "other"].iter().chain(&sets));
+    assert!(stderr(&output).contains("has no metric `top1_agreement` here"), "{}", stderr(&output));
+}
+
+#[test]
+fn force_never_removes_what_the_run_reads() {
+    let scene = finished();
+    scene.copy_fixture("bert-mean", "out/base");
+    let sets = ["--set", "model.source=out/base", "--set", "evaluation={tasks=[],gate=[]}"];
+    let output = scene
+        .ends_with(1, ["run", "config.toml", "--no-cache", "--out", "out", "--force"].iter().chain(&sets));
+    assert!(stderr(&output).contains("replacing it would remove"), "{}", stderr(&output));
+    assert!(scene.path("out/base/model.safetensors").exists());
+}

@@ -133,27 +133,33 @@ impl Task {
         }
     }
 
-    /// Class indices of the samples: by the label's name, or by its index.
+    /// Class indices of the samples: all labels are names of the model's, or all are indices into them.
     fn classes(&self, labels: &[String]) -> Result<Vec<usize>, TaskError> {
         let named = require_labels(&self.samples)
             .map_err(|source| TaskError::Data { task: self.name.clone(), source })?;
-        self.samples
+        let by_name = |label: &str| labels.iter().position(|known| known == label);
+        let by_index = |label: &str| label.parse().ok().filter(|index: &usize| *index < labels.len());
+        let all = |of: &dyn Fn(&str) -> Option<usize>| {
+            named.iter().map(|label| of(label)).collect::<Option<Vec<_>>>()
+        };
+        if let Some(classes) = all(&by_name).or_else(|| all(&by_index)) {
+            return Ok(classes);
+        }
+        // Best shown is a label that is neither; in a mixture, the first that is no name.
+        let neither = |label: &&str| by_name(label).is_none() && by_index(label).is_none();
+        let at = named
             .iter()
-            .zip(named)
-            .map(|(sample, label)| {
-                labels
-                    .iter()
-                    .position(|known| known == label)
-                    .or_else(|| label.parse().ok().filter(|index| *index < labels.len()))
-                    .ok_or_else(|| TaskError::Label {
-                        origin: sample.file.to_string(),
-                        line: sample.line,
-                        label: label.to_owned(),
-                        count: labels.len(),
-                        known: first_few(labels),
-                    })
-            })
-            .collect()
+            .position(neither)
+            .or_else(|| named.iter().position(|label| by_name(label).is_none()));
+        let at = at.unwrap_or(0);
+        let (sample, label) = (&self.samples[at], named[at]);
+        Err(TaskError::Label {
+            origin: sample.file.to_string(),
+            line: sample.line,
+            label: label.to_owned(),
+            count: labels.len(),
+            known: first_few(labels),
+        })
     }
 }
 

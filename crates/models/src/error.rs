@@ -1,6 +1,6 @@
 //! What can be wrong with a model directory, and with running it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use zeropoint_formats::FormatError;
@@ -10,9 +10,7 @@ use zeropoint_formats::FormatError;
 #[non_exhaustive]
 pub enum ModelError {
     /// `model.source` names nothing that exists.
-    #[error(
-        "{path}: no such model directory; `model.source` is a directory with config.json, or \"embedded\""
-    )]
+    #[error("{path}: no such model directory; a directory with config.json, or \"embedded\", is expected")]
     NotFound {
         /// The directory asked for.
         path: PathBuf,
@@ -105,4 +103,17 @@ pub enum ModelError {
     /// candle refused an operation: a fault of this program.
     #[error("internal error in a tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    /// A tensor that holds NaN or an infinity at `element`.
+    pub fn not_finite(dir: &Path, tensor: &str, element: usize, value: f32) -> Self {
+        Self::Tensor {
+            path: dir.to_owned(),
+            tensor: tensor.to_owned(),
+            reason: format!(
+                "holds {value} at element {element}; weights must be finite: the source is damaged"
+            ),
+        }
+    }
 }

@@ -24,15 +24,6 @@ pub enum Pooling {
     Max,
 }
 
-/// How the logits of a classifier are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProblemType {
-    /// Exactly one label a sample: the largest logit.
-    SingleLabel,
-    /// One real number.
-    Regression,
-}
-
 /// The head of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeadSpec {
@@ -55,8 +46,6 @@ pub enum HeadSpec {
         classifier: LinearId,
         /// Names of the labels, by index of the logit.
         labels: Vec<String>,
-        /// How the logits are read.
-        problem: ProblemType,
     },
 }
 

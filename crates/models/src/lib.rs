@@ -24,7 +24,7 @@ mod tokenizer;
 pub use batch::{PackedBatch, TokenSequence};
 pub use embedded::EMBEDDED;
 pub use error::ModelError;
-pub use heads::{HeadSpec, Pooling, ProblemType, Task};
+pub use heads::{HeadSpec, Pooling, Task};
 pub use model::{Model, Outputs, SiteOpFactory, SiteSink, Tables};
 pub use ops::rows_of;
 pub use sites::{

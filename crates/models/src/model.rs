@@ -87,8 +87,8 @@ impl Model {
         let norm = |norm: &NormSpec| -> Result<LayerNorm, ModelError> {
             Ok(LayerNorm {
                 isa,
-                gain: checkpoint.read_f32(&norm.weight)?,
-                shift: checkpoint.read_f32(&norm.bias)?,
+                gain: read_finite(checkpoint, &norm.weight)?,
+                shift: read_finite(checkpoint, &norm.bias)?,
                 eps: norm.eps,
             })
         };
@@ -265,13 +265,22 @@ impl Model {
     }
 }
 
+/// Reads a tensor in f32, every value finite.
+fn read_finite(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ModelError> {
+    let values = checkpoint.read_f32(name)?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(ModelError::not_finite(checkpoint.dir(), name, at, values[at])),
+    }
+}
+
 fn read_matrix(
     checkpoint: &Checkpoint,
     name: &str,
     rows: usize,
     columns: usize,
 ) -> Result<Tensor, ModelError> {
-    Ok(Tensor::from_vec(checkpoint.read_f32(name)?, (rows, columns), &Device::Cpu)?)
+    Ok(Tensor::from_vec(read_finite(checkpoint, name)?, (rows, columns), &Device::Cpu)?)
 }
 
 impl LinearSpec {
@@ -279,7 +288,7 @@ impl LinearSpec {
     pub fn read_float(&self, checkpoint: &Checkpoint) -> Result<FloatLinear, ModelError> {
         Ok(FloatLinear {
             weight: read_matrix(checkpoint, &self.weight_name(), self.outputs, self.inputs)?,
-            bias: self.bias.then(|| checkpoint.read_f32(&self.bias_name())).transpose()?,
+            bias: self.bias.then(|| read_finite(checkpoint, &self.bias_name())).transpose()?,
             activation: self.activation,
         })
     }

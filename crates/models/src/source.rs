@@ -96,6 +96,19 @@ impl ModelDirectory {
         task: Task,
         unpacked: Option<TempDir>,
     ) -> Result<Self, ModelError> {
+        if !dir.exists() {
+            return Err(ModelError::NotFound { path: dir });
+        }
+        if !dir.join("config.json").is_file() {
+            let inside = dir.join("model");
+            let elsewhere = if inside.join("config.json").is_file() {
+                format!("; {} is one", inside.display())
+            } else {
+                String::new()
+            };
+            let reason = format!("holds no config.json, so it is not a model directory{elsewhere}");
+            return Err(ModelError::Config { path: dir, reason });
+        }
         let config: Value = read_json(&dir.join("config.json"))?;
         let checkpoint = Checkpoint::open(&dir)?;
         let pooling = read_modules(&dir)?;
@@ -105,7 +118,7 @@ impl ModelDirectory {
             checkpoint: &checkpoint,
             task,
             pooling,
-            quantized: config.get("quantization_config").is_some(),
+            quantized: quantization_config(&config).is_some(),
         })?;
         tracing::info!(
             dir = %dir.display(),
@@ -164,7 +177,7 @@ impl ModelDirectory {
 
     /// `quantization_config` of config.json: present in a model that is already quantised.
     pub fn quantization_config(&self) -> Option<&Value> {
-        self.config.get("quantization_config")
+        quantization_config(&self.config)
     }
 
     /// The tokenizer, cutting samples at `max_length` tokens or the model's own limit, whichever is smaller.
@@ -172,6 +185,11 @@ impl ModelDirectory {
         let limit = max_length.map_or(self.max_tokens, |asked| asked.min(self.max_tokens));
         Tokenizer::load(&self.dir, limit, self.lower_case)
     }
+}
+
+/// `null` says no more than an absent key.
+fn quantization_config(config: &Value) -> Option<&Value> {
+    config.get("quantization_config").filter(|value| !value.is_null())
 }
 
 fn unpack_embedded() -> Result<TempDir, ModelError> {
@@ -222,7 +240,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelErro
     let text = std::fs::read(path).map_err(io)?;
     serde_json::from_slice(&text).map_err(|error| ModelError::Config {
         path: path.to_owned(),
-        reason: format!("is not as expected: {error}"),
+        reason: format!("is not the JSON that is expected: {error}"),
     })
 }
 

@@ -7,7 +7,7 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::bert::BertProcessing;
-use tokenizers::{EncodeInput, TruncationParams};
+use tokenizers::{EncodeInput, PostProcessor, TruncationParams};
 
 use crate::ModelError;
 use crate::batch::TokenSequence;
@@ -37,9 +37,11 @@ impl Tokenizer {
         };
         let failed = |reason: String| ModelError::Tokenizer { path: path.clone(), reason };
         let mut inner = loaded.map_err(|error| failed(format!("cannot be loaded: {error}")))?;
-        if max_length < MIN_LENGTH {
+        let specials = |pair| inner.get_post_processor().map_or(0, |processor| processor.added_tokens(pair));
+        let least = MIN_LENGTH.max(specials(false).max(specials(true)) + 2);
+        if max_length < least {
             return Err(failed(format!(
-                "would cut samples at {max_length} tokens; at least {MIN_LENGTH} are needed"
+                "would cut samples at {max_length} tokens; at least {least} are needed"
             )));
         }
         inner.with_padding(None);

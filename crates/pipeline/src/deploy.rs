@@ -209,15 +209,10 @@ fn check_finite(
 ) -> Result<(), PipelineError> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
-        Some(at) => Err(PipelineError::Model(ModelError::Tensor {
-            path: prepared.directory.path().to_owned(),
-            tensor: info.name.clone(),
-            reason: format!(
-                "holds {} at element {}; weights must be finite: the source is damaged",
-                values[at],
-                first + at
-            ),
-        })),
+        Some(at) => {
+            let dir = prepared.directory.path();
+            Err(ModelError::not_finite(dir, &info.name, first + at, values[at]).into())
+        }
     }
 }
 

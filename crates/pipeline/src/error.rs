@@ -81,16 +81,38 @@ pub enum PipelineError {
     },
     /// What was written does not compute what was planned.
     #[error(
-        "the written model disagrees with the simulation of the plan: cosine {cosine:.6} on calibration sample \
-         {sample}, at least {limit} is required; nothing was published"
+        "the written model disagrees with the simulation of the plan: relative deviation {deviation:.1e}, cosine \
+         {cosine:.6} on calibration sample {sample}; at most {limit:.0e} is allowed; nothing was published"
     )]
     SelfCheck {
-        /// The lowest cosine.
+        /// Length of the difference over the length of the output, the largest found.
+        deviation: f64,
+        /// The cosine there.
         cosine: f64,
-        /// The sample it was found on.
+        /// The sample it was found on, counted from 0 among those chosen.
         sample: usize,
-        /// What is required.
+        /// The largest deviation allowed.
         limit: f64,
+    },
+    /// A gate that can never be held.
+    #[error("evaluation.gate: task `{task}` has no metric `{metric}` here: {reason}")]
+    Gate {
+        /// The task.
+        task: String,
+        /// The metric.
+        metric: String,
+        /// Why, and what to use.
+        reason: String,
+    },
+    /// `--force` would remove something that the run reads.
+    #[error(
+        "{output}: replacing it would remove {input}, which this run reads; choose another output directory"
+    )]
+    InputInside {
+        /// The output directory.
+        output: PathBuf,
+        /// The model, data, statistics or cache.
+        input: PathBuf,
     },
     /// The original and the quantised directory are different models.
     #[error("{path}: this is not a quantised form of the model in the config: {reason}")]
@@ -153,6 +175,13 @@ impl PipelineError {
 
     /// Whether the user's input is at fault in a way that the config or command line shows: exit code 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Plan(_) | Self::Pattern(_) | Self::Model(ModelError::Isa(_)))
+        matches!(
+            self,
+            Self::Config(_)
+                | Self::Plan(_)
+                | Self::Pattern(_)
+                | Self::Gate { .. }
+                | Self::Model(ModelError::Isa(_))
+        )
     }
 }

@@ -45,9 +45,16 @@ pub(crate) fn gates(prepared: &Prepared, metrics: &[Metric]) -> Vec<Gate> {
     let gates = &prepared.config.evaluation.gate;
     gates
         .iter()
-        .filter_map(|gate| {
-            let metric = metrics.iter().find(|m| m.task == gate.task && m.name == gate.metric.as_str())?;
-            Some(Gate::check(metric, gate.max_drop))
+        .map(|gate| match metrics.iter().find(|m| m.task == gate.task && m.name == gate.metric.as_str()) {
+            Some(metric) => Gate::check(metric, gate.max_drop),
+            // What was not measured is not met.
+            None => Gate {
+                task: gate.task.clone(),
+                metric: gate.metric.to_string(),
+                max_drop: gate.max_drop,
+                drop: f64::NAN,
+                passed: false,
+            },
         })
         .collect()
 }
@@ -61,7 +68,7 @@ pub fn evaluate(
 ) -> Result<(Vec<Metric>, Vec<Gate>), PipelineError> {
     events.event(Event::Started(Stage::Load));
     let directory = zeropoint_models::ModelDirectory::open(
-        &SourceRef::parse(&dir.to_string_lossy())?,
+        &SourceRef::Directory(dir.to_owned()),
         convert::task(prepared.config.model.task),
     )?;
     let (ours, theirs) = (prepared.directory.spec(), directory.spec());
@@ -69,10 +76,15 @@ pub fn evaluate(
     if ours.architecture != theirs.architecture {
         return Err(other(format!("it is a {}, the config's a {}", theirs.architecture, ours.architecture)));
     }
-    let shapes = |spec: &zeropoint_models::ModelSpec| -> Vec<(String, usize, usize)> {
-        spec.linears.iter().map(|linear| (linear.path.clone(), linear.outputs, linear.inputs)).collect()
+    let shapes = |spec: &zeropoint_models::ModelSpec| -> Vec<_> {
+        let shape = |l: &zeropoint_models::LinearSpec| (l.path.clone(), l.outputs, l.inputs, l.activation);
+        spec.linears.iter().map(shape).collect()
     };
-    if shapes(ours) != shapes(theirs) || ours.head != theirs.head {
+    if shapes(ours) != shapes(theirs)
+        || ours.head != theirs.head
+        || ours.blocks != theirs.blocks
+        || ours.embeddings != theirs.embeddings
+    {
         return Err(other("its layers have other names or sizes, or its head another form".to_owned()));
     }
     let quantized = QuantizedModel::from_directory(directory)?;

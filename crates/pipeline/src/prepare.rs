@@ -76,11 +76,12 @@ impl Prepared {
             .tasks
             .iter()
             .map(|task| {
-                let task = read_task(task, &texts)?;
+                let task = read_task(task, &texts, &directory)?;
                 task.check(directory.spec())?;
                 Ok(task)
             })
             .collect::<Result<_, PipelineError>>()?;
+        check_gates(&config, &directory)?;
         let options = Options {
             batch_size: config.evaluation.batch_size,
             resamples: config.evaluation.bootstrap_resamples,
@@ -159,11 +160,19 @@ fn read_source(source: &config::DataSource) -> Result<Vec<Sample>, DatasetError>
     Ok(samples)
 }
 
-fn read_task(task: &config::Task, calibration: &[Sample]) -> Result<Task, PipelineError> {
+fn read_task(
+    task: &config::Task,
+    calibration: &[Sample],
+    directory: &ModelDirectory,
+) -> Result<Task, PipelineError> {
     let mut samples = match &task.data {
         Some(source) => read_source(source)?,
         None => calibration.to_vec(),
     };
+    let encoder = matches!(directory.spec().head, HeadSpec::Embedding { .. });
+    if encoder && task.kind == config::TaskKind::Fidelity {
+        samples = split_pairs(samples);
+    }
     samples.truncate(task.limit.unwrap_or(usize::MAX));
     let kind = match task.kind {
         config::TaskKind::Sts => TaskKind::Sts,
@@ -171,4 +180,18 @@ fn read_task(task: &config::Task, calibration: &[Sample]) -> Result<Task, Pipeli
         config::TaskKind::Fidelity => TaskKind::Fidelity,
     };
     Ok(Task { name: task.name.clone(), kind, samples })
+}
+
+/// A gate on a metric that this model does not have could never be held.
+fn check_gates(config: &Config, directory: &ModelDirectory) -> Result<(), PipelineError> {
+    let encoder = matches!(directory.spec().head, HeadSpec::Embedding { .. });
+    match config.evaluation.gate.iter().find(|gate| gate.metric == config::Metric::Top1Agreement) {
+        Some(gate) if encoder => Err(PipelineError::Gate {
+            task: gate.task.clone(),
+            metric: gate.metric.to_string(),
+            reason: "the model gives sentence vectors, which have no classes; gate cosine_mean instead"
+                .to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }

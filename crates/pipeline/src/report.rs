@@ -187,10 +187,9 @@ fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> 
 pub(crate) fn card(prepared: &Prepared) -> CardInfo {
     let directory = &prepared.directory;
     let readme = std::fs::read_to_string(directory.path().join("README.md")).unwrap_or_default();
-    let source = &prepared.config.model.source;
     CardInfo {
         name: format!("{}-{}", directory.name(), prepared.config.quantization.scheme.as_str()),
-        base_model: hub_id(source).map(str::to_owned),
+        base_model: hub_id(directory.path()),
         front_matter: parse_front_matter(&readme),
         auto_class: match directory.spec().head {
             HeadSpec::Embedding { .. } => "AutoModel".to_owned(),
@@ -200,8 +199,11 @@ pub(crate) fn card(prepared: &Prepared) -> CardInfo {
     }
 }
 
-/// A source that reads as a hub id and is not a directory here.
-fn hub_id(source: &str) -> Option<&str> {
-    let is_id = source.split('/').count() == 2 && !source.starts_with(['.', '/', '~']);
-    (is_id && !std::path::Path::new(source).exists()).then_some(source)
+/// The hub id of a directory in the layout of the Hugging Face cache, `models--OWNER--NAME/snapshots/REVISION`. Other
+/// directories do not tell where they came from.
+fn hub_id(dir: &std::path::Path) -> Option<String> {
+    let real = dir.canonicalize().ok()?;
+    let folder = real.parent()?.parent()?.file_name()?.to_str()?;
+    let id = folder.strip_prefix("models--")?.replacen("--", "/", 1);
+    (real.parent()?.file_name()? == "snapshots").then_some(id)
 }

@@ -82,6 +82,7 @@ fn produce(
     let target = PathBuf::from(prepared.config.output_dir());
     check_disk(prepared, &target)?;
     let staged = StagedDir::create(&target, MARKER, options.force)?;
+    check_inputs(prepared, &target, options, statistics)?;
     write(&staged.path().join("config.toml"), prepared.config.to_toml())?;
 
     let mut timing =
@@ -114,7 +115,7 @@ fn produce(
     events.event(Event::Started(Stage::SelfCheck));
     let written = QuantizedModel::load(&model_dir, convert::task(prepared.config.model.task))?;
     let simulated = simulate(prepared, &float, &deployed)?;
-    let self_check = self_check(prepared, &simulated, &written)?;
+    let self_check = self_check(prepared, &simulated, &written, &deployed)?;
     let errors = layer_errors(prepared, &float, &simulated, &deployed)?;
     drop(simulated);
     timing.quantize_s = clock.elapsed().as_secs_f64();
@@ -177,4 +178,28 @@ fn check_disk(prepared: &Prepared, target: &Path) -> Result<(), PipelineError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Nothing that the run reads may lie in a directory that it replaces.
+fn check_inputs(
+    prepared: &Prepared,
+    target: &Path,
+    options: &RunOptions,
+    statistics: Option<&Path>,
+) -> Result<(), PipelineError> {
+    let Ok(output) = target.canonicalize() else { return Ok(()) };
+    let config = &prepared.config;
+    let tasks = config.evaluation.tasks.iter().filter_map(|task| task.data.as_ref());
+    let data = config.calibration.data.iter().chain(tasks).map(|source| Path::new(&source.path));
+    let cache = match &options.cache {
+        CacheDir::At(dir) => Some(dir.as_path()),
+        _ => None,
+    };
+    let inputs = data.chain([prepared.directory.path()]).chain(statistics).chain(cache);
+    for input in inputs {
+        if input.canonicalize().is_ok_and(|real| real.starts_with(&output)) {
+            return Err(PipelineError::InputInside { output: target.to_owned(), input: input.to_owned() });
+        }
+    }
+    Ok(())
 }

@@ -117,10 +117,11 @@ pub(crate) fn collect(
         }) {
             Ok(file) => {
                 events.event(Event::StatisticsReused);
-                return Ok((file, false));
+                // The data may have been chosen in another way; what was chosen is the same.
+                return Ok((StatisticsFile { header: origin.header(prepared), ..file }, false));
             }
             Err(error) => {
-                events.event(Event::Warning(format!("the cached statistics are not used: {error}")))
+                events.event(Event::Warning(format!("the cached statistics are not used: {error}")));
             }
         }
     }

@@ -108,8 +108,8 @@ pub enum PlanError {
     },
     /// An override names only layers that are ignored.
     #[error(
-        "{place}: pattern `{pattern}` matches only layers that `quantization.ignore` leaves float ({first}); take them \
-         out of `ignore` first"
+        "{place}: pattern `{pattern}` matches only layers that `quantization.ignore` leaves float ({first}; by default \
+         poolers and classifiers); give `ignore` without them"
     )]
     OnlyIgnored {
         /// Where in the config.
@@ -145,7 +145,7 @@ impl Plan {
         let paths: Vec<&str> = spec.linears.iter().map(|linear| linear.path.as_str()).collect();
         check_patterns(&paths, "quantization.ignore", request.ignore.iter().flatten())?;
         for (i, exception) in request.overrides.iter().enumerate() {
-            check_patterns(&paths, &format!("quantization.overrides[{i}].layers"), &exception.layers)?;
+            check_patterns(&paths, &format!("quantization.overrides.{i}.layers"), &exception.layers)?;
         }
         let mut linears = Vec::with_capacity(spec.linears.len());
         for (id, linear) in spec.linears.iter().enumerate() {
@@ -234,7 +234,7 @@ fn check_overrides(linears: &[LinearPlan], request: &PlanRequest) -> Result<(), 
             let Some(first) = matched.peek().map(|plan| plan.path.clone()) else { continue };
             if matched.all(ignored) {
                 return Err(PlanError::OnlyIgnored {
-                    place: format!("quantization.overrides[{i}].layers"),
+                    place: format!("quantization.overrides.{i}.layers"),
                     pattern: pattern.to_string(),
                     first,
                 });

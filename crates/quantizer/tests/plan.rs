@@ -154,13 +154,13 @@ fn a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names() {
                 DYNAMIC,
                 &[(&["pooler.dense"], none), (&["re:encoder", r"re:encoder\.layer\.2\."], none)],
             ),
-            "quantization.overrides[1].layers",
+            "quantization.overrides.1.layers",
             r"re:encoder\.layer\.2\.",
             "`encoder.layer.",
         ),
         (
             overriding(DYNAMIC, &[(&["encoder.layer.0.output.dence"], None)]),
-            "quantization.overrides[0].layers",
+            "quantization.overrides.0.layers",
             "encoder.layer.0.output.dence",
             "`encoder.layer.0.output.dense`",
         ),
@@ -219,8 +219,9 @@ fn an_override_of_ignored_layers_alone_is_an_error() {
         says(&overriding(DYNAMIC, &[(&["re:bert"], other), (&["re:.*(pooler|classifier)"], other)]));
     assert_eq!(
         message,
-        "quantization.overrides[1].layers: pattern `re:.*(pooler|classifier)` matches only layers that \
-         `quantization.ignore` leaves float (bert.pooler.dense); take them out of `ignore` first"
+        "quantization.overrides.1.layers: pattern `re:.*(pooler|classifier)` matches only layers that \
+         `quantization.ignore` leaves float (bert.pooler.dense; by default poolers and \
+         classifiers); give `ignore` without them"
     );
     let named = PlanRequest {
         ignore: Some(patterns(&["bert.encoder.layer.0.output.dense"])),
@@ -228,7 +229,7 @@ fn an_override_of_ignored_layers_alone_is_an_error() {
     };
     assert!(says(&named).contains("matches only layers that `quantization.ignore` leaves float"));
     // The same with `none` has no effect either.
-    assert!(says(&overriding(DYNAMIC, &[(&["classifier"], None)])).contains("(classifier)"));
+    assert!(says(&overriding(DYNAMIC, &[(&["classifier"], None)])).contains("(classifier; "));
     // An override beside another that leaves its layers float is in order.
     let twice = overriding(DYNAMIC, &[(&["re:.*query"], other), (&["re:.*query"], None)]);
     assert_eq!(quantized(&Plan::new(&spec, &twice).unwrap()).len(), 10);

@@ -45,7 +45,7 @@ pub struct QuantizedModel {
 impl QuantizedModel {
     /// Loads a directory with INT8 weights in compressed-tensors' `int-quantized` form.
     pub fn load(path: &Path, task: Task) -> Result<Self, RuntimeError> {
-        let directory = ModelDirectory::open(&SourceRef::parse(&path.to_string_lossy())?, task)?;
+        let directory = ModelDirectory::open(&SourceRef::Directory(path.to_owned()), task)?;
         Self::from_directory(directory)
     }
 

@@ -14,7 +14,7 @@ use zeropoint_formats::{
 };
 use zeropoint_models::{
     ActivationQuantizer, Model, ModelDirectory, ModelError, PackedBatch, SimulatedLinear, SimulatedReader,
-    SimulatedSite, SiteOp, SourceRef, Task,
+    SimulatedSite, SiteOp, SourceRef, Tables, Task,
 };
 use zeropoint_runtime::QuantizedModel;
 
@@ -163,7 +163,7 @@ impl Deployed {
             let isa = zeropoint_kernels::Isa::active()?;
             Ok(Some(Box::new(SimulatedSite { isa, readers })))
         };
-        Model::load_with(&spec, checkpoint, &mut factory, None).expect("the simulation loads")
+        Model::load_with(&spec, checkpoint, &mut factory, Tables::Read).expect("the simulation loads")
     }
 }
 
@@ -208,7 +208,7 @@ fn a_loaded_model_is_its_simulation_bit_for_bit() {
                 loaded.directory().spec(),
                 open(&self::fixture(fixture)).checkpoint(),
                 &mut |_| Ok(None),
-                None,
+                Tables::Read,
             );
             assert_ne!(
                 found,

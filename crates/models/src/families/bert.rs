@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use zeropoint_formats::Dtype;
 
 use super::FamilyInput;
 use crate::ModelError;
-use crate::heads::{HeadSpec, Pooling, ProblemType, Task};
+use crate::heads::{HeadSpec, Pooling, Task};
 use crate::spec::{
     ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole,
     LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, Site, SiteId,
@@ -70,10 +71,9 @@ fn default_eps() -> f64 {
 pub(super) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError> {
     let config: BertConfig = input.parse()?;
     let activation = validate(&config, input)?;
-    let classifier =
-        input.config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str()) == Some(CLASSIFIER);
-    let architecture = if classifier { CLASSIFIER } else { BASE };
-    let task = match (input.task, classifier) {
+    let named = input.config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str());
+    let has_classifier = named == Some(CLASSIFIER);
+    let task = match (input.task, has_classifier) {
         (Task::Auto, true) if input.pooling.is_none() => Task::Classification,
         (Task::Auto, _) => Task::Embedding,
         (Task::Classification, false) => {
@@ -86,6 +86,9 @@ pub(super) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError>
         }
         (task, _) => task,
     };
+    // A classifier that is used for its sentence vectors is described, measured and deployed as the encoder inside it.
+    let classifier = task == Task::Classification;
+    let architecture = if classifier { CLASSIFIER } else { BASE };
 
     // Checkpoints saved from a pre-training or task model keep the base model under `bert.`; one saved from the base
     // model does not. `transformers` loads both into either class, so the file's prefix and the module's differ.
@@ -207,6 +210,10 @@ impl Builder<'_> {
         if info.shape != shape {
             return Err(wrong(format!("has shape {:?}; config.json says {shape:?}", info.shape)));
         }
+        let integers = self.input.quantized && info.dtype == Dtype::I8;
+        if !(info.dtype.is_float() || integers) {
+            return Err(wrong(format!("is stored as {}; F32, F16, BF16 and F64 are supported", info.dtype)));
+        }
         Ok(())
     }
 
@@ -324,7 +331,7 @@ impl Builder<'_> {
         } else {
             None
         };
-        let labels = self.labels()?;
+        let labels = if classifier { self.labels()? } else { Vec::new() };
         let classifier = if classifier {
             Some(self.linear(LinearSpec {
                 path: "classifier".to_owned(),
@@ -340,7 +347,6 @@ impl Builder<'_> {
             None
         };
         if let (Task::Classification, Some(pooler), Some(classifier)) = (task, pooler, classifier) {
-            let problem = self.problem(labels.len())?;
             let pooler_input = self.site(vec![pooler]);
             let classifier_input = self.site(vec![classifier]);
             return Ok(HeadSpec::Classification {
@@ -349,7 +355,6 @@ impl Builder<'_> {
                 classifier_input,
                 classifier,
                 labels,
-                problem,
             });
         }
         let (pooling, normalize) = self.input.pooling.clone().unwrap_or((vec![Pooling::Mean], false));
@@ -358,15 +363,27 @@ impl Builder<'_> {
 
     /// Label names in logit order: `id2label`, or as many `LABEL_i` as `num_labels` says (2 by default).
     fn labels(&self) -> Result<Vec<String>, ModelError> {
+        let problem = self.config.problem_type.as_deref().unwrap_or("single_label_classification");
+        if problem != "single_label_classification" {
+            return Err(self.input.config_error(format!(
+                "`problem_type` `{problem}` is not supported; single_label_classification is"
+            )));
+        }
+        let allowed = |count: usize| {
+            match count {
+            2..=MAX_WIDTH => Ok(()),
+            _ => Err(self.input.config_error(format!(
+                "there are {count} labels; a classifier has 2 to {MAX_WIDTH} (one label would be a regression, which is \
+                 not supported)"
+            ))),
+        }
+        };
         let Some(map) = &self.config.id2label else {
             let count = self.config.num_labels.unwrap_or(2);
-            if !(1..=MAX_WIDTH).contains(&count) {
-                return Err(self
-                    .input
-                    .config_error(format!("`num_labels` is {count}; 1 to {MAX_WIDTH} is allowed")));
-            }
+            allowed(count)?;
             return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
         };
+        allowed(map.len())?;
         (0..map.len())
             .map(|i| {
                 map.get(&i.to_string()).cloned().ok_or_else(|| {
@@ -375,17 +392,6 @@ impl Builder<'_> {
                 })
             })
             .collect()
-    }
-
-    fn problem(&self, labels: usize) -> Result<ProblemType, ModelError> {
-        match (self.config.problem_type.as_deref(), labels) {
-            (Some("regression") | None, 1) => Ok(ProblemType::Regression),
-            (Some("single_label_classification") | None, _) => Ok(ProblemType::SingleLabel),
-            (Some(other), _) => Err(self.input.config_error(format!(
-                "`problem_type` `{other}` with {labels} labels is not supported; single_label_classification, and \
-                 regression with one label, are"
-            ))),
-        }
     }
 
     /// Every tensor of the file is either described or known to be unused; anything else is not understood, and what
@@ -414,6 +420,8 @@ impl Builder<'_> {
             let name = info.name.strip_prefix(self.in_file).unwrap_or(&info.name);
             let reason = if name == "embeddings.position_ids" {
                 "a constant buffer"
+            } else if name.starts_with("classifier.") {
+                "a classifier that the task does not run"
             } else if name.starts_with("cls.") {
                 "a pre-training head that this architecture does not run"
             } else {

@@ -145,7 +145,7 @@ fn contradictions_are_found_at_their_key() {
     type Case = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
     let cases: &[Case] = &[
         ("[calibration]\nsamples = 0", "calibration.samples", (3, 11), "between 1 and 1000000, but is 0", ""),
-        ("[calibration]\nmax_length = 2", "calibration.max_length", (3, 14), "between 3 and", ""),
+        ("[calibration]\nmax_length = 2", "calibration.max_length", (3, 14), "between 5 and", ""),
         ("[calibration]\nbatch_size = 5000", "calibration.batch_size", (3, 14), "between 1 and 4096", ""),
         ("[output]\ndir = ''", "output.dir", (3, 7), "must not be empty", ""),
         (
