@@ -4,9 +4,9 @@
 #   tests/interop/run.sh [--venv DIR] MODEL_DIR ORIGINAL_DIR [SENTENCES_FILE]
 #
 # MODEL_DIR is a directory that Zeropoint wrote, ORIGINAL_DIR the float model it came from. SENTENCES_FILE is .jsonl with
-# a `text` key or .txt with a text per line (default calibration-data/general-en.jsonl); the first 200 texts are used. Environment: ZEROPOINT, the
-# binary (default target/release/zeropoint, built when absent); PYTHON, for making the environment (default python3);
-# MIN_COSINE (default 0.999); STRICT=1, see check.py.
+# a `text` key or .txt with a text per line (default calibration-data/general-en.jsonl); the first 200 texts are used.
+# Environment: ZEROPOINT, the binary (default target/release/zeropoint, built when absent); PYTHON, for making the
+# environment (default python3); MIN_COSINE (default 0.999); STRICT=1, see check.py.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

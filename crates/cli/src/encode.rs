@@ -1,5 +1,7 @@
 //! `zeropoint encode`: texts through the INT8 runtime.
 
+use std::path::Path;
+
 use serde_json::json;
 use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{self, ReadOptions};
@@ -18,6 +20,9 @@ pub(crate) fn encode(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
+    if let Some(out) = &args.out {
+        keep_inputs(out, args)?;
+    }
     let samples = dataset::read(&args.data, &ReadOptions::default())?;
     let model = QuantizedModel::load(&args.model, Task::Auto)?;
     let encoder = matches!(model.directory().spec().head, HeadSpec::Embedding { .. });
@@ -61,4 +66,17 @@ pub(crate) fn encode(
         None => terminal.print(&text)?,
     }
     Ok(Outcome::Done)
+}
+
+/// The output is neither the texts nor a file of the model.
+fn keep_inputs(out: &Path, args: &EncodeArgs) -> Result<(), PipelineError> {
+    let real = |path: &Path| path.canonicalize().ok();
+    let Some(target) = real(out) else { return Ok(()) };
+    let input = [&args.data, &args.model]
+        .into_iter()
+        .find(|input| real(input).is_some_and(|i| target.starts_with(i)));
+    match input {
+        None => Ok(()),
+        Some(input) => Err(PipelineError::InputInside { output: out.to_owned(), input: input.clone() }),
+    }
 }

@@ -21,6 +21,6 @@ mod scheme;
 
 pub use fingerprint::{Fingerprint, FingerprintBuilder};
 pub use params::{ParamsError, QuantParams, SCALE_FLOOR};
-pub use quantize::{dequantize, quantize, quantize_with_reciprocal};
+pub use quantize::{dequantize, quantize};
 pub use rng::Rng;
 pub use scheme::{ActivationMode, ActivationScheme, Granularity, QMAX, QMIN, Scheme, Symmetry, WeightScheme};

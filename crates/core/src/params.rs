@@ -5,8 +5,8 @@ use thiserror::Error;
 
 use crate::{QMAX, QMIN, Symmetry};
 
-/// Scales below the smallest normal f32 are replaced by the machine epsilon, as `compressed-tensors` does for zero:
-/// the reciprocal of a smaller scale would overflow.
+/// Scales below the smallest normal f32 are replaced by the machine epsilon, as `compressed-tensors` does for zero: a
+/// subnormal scale has lost most of its digits.
 pub const SCALE_FLOOR: f32 = f32::MIN_POSITIVE;
 
 /// Why a range gives no quantisation parameters.

@@ -2,32 +2,21 @@
 
 use crate::{QMAX, QMIN, QuantParams};
 
-/// `clamp(round(r / scale) + zero_point, -128, 127)`, rounding half to even.
+/// `clamp(round(r / scale + zero_point), -128, 127)` in f32, rounding half to even.
 ///
-/// This is the specification for weights and for activations with static parameters. Infinities saturate; NaN gives
-/// -128, so that the function is total and vector code can match it, but no caller lets NaN come this far.
+/// The zero point is added before rounding, as `compressed-tensors` does it (`_quantize`), whose arithmetic those who
+/// load the result will run; adding it afterwards is the same but for halves and for the digits that the sum rounds off.
+/// For the same reason a division stays a division: where the scale is `absmax / 127.5`, the largest magnitude lies on a
+/// rounding boundary, and the product with a reciprocal falls on its other side too often.
+///
+/// Infinities saturate; NaN gives -128, so that the function is total and vector code can match it, but no caller lets
+/// NaN come this far.
 #[inline]
 pub fn quantize(r: f32, params: QuantParams) -> i8 {
-    round_and_shift(r / params.scale, params.zero_point)
-}
-
-/// As [`quantize`], multiplying by `1 / scale` rounded to f32.
-///
-/// This is the specification for dynamic activations, whose scale is known only once the row has been read: one
-/// division per row, not one per element. The result may differ from [`quantize`] by one where `r / scale` is close to
-/// a half.
-#[inline]
-pub fn quantize_with_reciprocal(r: f32, reciprocal: f32, zero_point: i8) -> i8 {
-    round_and_shift(r * reciprocal, zero_point)
-}
-
-/// Clamping before rounding equals clamping after: the bounds are integers and rounding is monotone.
-#[inline]
-fn round_and_shift(steps: f32, zero_point: i8) -> i8 {
-    let z = zero_point as i32;
-    // `max` first: f32::max(NaN, x) is x, as is MAXPS with x as its second operand.
-    let clamped = steps.max((QMIN - z) as f32).min((QMAX - z) as f32);
-    (clamped.round_ties_even() as i32 + z) as i8
+    let steps = r / params.scale + f32::from(params.zero_point);
+    // Clamping before rounding equals clamping after: the bounds are integers and rounding is monotone. `max` first:
+    // f32::max(NaN, x) is x, as is MAXPS with x as its second operand.
+    steps.max(QMIN as f32).min(QMAX as f32).round_ties_even() as i8
 }
 
 /// `(q - zero_point) * scale`.
@@ -78,10 +67,12 @@ mod tests {
         }
 
         #[test]
-        fn the_reciprocal_differs_by_one_at_most(r in -1e4f32..1e4, z: i8, scale in 1e-3f32..1e3) {
-            let exact = quantize(r, QuantParams { scale, zero_point: z });
-            let fast = quantize_with_reciprocal(r, 1.0 / scale, z);
-            prop_assert!((exact as i32 - fast as i32).abs() <= 1);
+        fn the_zero_point_shifts_by_whole_steps(r in -1e3f32..1e3, z: i8) {
+            // Apart from the digits that the sum rounds off, and from halves, where evenness decides.
+            prop_assume!((r.fract().abs() - 0.5).abs() > 1e-3);
+            let shifted = r.round() as i32 + i32::from(z);
+            let q = quantize(r, QuantParams { scale: 1.0, zero_point: z });
+            prop_assert_eq!(i32::from(q), shifted.clamp(QMIN, QMAX));
         }
 
         #[test]

@@ -24,8 +24,8 @@ pub fn quantize_static(isa: Isa, x: &[f32], params: QuantParams, out: &mut [i8])
 /// Quantises each row of `x`, `[rows, columns]`, by its own range.
 ///
 /// `params[r]` becomes `QuantParams::from_range(min, max, symmetry)` of row `r`, and `out` what
-/// `zeropoint_core::quantize_with_reciprocal(x, 1.0 / scale, zero_point)` gives. On an error the contents of `out` and
-/// `params` from that row on are as they were.
+/// `zeropoint_core::quantize` gives under it. On an error the contents of `out` and `params` from that row on are as they
+/// were.
 pub fn quantize_tokens(
     isa: Isa,
     x: &[f32],
@@ -46,32 +46,33 @@ pub fn dequantize(isa: Isa, q: &[i8], params: QuantParams, out: &mut [f32]) {
     isa.run(Dequantize { q, params, out });
 }
 
-/// Steps to integers: the vector form of what both scalar functions share.
+/// The vector form of [`zeropoint_core::quantize`].
 #[derive(Clone, Copy)]
-struct Rounding<S: Simd> {
+struct Quantizer<S: Simd> {
     s: S,
+    scale: S::F,
+    zero_point: S::F,
     lowest: S::F,
     highest: S::F,
-    zero_point: S::I,
 }
 
-impl<S: Simd> Rounding<S> {
+impl<S: Simd> Quantizer<S> {
     #[inline(always)]
-    fn new(s: S, zero_point: i8) -> Self {
-        let z = i32::from(zero_point);
+    fn new(s: S, params: QuantParams) -> Self {
         Self {
             s,
-            lowest: s.splat((QMIN - z) as f32),
-            highest: s.splat((QMAX - z) as f32),
-            zero_point: s.splat_i32(z),
+            scale: s.splat(params.scale),
+            zero_point: s.splat(f32::from(params.zero_point)),
+            lowest: s.splat(QMIN as f32),
+            highest: s.splat(QMAX as f32),
         }
     }
 
     /// NaN gives the lowest integer: `max` returns its second operand then.
     #[inline(always)]
-    fn round(self, steps: S::F) -> S::I {
-        let clamped = self.s.min(self.s.max(steps, self.lowest), self.highest);
-        self.s.add_i32(self.s.to_i32(clamped), self.zero_point)
+    fn quantize(self, x: S::F) -> S::I {
+        let steps = self.s.add(self.s.div(x, self.scale), self.zero_point);
+        self.s.to_i32(self.s.min(self.s.max(steps, self.lowest), self.highest))
     }
 }
 
@@ -100,9 +101,8 @@ impl Kernel for QuantizeStatic<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let rounding = Rounding::new(s, self.params.zero_point);
-        let scale = s.splat(self.params.scale);
-        map_to_i8(s, self.x, self.out, |x| rounding.round(s.div(x, scale)));
+        let quantizer = Quantizer::new(s, self.params);
+        map_to_i8(s, self.x, self.out, |x| quantizer.quantize(x));
     }
 }
 
@@ -126,9 +126,8 @@ impl Kernel for QuantizeTokens<'_> {
                 return Err(NonFinite { row });
             }
             *params = QuantParams::from_range(min, max, self.symmetry).map_err(|_| NonFinite { row })?;
-            let rounding = Rounding::new(s, params.zero_point);
-            let reciprocal = s.splat(1.0 / params.scale);
-            map_to_i8(s, x, out, |x| rounding.round(s.mul(x, reciprocal)));
+            let quantizer = Quantizer::new(s, *params);
+            map_to_i8(s, x, out, |x| quantizer.quantize(x));
         }
         Ok(())
     }
@@ -220,7 +219,7 @@ mod tests {
             for row in x.chunks_exact(columns) {
                 let (min, max) = row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
                 let p = QuantParams::from_range(min, max, symmetry).unwrap();
-                let q = row.iter().map(|&x| core::quantize_with_reciprocal(x, 1.0 / p.scale, p.zero_point));
+                let q = row.iter().map(|&x| core::quantize(x, p));
                 expected.push((p, q.collect::<Vec<i8>>()));
             }
             for isa in Isa::available() {

@@ -1,9 +1,7 @@
 //! Sites at work: the Linears that read one activation, in one of their lives.
 
 use candle_core::{Device, Result, Tensor};
-use zeropoint_core::{
-    ActivationMode, ParamsError, QuantParams, Symmetry, quantize, quantize_with_reciprocal,
-};
+use zeropoint_core::{ActivationMode, ParamsError, QuantParams, Symmetry, quantize};
 use zeropoint_kernels::{Isa, dequantize_sums};
 
 use crate::ops::{BiasActivation, apply_activation, rows_of};
@@ -79,19 +77,10 @@ impl ActivationQuantizer {
         let mut scales = Vec::with_capacity(x.len() / columns.max(1));
         for row in x.chunks_exact(columns) {
             let params = match *self {
-                Self::Static(params) => {
-                    steps.extend(row.iter().map(|v| step(quantize(*v, params), params)));
-                    params
-                }
-                Self::Dynamic(symmetry) => {
-                    let params = row_params(row, symmetry)?;
-                    let reciprocal = 1.0 / params.scale;
-                    let integers =
-                        row.iter().map(|v| quantize_with_reciprocal(*v, reciprocal, params.zero_point));
-                    steps.extend(integers.map(|q| step(q, params)));
-                    params
-                }
+                Self::Static(params) => params,
+                Self::Dynamic(symmetry) => row_params(row, symmetry)?,
             };
+            steps.extend(row.iter().map(|v| step(quantize(*v, params), params)));
             scales.push(params.scale);
         }
         Ok(QuantizedActivation { steps, scales })

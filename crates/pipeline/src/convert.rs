@@ -44,7 +44,7 @@ pub(crate) fn plan_request(quantization: &Quantization) -> Result<PlanRequest, P
     })
 }
 
-fn layer_scheme(scheme: config::LayerScheme) -> LayerScheme {
+pub(crate) fn layer_scheme(scheme: config::LayerScheme) -> LayerScheme {
     LayerScheme {
         weight_observer: match scheme.weights.observer {
             config::WeightObserver::MinMax => WeightObserver::MinMax,

@@ -105,9 +105,7 @@ pub enum PipelineError {
         reason: String,
     },
     /// `--force` would remove something that the run reads.
-    #[error(
-        "{output}: replacing it would remove {input}, which this run reads; choose another output directory"
-    )]
+    #[error("{output}: replacing it would remove {input}, which is read here; choose another output")]
     InputInside {
         /// The output directory.
         output: PathBuf,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use zeropoint_calibrator::CalibrationSet;
 use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Sample};
+use zeropoint_core::ActivationMode;
 use zeropoint_evaluator::tasks::{Options, Task, TaskKind};
 use zeropoint_models::{HeadSpec, ModelDirectory, SourceRef, Tokenizer};
 use zeropoint_quantizer::Plan;
@@ -99,13 +100,28 @@ impl Prepared {
         })
     }
 
-    /// The name of the scheme for reports: the preset, marked when keys refine it.
+    /// The scheme for reports: the preset, and what the config made of it.
     pub fn scheme_name(&self) -> String {
         let quantization = &self.config.quantization;
-        let preset = quantization.scheme.as_str();
-        let refined =
-            quantization.layer_scheme() != quantization.scheme.scheme() || !quantization.overrides.is_empty();
-        if refined { format!("{preset}, refined") } else { preset.to_owned() }
+        let layer = convert::layer_scheme(quantization.layer_scheme());
+        let mut name = format!(
+            "{}: {}, weight range {}",
+            quantization.scheme.as_str(),
+            layer.scheme,
+            layer.weight_observer
+        );
+        if layer.scheme.activations.mode == ActivationMode::Static {
+            name = name + ", activation range " + &layer.range_observer.to_string();
+        }
+        if quantization.embeddings == config::Embeddings::Bf16 {
+            name.push_str(", embedding tables bf16");
+        }
+        match quantization.overrides.len() {
+            0 => {}
+            1 => name.push_str(", 1 override"),
+            count => name = format!("{name}, {count} overrides"),
+        }
+        name
     }
 }
 

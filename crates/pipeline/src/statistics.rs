@@ -153,6 +153,11 @@ pub fn calibrate(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<(), PipelineError> {
+    if out.is_file() && StatisticsFile::load(out).is_err() {
+        let reason =
+            "exists and holds no statistics; give a new file, or one that `zeropoint calibrate` wrote";
+        return Err(PipelineError::Io { path: out.to_owned(), source: std::io::Error::other(reason) });
+    }
     if out.is_dir() {
         return Err(PipelineError::Io {
             path: out.to_owned(),

@@ -114,7 +114,7 @@ impl QuantizedLinear {
     }
 }
 
-/// Scales must be positive and normal: their reciprocals are computed.
+/// Scales must be positive and normal: a subnormal one has lost most of its digits.
 fn check_scales(scales: &[f32]) -> Result<(), String> {
     match scales.iter().position(|s| !(s.is_normal() && *s > 0.0)) {
         None => Ok(()),

@@ -128,7 +128,10 @@ impl TryFrom<DataSourceKeys> for DataSource {
             ));
         };
         let is_csv = format == DataFormat::Csv;
-        let header = keys.header.or(is_csv.then_some(true));
+        // A column number says that there are no names to go by.
+        let given = [&keys.text, &keys.text_a, &keys.text_b, &keys.score, &keys.label];
+        let numbered = given.iter().any(|column| matches!(column, Some(Column::Index(_))));
+        let header = keys.header.or(is_csv.then_some(!numbered));
         let delimiter = if extension.as_deref() == Some("tsv") { '\t' } else { ',' };
         let named = match format {
             DataFormat::Jsonl => true,
