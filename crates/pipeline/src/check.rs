@@ -213,3 +213,61 @@ impl SiteSink for ErrorSink<'_> {
         self.compare(site, values, channels).map_err(|error| error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::deploy::deploy;
+    use crate::events::Cancel;
+    use crate::statistics::{CacheDir, Origin, collect};
+    use zeropoint_models::Task;
+
+    fn directory(variable: &str) -> PathBuf {
+        PathBuf::from(std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} names a directory")))
+    }
+
+    #[test]
+    #[ignore = "needs ZEROPOINT_MODELS"]
+    fn the_runtime_gives_the_bits_of_the_simulation_for_every_sentence_of_stsb() {
+        let model = directory("ZEROPOINT_MODELS").join("minilm");
+        let data = directory("ZEROPOINT_DATA").join("stsb-en-dev.csv");
+        for scheme in ["w8a8-dynamic", "w8a8-static"] {
+            let mut config = Config::new(model.to_string_lossy());
+            config.quantization = toml::from_str(&format!("scheme = \"{scheme}\"")).unwrap();
+            config.calibration.samples = 32;
+            config.evaluation.tasks.clear();
+            let prepared = Prepared::new(config).unwrap();
+            let float = Model::load(&prepared.directory).unwrap();
+            let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
+            let origin = Origin::of(&prepared, weights).unwrap();
+            let cancel = Cancel::default();
+            let (statistics, _) = collect(&prepared, origin, &float, &CacheDir::None, &(), &cancel).unwrap();
+            let out = tempfile::tempdir().unwrap();
+            let deployed = deploy(&prepared, &statistics, float.isa(), out.path(), &(), &cancel).unwrap();
+            let written = QuantizedModel::load(out.path(), Task::Embedding).unwrap();
+            let simulated = simulate(&prepared, &float, &deployed).unwrap();
+
+            let mut compared = 0;
+            for sentences in sentences(&data).chunks(100) {
+                let texts: Vec<(&str, Option<&str>)> =
+                    sentences.iter().map(|text| (text.as_str(), None)).collect();
+                let batch = PackedBatch::new(&prepared.tokenizer.encode_all(&texts).unwrap()).unwrap();
+                assert_eq!(written.forward(&batch).unwrap(), simulated.forward(&batch).unwrap(), "{scheme}");
+                compared += batch.len();
+            }
+            assert_eq!(compared, 3000);
+        }
+    }
+
+    fn sentences(data: &Path) -> Vec<String> {
+        use zeropoint_calibrator::dataset::{FieldRef, Fields, Format, ReadOptions, read};
+        let column = FieldRef::Column;
+        let fields = Fields { text_a: column(0), text_b: column(1), score: column(2), ..Fields::default() };
+        let format = Some(Format::Csv { header: Some(false), delimiter: b',' });
+        let samples = read(data, &ReadOptions { format, fields }).unwrap();
+        samples.into_iter().flat_map(|sample| [sample.text_a, sample.text_b.unwrap()]).collect()
+    }
+}
