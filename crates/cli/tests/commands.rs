@@ -168,3 +168,32 @@ fn force_never_removes_what_the_run_reads() {
     assert!(stderr(&output).contains("replacing it would remove"), "{}", stderr(&output));
     assert!(scene.path("out/base/model.safetensors").exists());
 }
+
+#[test]
+fn an_output_file_never_takes_the_place_of_an_input() {
+    let scene = finished();
+    scene.write("texts.txt", "rain is coming\n");
+    for out in ["texts.txt", "out/model/model.safetensors"] {
+        let before = std::fs::read(scene.path(out)).expect("it is there");
+        let output = scene.ends_with(1, ["encode", "out/model", "--data", "texts.txt", "--out", out]);
+        assert!(stderr(&output).contains("which is read here"), "{}", stderr(&output));
+        assert_eq!(std::fs::read(scene.path(out)).expect("it is there"), before);
+    }
+    let output = scene.ends_with(1, ["calibrate", "config.toml", "--no-cache", "--out", "config.toml"]);
+    assert!(stderr(&output).contains("exists and holds no statistics"), "{}", stderr(&output));
+    assert!(scene.text("config.toml").starts_with("version = 1"));
+    // What it wrote itself may be written again.
+    for _ in 0..2 {
+        scene.succeeds(["calibrate", "config.toml", "--no-cache", "--out", "statistics.safetensors"]);
+    }
+}
+
+#[test]
+fn column_numbers_say_that_a_csv_has_no_header() {
+    let scene = finished();
+    scene.write("labelled.csv", "rain is coming,weather\nthe loan was repaid,banking\n");
+    let task =
+        "evaluation={tasks=[{kind='classification',data={path='labelled.csv',text=0,label=1}}],gate=[]}";
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "numbered", "--set", task]);
+    assert_eq!(scene.json("numbered/report.json")["metrics"][0]["samples"], 2);
+}
