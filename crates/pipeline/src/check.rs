@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs ZEROPOINT_MODELS"]
+    #[ignore = "needs ZEROPOINT_MODELS and ZEROPOINT_DATA"]
     fn the_runtime_gives_the_bits_of_the_simulation_for_every_sentence_of_stsb() {
         let model = directory("ZEROPOINT_MODELS").join("minilm");
         let data = directory("ZEROPOINT_DATA").join("stsb-en-dev.csv");
