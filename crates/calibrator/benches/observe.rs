@@ -30,7 +30,7 @@ fn setup() -> &'static Setup {
             None => SourceRef::Embedded,
         };
         let directory = ModelDirectory::open(&source, Task::Auto).expect("the model opens");
-        let words = directory.spec().embeddings.iter().find(|table| table.role == EmbeddingRole::Word);
+        let words = directory.spec().tables().find(|table| table.role == EmbeddingRole::Word);
         let vocabulary = words.expect("a model has words").rows as u64;
         let length = LENGTH.min(directory.max_tokens());
         let mut rng = Rng::new(1);
@@ -38,6 +38,7 @@ fn setup() -> &'static Setup {
             .map(|_| TokenSequence {
                 ids: (0..length).map(|_| rng.below(vocabulary) as u32).collect(),
                 type_ids: vec![0; length],
+                prompt: 0,
             })
             .collect();
         let plan = BatchPlan::new(&sequences, BATCH);

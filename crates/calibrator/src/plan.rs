@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     fn of_lengths(lengths: &[usize]) -> Vec<TokenSequence> {
-        lengths.iter().map(|&n| TokenSequence { ids: vec![1; n], type_ids: vec![0; n] }).collect()
+        lengths.iter().map(|&n| TokenSequence { ids: vec![1; n], type_ids: vec![0; n], prompt: 0 }).collect()
     }
 
     #[test]
@@ -106,8 +106,8 @@ mod tests {
     fn the_fingerprint_sees_tokens_and_batches() {
         let set = |ids: Vec<u32>, batch: usize| {
             let sequences = vec![
-                TokenSequence { type_ids: vec![0; ids.len()], ids },
-                TokenSequence { ids: vec![7], type_ids: vec![0] },
+                TokenSequence { type_ids: vec![0; ids.len()], ids, prompt: 0 },
+                TokenSequence { ids: vec![7], type_ids: vec![0], prompt: 0 },
             ];
             let plan = BatchPlan::new(&sequences, batch);
             CalibrationSet { sequences, plan, available: 2 }.fingerprint()

@@ -34,7 +34,7 @@ fn set(batch_size: usize) -> CalibrationSet {
         .map(|_| {
             let length = 2 + rng.below(47) as usize;
             let ids = (0..length).map(|_| rng.below(107) as u32).collect();
-            TokenSequence { ids, type_ids: vec![0; length] }
+            TokenSequence { ids, type_ids: vec![0; length], prompt: 0 }
         })
         .collect();
     CalibrationSet { plan: BatchPlan::new(&sequences, batch_size), sequences, available: SAMPLES }

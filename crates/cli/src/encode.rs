@@ -7,7 +7,7 @@ use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{self, ReadOptions};
 use zeropoint_evaluator::metrics::fidelity::argmax;
 use zeropoint_formats::write_file_atomically;
-use zeropoint_models::{HeadSpec, ModelError, PackedBatch, Task};
+use zeropoint_models::{HeadOutput, ModelError, PackedBatch, Task};
 use zeropoint_pipeline::{Cancel, PipelineError};
 use zeropoint_runtime::QuantizedModel;
 
@@ -25,7 +25,7 @@ pub(crate) fn encode(
     }
     let samples = dataset::read(&args.data, &ReadOptions::default())?;
     let model = QuantizedModel::load(&args.model, Task::Auto)?;
-    let encoder = matches!(model.directory().spec().head, HeadSpec::Embedding { .. });
+    let encoder = model.directory().spec().head().is_embedding();
     if let Some(pair) = samples.iter().find(|sample| encoder && sample.text_b.is_some()) {
         let reason =
             format!("{}:{}: a pair of texts; a sentence encoder takes one text a line", pair.file, pair.line);
@@ -41,7 +41,7 @@ pub(crate) fn encode(
             return Err(PipelineError::Cancelled);
         }
         let outputs = model.forward(&PackedBatch::new(indices.iter().map(|&i| &sequences[i]))?)?;
-        for (&i, row) in indices.iter().zip(outputs.rows()) {
+        for (&i, row) in indices.iter().zip(outputs.samples()) {
             if row.iter().any(|value| !value.is_finite()) {
                 let reason =
                     format!("{}:{}: the model's output is not finite", samples[i].file, samples[i].line);
@@ -50,13 +50,15 @@ pub(crate) fn encode(
             rows[i] = row.to_vec();
         }
     }
-    let lines = samples.iter().zip(&rows).map(|(sample, row)| match &model.directory().spec().head {
-        HeadSpec::Embedding { .. } => json!({ "text": sample.text_a, "embedding": row }),
-        HeadSpec::Classification { labels, .. } => {
-            let label = argmax(row).map(|best| labels[best].as_str());
-            json!({ "text": sample.text_a, "logits": row, "label": label })
-        }
-    });
+    let lines =
+        samples.iter().zip(&rows).map(|(sample, row)| match &model.directory().spec().head().output {
+            HeadOutput::Embedding { .. } => json!({ "text": sample.text_a, "embedding": row }),
+            HeadOutput::Classification { labels, .. } => {
+                let label = argmax(row).map(|best| labels[best].as_str());
+                json!({ "text": sample.text_a, "logits": row, "label": label })
+            }
+            _ => json!({ "text": sample.text_a, "logits": row }),
+        });
     let text = lines.fold(String::new(), |text, line| text + &line.to_string() + "\n");
     match &args.out {
         Some(path) => {

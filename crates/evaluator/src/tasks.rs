@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use thiserror::Error;
 use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{DatasetError, Sample, require_labels, require_pairs, require_scores};
-use zeropoint_models::{HeadSpec, Model, ModelError, PackedBatch, TokenSequence, Tokenizer};
+use zeropoint_models::{HeadOutput, Model, ModelError, PackedBatch, TokenSequence, Tokenizer};
 
 use crate::bootstrap::paired_standard_error;
 use crate::metrics::classification::{accuracy, macro_f1};
@@ -115,21 +115,21 @@ impl Task {
             gives,
         };
         let data = |source| TaskError::Data { task: self.name.clone(), source };
-        match (self.kind, &model.head) {
-            (TaskKind::Sts, HeadSpec::Classification { .. }) => {
-                Err(wrong_head("sts", "sentence vectors (task `embedding`)", "class logits"))
-            }
-            (TaskKind::Classification, HeadSpec::Embedding { .. }) => {
-                Err(wrong_head("classification", "a classifier (task `classification`)", "sentence vectors"))
-            }
-            (TaskKind::Sts, HeadSpec::Embedding { .. }) => {
+        match (self.kind, &model.head().output) {
+            (TaskKind::Sts, HeadOutput::Embedding { .. }) => {
                 require_pairs(&self.samples).map_err(data)?;
                 require_scores(&self.samples).map(drop).map_err(data)
             }
-            (TaskKind::Classification, HeadSpec::Classification { labels, .. }) => {
+            (TaskKind::Classification, HeadOutput::Classification { labels, .. }) => {
                 self.classes(labels).map(drop)
             }
             (TaskKind::Fidelity, _) => Ok(()),
+            (TaskKind::Sts, output) => {
+                Err(wrong_head("sts", "sentence vectors (task `embedding`)", gives(output)))
+            }
+            (TaskKind::Classification, output) => {
+                Err(wrong_head("classification", "a classifier (task `classification`)", gives(output)))
+            }
         }
     }
 
@@ -163,6 +163,17 @@ impl Task {
     }
 }
 
+/// What a head gives, in words.
+fn gives(output: &HeadOutput) -> &'static str {
+    match output {
+        HeadOutput::Embedding { .. } => "sentence vectors",
+        HeadOutput::Classification { .. } => "class logits",
+        HeadOutput::TokenClassification { .. } => "class logits for each token",
+        HeadOutput::MaskedLm => "logits over the vocabulary for each token",
+        HeadOutput::QuestionAnswering => "the logits of an answer's start and end",
+    }
+}
+
 fn first_few(labels: &[String]) -> String {
     const SHOWN: usize = 12;
     let mut text = labels.iter().take(SHOWN).map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
@@ -186,6 +197,8 @@ pub struct Models<'a> {
 struct Paired {
     original: Vec<Vec<f32>>,
     quantized: Vec<Vec<f32>>,
+    /// Values in a row; a sample has one row, or one for each token.
+    columns: usize,
 }
 
 /// Runs a task on both models. `progress` is called with sequences done and in all after each batch, and may stop it.
@@ -200,7 +213,7 @@ pub fn run_task(
         let sequences = models.tokenizer.encode_all(texts)?;
         run_both(task, models, &sequences, options.batch_size, progress)
     };
-    match (task.kind, &models.original.spec().head) {
+    match (task.kind, &models.original.spec().head().output) {
         (TaskKind::Sts, _) => {
             let data = |source| TaskError::Data { task: task.name.clone(), source };
             let gold = require_scores(&task.samples).map_err(data)?;
@@ -212,15 +225,19 @@ pub fn run_task(
             };
             Ok(sts_metrics(task, &gold, &cosines(&outputs.original), &cosines(&outputs.quantized), options))
         }
-        (TaskKind::Classification, HeadSpec::Classification { labels, .. }) => {
+        (TaskKind::Classification, HeadOutput::Classification { labels, .. }) => {
             let gold = task.classes(labels)?;
             let outputs = encode(&texts_of(&task.samples))?;
             Ok(classification_metrics(task, &gold, labels.len(), &outputs, options))
         }
-        (TaskKind::Classification, HeadSpec::Embedding { .. }) => Ok(Vec::new()),
+        (TaskKind::Classification, _) => Ok(Vec::new()),
         (TaskKind::Fidelity, head) => {
             let outputs = encode(&texts_of(&task.samples))?;
-            Ok(fidelity_metrics(task, matches!(head, HeadSpec::Classification { .. }), &outputs, options))
+            let classes = match head {
+                HeadOutput::Embedding { .. } | HeadOutput::QuestionAnswering => None,
+                _ => Some(outputs.columns),
+            };
+            Ok(fidelity_metrics(task, classes, &outputs, options))
         }
     }
 }
@@ -236,8 +253,11 @@ fn run_both(
     batch_size: usize,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Paired, TaskError> {
-    let mut paired =
-        Paired { original: vec![Vec::new(); sequences.len()], quantized: vec![Vec::new(); sequences.len()] };
+    let mut paired = Paired {
+        original: vec![Vec::new(); sequences.len()],
+        quantized: vec![Vec::new(); sequences.len()],
+        columns: 1,
+    };
     let mut done = 0;
     for indices in BatchPlan::new(sequences, batch_size).batches() {
         let batch = PackedBatch::new(indices.iter().map(|&i| &sequences[i]))?;
@@ -246,7 +266,9 @@ fn run_both(
             ("quantized", models.quantized, &mut paired.quantized),
         ];
         for (which, model, rows) in sides {
-            for (&i, row) in indices.iter().zip(model.forward(&batch)?.rows()) {
+            let outputs = model.forward(&batch)?;
+            paired.columns = outputs.columns;
+            for (&i, row) in indices.iter().zip(outputs.samples()) {
                 if row.iter().any(|value| !value.is_finite()) {
                     return Err(TaskError::NotFinite { task: task.name.clone(), which, sample: i });
                 }
@@ -330,7 +352,7 @@ fn classification_metrics(
     ]
 }
 
-fn fidelity_metrics(task: &Task, logits: bool, outputs: &Paired, options: Options) -> Vec<Metric> {
+fn fidelity_metrics(task: &Task, classes: Option<usize>, outputs: &Paired, options: Options) -> Vec<Metric> {
     let pairs = || outputs.original.iter().zip(&outputs.quantized);
     let cosines: Vec<f64> = pairs().map(|(a, b)| cosine(a, b)).collect();
     let against_ideal = |name: &str, values: &[f64], of: &(dyn Fn(&[f64]) -> Option<f64> + Sync)| {
@@ -349,8 +371,12 @@ fn fidelity_metrics(task: &Task, logits: bool, outputs: &Paired, options: Option
         against_ideal("cosine_min", &cosines, &|values| values.iter().copied().reduce(f64::min)),
         against_ideal("cosine_p01", &cosines, &|values| percentile(values, 1.0)),
     ];
-    if logits {
-        let agree: Vec<f64> = pairs().map(|(a, b)| f64::from(u8::from(argmax(a) == argmax(b)))).collect();
+    if let Some(classes) = classes {
+        let agreement = |(a, b): (&Vec<f32>, &Vec<f32>)| {
+            let rows = || a.chunks_exact(classes).zip(b.chunks_exact(classes));
+            rows().filter(|(a, b)| argmax(a) == argmax(b)).count() as f64 / rows().count().max(1) as f64
+        };
+        let agree: Vec<f64> = pairs().map(agreement).collect();
         metrics.push(against_ideal("top1_agreement", &agree, &mean));
     }
     metrics

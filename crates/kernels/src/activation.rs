@@ -36,6 +36,20 @@ pub fn tanh_in_place(isa: Isa, x: &mut [f32]) {
     isa.run(InPlace { x, map: Tanh });
 }
 
+/// Replaces each value by `1 / (1 + exp(-x))`; the error is `1e-6` relative for `x > -87`, below which the result is 0.
+/// NaN stays NaN.
+pub fn sigmoid_in_place(isa: Isa, x: &mut [f32]) {
+    isa.run(InPlace { x, map: Sigmoid });
+}
+
+/// Replaces each value by `x / (1 + exp(-beta * x))`: `beta` 1 is `SiLU`, 1.702 the approximation of GELU that CLIP uses
+/// (D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", 2016). `beta` is between 1 and 2; the error is `2e-5`
+/// relative for `beta * x > -86` and `1e-35` absolute. NaN stays NaN.
+pub fn swish_in_place(isa: Isa, x: &mut [f32], beta: f32) {
+    assert!((1.0..=2.0).contains(&beta), "`beta` is between 1 and 2");
+    isa.run(InPlace { x, map: Swish { beta } });
+}
+
 /// `x[i] += y[i]`.
 pub fn add_in_place(isa: Isa, x: &mut [f32], y: &[f32]) {
     assert_eq!(x.len(), y.len(), "`x` and `y` are equally long");
@@ -57,6 +71,12 @@ pub(crate) struct GeluErf;
 pub(crate) struct GeluTanh;
 #[derive(Clone, Copy)]
 struct Tanh;
+#[derive(Clone, Copy)]
+struct Sigmoid;
+#[derive(Clone, Copy)]
+struct Swish {
+    beta: f32,
+}
 
 impl Map for Identity {
     #[inline(always)]
@@ -129,6 +149,25 @@ impl Map for Tanh {
         // NaN has left `magnitude`, which took 16 instead; adding 0 * x brings it back, and only it: infinities first.
         let finite = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
         s.mul_add(finite, s.splat(0.0), s.copysign(tanh, x))
+    }
+}
+
+impl Map for Sigmoid {
+    /// `exp(-|x|) / (1 + exp(-|x|))` below zero and `1 / (1 + exp(-|x|))` above: nothing cancels.
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        let (zero, one) = (s.splat(0.0), s.splat(1.0));
+        let power = exp_nonpositive(s, s.sub(zero, s.abs(x)));
+        s.div(s.select_less(x, zero, power, one), s.add(one, power))
+    }
+}
+
+impl Map for Swish {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        // From here on the result is 0; negative infinity times 0 would be NaN.
+        let x = s.max(s.splat(-128.0), x);
+        s.mul(x, Sigmoid.apply(s, s.mul(x, s.splat(self.beta))))
     }
 }
 
@@ -296,6 +335,32 @@ mod tests {
         });
     }
 
+    fn sigmoid(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    #[test]
+    fn sigmoid_keeps_its_error() {
+        each_value(sigmoid_in_place, |x, y| {
+            let exact = sigmoid(f64::from(x));
+            (f64::from(y) - exact).abs() <= if x > -87.0 { 1e-6 * exact } else { 2e-38 }
+        });
+    }
+
+    #[test]
+    fn swish_keeps_its_error() {
+        for beta in [1.0f32, 1.702] {
+            each_value(
+                |isa, x| swish_in_place(isa, x, beta),
+                |x, y| {
+                    let exact = f64::from(x) * sigmoid(f64::from(beta) * f64::from(x));
+                    let relative = if beta * x > -86.0 { 2e-5 } else { 0.0 };
+                    (f64::from(y) - exact).abs() <= relative * exact.abs() + 1e-35
+                },
+            );
+        }
+    }
+
     #[test]
     fn the_ends_of_the_line_are_limits_and_nan_stays() {
         let x = [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0, f32::NAN];
@@ -306,6 +371,16 @@ mod tests {
                 assert_eq!(y[..5], [f32::INFINITY, 0.0, f32::MAX, 0.0, 0.0], "{isa}: {activation:?}");
                 assert!(y[5].is_nan(), "{isa}: {activation:?}");
             }
+            for beta in [1.0, 1.702] {
+                let mut y = x;
+                swish_in_place(isa, &mut y, beta);
+                assert_eq!(y[..5], [f32::INFINITY, 0.0, f32::MAX, 0.0, 0.0], "{isa}: swish {beta}");
+                assert!(y[5].is_nan(), "{isa}: swish {beta}");
+            }
+            let mut y = x;
+            sigmoid_in_place(isa, &mut y);
+            assert_eq!(y[..5], [1.0, 0.0, 1.0, 0.0, 0.5], "{isa}");
+            assert!(y[5].is_nan(), "{isa}");
             let mut y = x;
             tanh_in_place(isa, &mut y);
             assert_eq!(y[..5], [1.0, -1.0, 1.0, -1.0, 0.0], "{isa}");

@@ -8,32 +8,40 @@
 //!
 //! This crate knows nothing of quantisation algorithms, data sets or reports.
 
+mod attention;
 mod batch;
+mod embed;
 mod embedded;
 mod error;
 mod families;
 mod heads;
 mod model;
 mod ops;
+mod output;
 mod pooling;
+mod sentence;
 mod sites;
 mod source;
 mod spec;
 mod tokenizer;
 
-pub use batch::{PackedBatch, TokenSequence};
+pub use batch::{ImagePixels, InputRef, ModelInput, PackedBatch, TokenSequence};
+pub use embed::Tables;
 pub use embedded::EMBEDDED;
 pub use error::ModelError;
-pub use heads::{HeadSpec, Pooling, Task};
-pub use model::{Model, Outputs, SiteOpFactory, SiteSink, Tables};
-pub use ops::rows_of;
+pub use heads::{
+    HeadBranch, HeadOutput, HeadSpec, HeadStep, Pooling, Problem, RowSelection, SentenceStep, Task,
+};
+pub use model::{Model, Outputs, SiteOpFactory, SiteSink};
+pub use ops::{apply_activation, rows_of};
 pub use sites::{
     ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader,
     SimulatedSite, SiteOp,
 };
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{
-    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole,
-    LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, Site, SiteId,
+    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, Gate, ImageInput, InputSpec,
+    LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, Positions, Projection,
+    Reach, RelativeBias, Site, SiteId, TextInput, Tower,
 };
 pub use tokenizer::Tokenizer;

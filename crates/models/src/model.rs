@@ -1,18 +1,22 @@
 //! The forward pass, written once over the description.
 
-use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
-use zeropoint_formats::{Checkpoint, Dtype};
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use zeropoint_formats::Checkpoint;
 use zeropoint_kernels::Isa;
 
 use crate::ModelError;
+use crate::attention::{AttentionContext, BiasTable, owned, part};
 use crate::batch::PackedBatch;
-use crate::heads::HeadSpec;
-use crate::ops::{AddInPlace, LayerNorm, Softmax};
-use crate::pooling::pool;
+use crate::embed::{Embedding, Tables};
+use crate::ops::{ActivateInPlace, AddInPlace, LayerNorm, MultiplyInPlace};
+use crate::output::Head;
 use crate::sites::{FloatLinear, FloatSite, SiteOp};
 use crate::source::ModelDirectory;
-use crate::spec::{AttentionSpec, EmbeddingRole, LinearId, LinearSpec, ModelSpec, NormSpec, SiteId};
+use crate::spec::{
+    BlockSpec, InputSpec, LinearId, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, SiteId, Tower,
+};
 
 /// Watches the activations of a forward pass.
 pub trait SiteSink {
@@ -24,49 +28,48 @@ pub trait SiteSink {
 /// Makes the operator of a site; `None` leaves the f32 original in place.
 pub type SiteOpFactory<'a> = dyn FnMut(SiteId) -> Result<Option<Box<dyn SiteOp>>, ModelError> + 'a;
 
-/// One row for each sequence of the batch, in its order.
+/// What a model gives for the samples of a batch, in its order: one row a sample, or one a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outputs {
-    /// Row-major values: sentence vectors or logits.
+    /// Row-major values: vectors or logits.
     pub values: Vec<f32>,
     /// Values in a row.
     pub columns: usize,
+    /// First row of each sample, and the number of rows at the end.
+    pub offsets: Vec<usize>,
 }
 
 impl Outputs {
-    /// The rows in order.
+    /// All rows in order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.columns)
     }
+
+    /// The rows of each sample, `[rows, columns]`.
+    pub fn samples(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.offsets.windows(2).map(|pair| &self.values[pair[0] * self.columns..pair[1] * self.columns])
+    }
 }
 
-/// Where a model's embedding tables come from.
-#[derive(Clone, Copy)]
-pub enum Tables<'a> {
-    /// Read from the checkpoint.
-    Read,
-    /// Those of a model of the same description, in the same memory.
-    Shared(&'a Model),
-    /// Those of a model of the same description, rounded to bfloat16 where the checkpoint holds more than 16 bits.
-    SharedAsBf16(&'a Model),
-}
-
-fn is_wide(checkpoint: &Checkpoint, tensor: &str) -> bool {
-    checkpoint.get(tensor).is_some_and(|info| matches!(info.dtype, Dtype::F32 | Dtype::F64))
-}
-
-struct Norms {
-    attention: LayerNorm,
+struct BlockNorms {
+    attention: Option<LayerNorm>,
     mlp: LayerNorm,
+}
+
+/// The float parts of a tower.
+struct TowerParts {
+    embedding: Embedding,
+    norms: Vec<BlockNorms>,
+    final_norm: Option<LayerNorm>,
+    bias: Option<BiasTable>,
+    head: Head,
 }
 
 /// A model that runs: its description, its float parts, and an operator for each site.
 pub struct Model {
     spec: ModelSpec,
     isa: Isa,
-    tables: Vec<Tensor>,
-    embedding_norm: LayerNorm,
-    norms: Vec<Norms>,
+    towers: Vec<TowerParts>,
     sites: Vec<Box<dyn SiteOp>>,
 }
 
@@ -84,45 +87,16 @@ impl Model {
         tables: Tables<'_>,
     ) -> Result<Self, ModelError> {
         let isa = Isa::active()?;
-        let norm = |norm: &NormSpec| -> Result<LayerNorm, ModelError> {
-            Ok(LayerNorm {
-                isa,
-                gain: read_finite(checkpoint, &norm.weight)?,
-                shift: read_finite(checkpoint, &norm.bias)?,
-                eps: norm.eps,
-            })
-        };
-        let tables = spec
-            .embeddings
-            .iter()
-            .enumerate()
-            .map(|(i, table)| match tables {
-                Tables::Read => read_matrix(checkpoint, &table.tensor, table.rows, spec.hidden),
-                Tables::SharedAsBf16(model) if is_wide(checkpoint, &table.tensor) => {
-                    Ok(model.tables[i].to_dtype(DType::BF16)?.to_dtype(DType::F32)?)
-                }
-                Tables::Shared(model) | Tables::SharedAsBf16(model) => Ok(model.tables[i].clone()),
-            })
-            .collect::<Result<_, ModelError>>()?;
-        let norms = spec
-            .blocks
-            .iter()
-            .map(|block| Ok(Norms { attention: norm(&block.attention_norm)?, mlp: norm(&block.mlp_norm)? }))
-            .collect::<Result<_, ModelError>>()?;
+        let towers = (0..spec.towers.len())
+            .map(|i| TowerParts::load(spec, i, checkpoint, isa, tables))
+            .collect::<Result<Vec<_>, ModelError>>()?;
         let sites = (0..spec.sites.len())
             .map(|site| match factory(site)? {
                 Some(op) => Ok(op),
-                None => Ok(Box::new(float_site(spec, checkpoint, isa, site)?) as Box<dyn SiteOp>),
+                None => Ok(Box::new(float_site(spec, checkpoint, isa, site, &towers)?) as Box<dyn SiteOp>),
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(Self {
-            embedding_norm: norm(&spec.embedding_norm)?,
-            spec: spec.clone(),
-            isa,
-            tables,
-            norms,
-            sites,
-        })
+        Ok(Self { spec: spec.clone(), isa, towers, sites })
     }
 
     /// The description it was built from.
@@ -135,7 +109,11 @@ impl Model {
         self.isa
     }
 
-    /// Sentence vectors or logits, one row a sequence.
+    pub(crate) fn embedding(&self, tower: usize) -> &Embedding {
+        &self.towers[tower].embedding
+    }
+
+    /// Vectors or logits of each sample.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Outputs, ModelError> {
         self.run(batch, &mut None)
     }
@@ -149,9 +127,11 @@ impl Model {
         self.run(batch, &mut Some(sink))
     }
 
-    /// The hidden states after the last block, `[tokens, hidden]`, of all sequences end to end.
+    /// The hidden states after the last block and its norm, `[tokens, hidden]`, of all samples end to end.
     pub fn hidden_states(&self, batch: &PackedBatch) -> Result<Tensor, ModelError> {
-        self.encode(batch, &mut None)
+        let pass = &mut Pass { model: self, sink: &mut None };
+        let (tower, parts) = self.tower(batch)?;
+        Ok(pass.encode(tower, parts, batch)?.0)
     }
 
     /// The outputs of one site's Linears for an activation `[rows, channels]`.
@@ -159,105 +139,131 @@ impl Model {
         Ok(self.sites[site].forward(input)?)
     }
 
+    /// The tower that takes this kind of input.
+    fn tower(&self, batch: &PackedBatch) -> Result<(&Tower, &TowerParts), ModelError> {
+        let fits =
+            |(tower, _): &(&Tower, &TowerParts)| batch.is_text() == matches!(tower.input, InputSpec::Text(_));
+        self.spec.towers.iter().zip(&self.towers).find(fits).ok_or_else(|| ModelError::Sample {
+            reason: format!(
+                "{} are given, which {} does not take",
+                if batch.is_text() { "texts" } else { "images" },
+                self.spec.architecture
+            ),
+        })
+    }
+
     fn run(&self, batch: &PackedBatch, sink: &mut Option<&mut dyn SiteSink>) -> Result<Outputs, ModelError> {
-        let hidden = self.encode(batch, sink)?;
-        match &self.spec.head {
-            HeadSpec::Embedding { pooling, normalize } => {
-                let (values, columns) = pool(&hidden, batch, pooling, *normalize)?;
-                Ok(Outputs { values, columns })
-            }
-            HeadSpec::Classification { pooler_input, classifier_input, .. } => {
-                let starts: Vec<u32> = batch.ranges().map(|range| range.start as u32).collect();
-                let count = starts.len();
-                let first = hidden.index_select(&Tensor::from_vec(starts, count, &Device::Cpu)?, 0)?;
-                let pooled = self.single(*pooler_input, &first, sink)?;
-                let logits = self.single(*classifier_input, &pooled, sink)?;
-                let columns = logits.dim(1)?;
-                Ok(Outputs { values: logits.flatten_all()?.to_vec1()?, columns })
-            }
-        }
+        let mut pass = Pass { model: self, sink };
+        let (tower, parts) = self.tower(batch)?;
+        let (hidden, ranges) = pass.encode(tower, parts, batch)?;
+        parts.head.run(&tower.head, &mut pass, &hidden, &ranges, batch)
     }
+}
 
+/// One forward pass.
+pub(crate) struct Pass<'a, 's> {
+    pub(crate) model: &'a Model,
+    sink: &'a mut Option<&'s mut dyn SiteSink>,
+}
+
+impl Pass<'_, '_> {
+    /// The hidden states, and the rows of each sample.
     fn encode(
-        &self,
+        &mut self,
+        tower: &Tower,
+        parts: &TowerParts,
         batch: &PackedBatch,
-        sink: &mut Option<&mut dyn SiteSink>,
+    ) -> Result<(Tensor, Vec<usize>), ModelError> {
+        let (mut hidden, offsets) = parts.embedding.forward(&tower.input, self, batch)?;
+        let context = AttentionContext::new(self.model.isa, &offsets, parts.bias.as_ref());
+        for (block, norms) in tower.blocks.iter().zip(&parts.norms) {
+            hidden = self.block(block, norms, &context, hidden)?;
+        }
+        if let Some(norm) = &parts.final_norm {
+            hidden = norm.forward(&hidden, None)?;
+        }
+        Ok((hidden, offsets))
+    }
+
+    fn block(
+        &mut self,
+        block: &BlockSpec,
+        norms: &BlockNorms,
+        context: &AttentionContext<'_>,
+        hidden: Tensor,
     ) -> Result<Tensor, ModelError> {
-        let mut hidden = self.embed(batch)?;
-        let tasks = attention_tasks(batch);
-        for (block, norms) in self.spec.blocks.iter().zip(&self.norms) {
-            let attention = &block.attention;
-            let qkv = self.site(attention.input, &hidden, sink)?;
-            let [query, key, value] = &qkv[..] else {
-                return Err(ModelError::Candle(candle_core::Error::Msg(
-                    "q, k and v share a site".to_owned(),
-                )));
-            };
-            let context = attend(self.isa, attention, &tasks, query, key, value)?;
-            let mixed = self.single(attention.context, &context, sink)?;
-            hidden = norms.attention.forward(&mixed, Some(&hidden))?;
-            let inner = self.single(block.mlp.input, &hidden, sink)?;
-            let out = self.single(block.mlp.inner, &inner, sink)?;
-            hidden = norms.mlp.forward(&out, Some(&hidden))?;
-        }
-        Ok(hidden)
-    }
-
-    fn embed(&self, batch: &PackedBatch) -> Result<Tensor, ModelError> {
-        let mut sum: Option<Tensor> = None;
-        for (table, spec) in self.tables.iter().zip(&self.spec.embeddings) {
-            let rows: Vec<u32> = match spec.role {
-                EmbeddingRole::Word => batch.ids.clone(),
-                EmbeddingRole::TokenType => batch.type_ids.clone(),
-                EmbeddingRole::Position { offset } => batch
-                    .ranges()
-                    .flat_map(|range| (0..range.len()).map(move |i| (i + offset) as u32))
-                    .collect(),
-            };
-            if let Some(bad) = rows.iter().find(|row| **row as usize >= spec.rows) {
-                return Err(ModelError::Sample {
-                    reason: format!(
-                        "row {bad} of `{}` is asked for, which has {} rows; the tokenizer does not fit the model, or \
-                         the sample is longer than {} tokens",
-                        spec.tensor, spec.rows, self.spec.max_positions
-                    ),
-                });
+        match block.placement {
+            NormPlacement::Post => {
+                let mixed = self.attention(block, context, &hidden)?;
+                let hidden = match &norms.attention {
+                    Some(norm) => norm.forward(&mixed, Some(&hidden))?,
+                    None => self.add(mixed, &hidden)?,
+                };
+                let out = self.mlp(&block.mlp, &hidden)?;
+                Ok(norms.mlp.forward(&out, Some(&hidden))?)
             }
-            let count = rows.len();
-            let looked_up = table.index_select(&Tensor::from_vec(rows, count, &Device::Cpu)?, 0)?;
-            match &sum {
-                Some(sum) => sum.inplace_op2(&looked_up, &AddInPlace(self.isa))?,
-                None => sum = Some(looked_up),
+            NormPlacement::Pre => {
+                let normed = norms.attention.as_ref().map(|norm| norm.forward(&hidden, None)).transpose()?;
+                let mixed = self.attention(block, context, normed.as_ref().unwrap_or(&hidden))?;
+                let hidden = self.add(mixed, &hidden)?;
+                let out = self.mlp(&block.mlp, &norms.mlp.forward(&hidden, None)?)?;
+                self.add(out, &hidden)
             }
         }
-        let sum =
-            sum.ok_or_else(|| ModelError::Sample { reason: "the model has no embedding table".to_owned() })?;
-        Ok(self.embedding_norm.forward(&sum, None)?)
     }
 
-    fn site(
-        &self,
-        site: SiteId,
+    fn attention(
+        &mut self,
+        block: &BlockSpec,
+        context: &AttentionContext<'_>,
         input: &Tensor,
-        sink: &mut Option<&mut dyn SiteSink>,
-    ) -> Result<Vec<Tensor>, ModelError> {
-        let spec = &self.spec.sites[site];
-        if let Some(sink) = sink {
+    ) -> Result<Tensor, ModelError> {
+        let spec = &block.attention;
+        let outputs = self.site(spec.input, input)?;
+        let (query, key, value) =
+            (part(&outputs, &spec.query)?, part(&outputs, &spec.key)?, part(&outputs, &spec.value)?);
+        let mixed = context.attend(spec, &query, &key, &value)?;
+        self.single(spec.context, &mixed)
+    }
+
+    fn mlp(&mut self, spec: &MlpSpec, input: &Tensor) -> Result<Tensor, ModelError> {
+        let isa = self.model.isa;
+        let outputs = self.site(spec.input, input)?;
+        let up = part(&outputs, &spec.up)?;
+        let inner = match &spec.gate {
+            None => up.contiguous()?,
+            Some(gate) => {
+                let gated = owned(&part(&outputs, &gate.projection)?)?;
+                gated.inplace_op1(&ActivateInPlace { isa, activation: gate.activation })?;
+                gated.inplace_op2(&up.contiguous()?, &MultiplyInPlace)?;
+                gated
+            }
+        };
+        self.single(spec.inner, &inner)
+    }
+
+    /// `x + y`, in the memory of `x`.
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor, ModelError> {
+        x.inplace_op2(y, &AddInPlace(self.model.isa))?;
+        Ok(x)
+    }
+
+    /// The outputs of a site's Linears by their ids.
+    fn site(&mut self, site: SiteId, input: &Tensor) -> Result<BTreeMap<LinearId, Tensor>, ModelError> {
+        let spec = &self.model.spec.sites[site];
+        if let Some(sink) = &mut self.sink {
             crate::rows_of(input, |values| sink.observe(site, values, spec.channels))?
                 .map_err(|reason| ModelError::Site { site: spec.id.clone(), reason })?;
         }
-        Ok(self.sites[site].forward(input)?)
+        let outputs = self.model.sites[site].forward(input)?;
+        Ok(spec.consumers.iter().copied().zip(outputs).collect())
     }
 
-    fn single(
-        &self,
-        site: SiteId,
-        input: &Tensor,
-        sink: &mut Option<&mut dyn SiteSink>,
-    ) -> Result<Tensor, ModelError> {
-        let mut outputs = self.site(site, input, sink)?;
-        match outputs.pop() {
-            Some(output) if outputs.is_empty() => Ok(output),
+    /// The output of a site that one Linear reads.
+    pub(crate) fn single(&mut self, site: SiteId, input: &Tensor) -> Result<Tensor, ModelError> {
+        let mut outputs = self.site(site, input)?;
+        match outputs.pop_first() {
+            Some((_, output)) if outputs.is_empty() => Ok(output),
             _ => Err(ModelError::Candle(candle_core::Error::Msg(
                 "a site with one reader is expected".to_owned(),
             ))),
@@ -265,8 +271,53 @@ impl Model {
     }
 }
 
+impl TowerParts {
+    fn load(
+        spec: &ModelSpec,
+        index: usize,
+        checkpoint: &Checkpoint,
+        isa: Isa,
+        tables: Tables<'_>,
+    ) -> Result<Self, ModelError> {
+        let tower = &spec.towers[index];
+        let norm = |norm: &NormSpec| read_norm(checkpoint, norm, isa);
+        let norms = tower
+            .blocks
+            .iter()
+            .map(|block| {
+                let attention = block.attention_norm.as_ref().map(norm).transpose()?;
+                Ok(BlockNorms { attention, mlp: norm(&block.mlp_norm)? })
+            })
+            .collect::<Result<_, ModelError>>()?;
+        let bias = tower
+            .relative_bias
+            .as_ref()
+            .map(|bias| -> Result<BiasTable, ModelError> {
+                let values = read_finite(checkpoint, &bias.tensor)?;
+                Ok(BiasTable::new(bias.clone(), values.len() / bias.buckets, values))
+            })
+            .transpose()?;
+        Ok(Self {
+            embedding: Embedding::load(tower, index, checkpoint, isa, tables)?,
+            norms,
+            final_norm: tower.final_norm.as_ref().map(norm).transpose()?,
+            bias,
+            head: Head::load(&tower.head, checkpoint, isa)?,
+        })
+    }
+}
+
+pub(crate) fn read_norm(checkpoint: &Checkpoint, norm: &NormSpec, isa: Isa) -> Result<LayerNorm, ModelError> {
+    let gain = read_finite(checkpoint, &norm.weight)?;
+    let shift = match &norm.bias {
+        Some(bias) => read_finite(checkpoint, bias)?,
+        None => vec![0.0; gain.len()],
+    };
+    Ok(LayerNorm { isa, gain, shift, eps: norm.eps })
+}
+
 /// Reads a tensor in f32, every value finite.
-fn read_finite(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ModelError> {
+pub(crate) fn read_finite(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ModelError> {
     let values = checkpoint.read_f32(name)?;
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(values),
@@ -274,7 +325,7 @@ fn read_finite(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ModelErr
     }
 }
 
-fn read_matrix(
+pub(crate) fn read_matrix(
     checkpoint: &Checkpoint,
     name: &str,
     rows: usize,
@@ -284,74 +335,52 @@ fn read_matrix(
 }
 
 impl LinearSpec {
+    /// Its weight `[outputs, inputs]` in f32, row-major, every value finite.
+    pub fn read_weight(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>, ModelError> {
+        let values = read_finite(checkpoint, &self.weight)?;
+        Ok(self.own_rows(values, self.inputs))
+    }
+
+    /// Its bias `[outputs]` in f32, every value finite.
+    pub fn read_bias(&self, checkpoint: &Checkpoint) -> Result<Option<Vec<f32>>, ModelError> {
+        let values = self.bias.as_deref().map(|bias| read_finite(checkpoint, bias)).transpose()?;
+        Ok(values.map(|values| self.own_rows(values, 1)))
+    }
+
+    fn own_rows(&self, mut values: Vec<f32>, columns: usize) -> Vec<f32> {
+        values.truncate(self.rows.end * columns);
+        values.drain(..self.rows.start * columns);
+        values
+    }
+
     /// Reads it in f32.
     pub fn read_float(&self, checkpoint: &Checkpoint) -> Result<FloatLinear, ModelError> {
-        Ok(FloatLinear {
-            weight: read_matrix(checkpoint, &self.weight_name(), self.outputs, self.inputs)?,
-            bias: self.bias.then(|| read_finite(checkpoint, &self.bias_name())).transpose()?,
-            activation: self.activation,
-        })
+        let weight = self.read_weight(checkpoint)?;
+        let weight = Tensor::from_vec(weight, (self.outputs, self.inputs), &Device::Cpu)?;
+        self.with_weight(checkpoint, weight)
+    }
+
+    fn with_weight(&self, checkpoint: &Checkpoint, weight: Tensor) -> Result<FloatLinear, ModelError> {
+        let bias = self.read_bias(checkpoint)?;
+        Ok(FloatLinear { weight, bias, activation: self.activation })
     }
 }
 
+/// A weight that is also an embedding table shares its memory, and what was rounded with it.
 fn float_site(
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
     isa: Isa,
     site: SiteId,
+    towers: &[TowerParts],
 ) -> Result<FloatSite, ModelError> {
-    let read = |id: &LinearId| spec.linears[*id].read_float(checkpoint);
-    Ok(FloatSite { isa, linears: spec.sites[site].consumers.iter().map(read).collect::<Result<_, _>>()? })
-}
-
-/// Consecutive sequences of one length that attend in one task.
-struct AttentionTask {
-    start: usize,
-    count: usize,
-    length: usize,
-}
-
-/// Scores that one attention task may hold: bounds its memory, and depends on the batch alone.
-const TOKENS_PER_TASK: usize = 64;
-
-fn attention_tasks(batch: &PackedBatch) -> Vec<AttentionTask> {
-    let mut tasks: Vec<AttentionTask> = Vec::new();
-    for range in batch.ranges() {
-        match tasks.last_mut() {
-            Some(task) if task.length == range.len() && (task.count + 1) * task.length <= TOKENS_PER_TASK => {
-                task.count += 1;
-            }
-            _ => tasks.push(AttentionTask { start: range.start, count: 1, length: range.len() }),
+    let read = |id: &LinearId| {
+        let linear = &spec.linears[*id];
+        let mut tables = spec.towers.iter().zip(towers);
+        match tables.find_map(|(tower, parts)| parts.embedding.table(&tower.input, &linear.weight)) {
+            Some(table) => linear.with_weight(checkpoint, table.clone()),
+            None => linear.read_float(checkpoint),
         }
-    }
-    tasks
-}
-
-/// Scaled dot-product attention within each sequence; `[tokens, heads * head_dim]` in and out.
-fn attend(
-    isa: Isa,
-    spec: &AttentionSpec,
-    tasks: &[AttentionTask],
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-) -> candle_core::Result<Tensor> {
-    let softmax = Softmax { isa, scale: spec.scale };
-    let attend_task = |task: &AttentionTask| -> candle_core::Result<Tensor> {
-        let heads_first = |x: &Tensor| {
-            x.narrow(0, task.start, task.count * task.length)?
-                .reshape((task.count, task.length, spec.heads, spec.head_dim))?
-                .transpose(1, 2)?
-                .contiguous()
-        };
-        let scores = heads_first(query)?.matmul(&heads_first(key)?.t()?)?;
-        scores.inplace_op1(&softmax)?;
-        scores
-            .matmul(&heads_first(value)?)?
-            .transpose(1, 2)?
-            .reshape((task.count * task.length, spec.heads * spec.head_dim))
     };
-    let parts = tasks.par_iter().map(attend_task).collect::<candle_core::Result<Vec<_>>>()?;
-    debug_assert!(parts.iter().all(|part| part.dtype() == DType::F32));
-    Tensor::cat(&parts, 0)
+    Ok(FloatSite { isa, linears: spec.sites[site].consumers.iter().map(read).collect::<Result<_, _>>()? })
 }

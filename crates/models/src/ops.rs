@@ -11,6 +11,11 @@ use crate::spec::ActivationFn;
 /// Rows handled by one task. Fixed, so that the split never depends on the number of threads.
 const ROWS_PER_TASK: usize = 32;
 
+/// Rows handled by one task of an operation on whole rows.
+pub(crate) const fn rows_per_task() -> usize {
+    ROWS_PER_TASK
+}
+
 fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let CpuStorage::F32(data) = storage else { bail!("an f32 tensor is expected") };
     match layout.contiguous_offsets() {
@@ -19,7 +24,7 @@ fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]>
     }
 }
 
-fn contiguous_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+pub(crate) fn contiguous_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     let CpuStorage::F32(data) = storage else { bail!("an f32 tensor is expected") };
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&mut data[start..end]),
@@ -126,30 +131,51 @@ impl InplaceOp1 for BiasActivation<'_> {
     }
 }
 
-pub(crate) fn apply_activation(isa: Isa, x: &mut [f32], activation: ActivationFn) {
+/// Applies a non-linearity, in place.
+pub(crate) struct ActivateInPlace {
+    pub(crate) isa: Isa,
+    pub(crate) activation: ActivationFn,
+}
+
+impl InplaceOp1 for ActivateInPlace {
+    fn name(&self) -> &'static str {
+        "activate-in-place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let columns = layout.dims().last().copied().unwrap_or(1);
+        let x = contiguous_mut(storage, layout)?;
+        x.par_chunks_mut((columns * ROWS_PER_TASK).max(1))
+            .for_each(|rows| apply_activation(self.isa, rows, self.activation));
+        Ok(())
+    }
+}
+
+/// Applies a non-linearity to each value.
+pub fn apply_activation(isa: Isa, x: &mut [f32], activation: ActivationFn) {
     match activation {
         ActivationFn::Identity => {}
         ActivationFn::Relu => kernels::activate(isa, x, Activation::Relu),
         ActivationFn::GeluErf => kernels::activate(isa, x, Activation::GeluErf),
         ActivationFn::GeluTanh => kernels::activate(isa, x, Activation::GeluTanh),
+        ActivationFn::QuickGelu => kernels::swish_in_place(isa, x, 1.702),
+        ActivationFn::Silu => kernels::swish_in_place(isa, x, 1.0),
         ActivationFn::Tanh => kernels::tanh_in_place(isa, x),
+        ActivationFn::Sigmoid => kernels::sigmoid_in_place(isa, x),
     }
 }
 
-/// `softmax(scale * x)` over the last dimension, in place.
-pub(crate) struct Softmax {
-    pub(crate) isa: Isa,
-    pub(crate) scale: f32,
-}
+/// `x *= y`, in place.
+pub(crate) struct MultiplyInPlace;
 
-impl InplaceOp1 for Softmax {
+impl InplaceOp2 for MultiplyInPlace {
     fn name(&self) -> &'static str {
-        "softmax"
+        "multiply-in-place"
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let columns = layout.dims().last().copied().unwrap_or(1);
-        kernels::softmax_rows(self.isa, contiguous_mut(storage, layout)?, columns, self.scale);
+    fn cpu_fwd(&self, x: &mut CpuStorage, lx: &Layout, y: &CpuStorage, ly: &Layout) -> Result<()> {
+        let (x, y) = (contiguous_mut(x, lx)?, contiguous(y, ly)?);
+        x.iter_mut().zip(y).for_each(|(x, y)| *x *= y);
         Ok(())
     }
 }

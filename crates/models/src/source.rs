@@ -9,7 +9,8 @@ use zeropoint_formats::Checkpoint;
 
 use crate::embedded::EMBEDDED;
 use crate::families::{self, FamilyInput};
-use crate::heads::{Pooling, Task};
+use crate::heads::Task;
+use crate::sentence::read_modules;
 use crate::{ModelError, ModelSpec, Tokenizer};
 
 /// The word for the model that the binary carries.
@@ -111,13 +112,13 @@ impl ModelDirectory {
         }
         let config: Value = read_json(&dir.join("config.json"))?;
         let checkpoint = Checkpoint::open(&dir)?;
-        let pooling = read_modules(&dir)?;
+        let sentence = read_modules(&dir)?;
         let spec = families::describe(&FamilyInput {
             dir: &dir,
             config: &config,
             checkpoint: &checkpoint,
             task,
-            pooling,
+            sentence,
             quantized: quantization_config(&config).is_some(),
         })?;
         tracing::info!(
@@ -127,18 +128,19 @@ impl ModelDirectory {
             sites = spec.sites.len(),
             "model described"
         );
-        let sentence: SentenceConfig =
+        let limits: SentenceConfig =
             read_json_if_there(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
         let tokenizer: TokenizerConfig =
             read_json_if_there(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let limits = [sentence.max_seq_length, tokenizer.limit(), Some(spec.max_positions)];
-        let max_tokens = limits.into_iter().flatten().min().unwrap_or(spec.max_positions);
+        let positions = spec.text().map(|(_, text)| text.max_positions);
+        let all = [limits.max_seq_length, tokenizer.limit(), positions];
+        let max_tokens = all.into_iter().flatten().min().unwrap_or(1);
         Ok(Self {
             name,
             config,
             checkpoint,
             max_tokens,
-            lower_case: sentence.do_lower_case,
+            lower_case: limits.do_lower_case,
             spec,
             dir,
             _unpacked: unpacked,
@@ -244,91 +246,6 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelErro
     })
 }
 
-fn read_json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
+pub(crate) fn read_json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
     path.exists().then(|| read_json(path)).transpose()
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct Module {
-    path: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-/// Reads sentence-transformers' modules.json: Transformer, Pooling, and Normalize if there; nothing else is understood.
-fn read_modules(dir: &Path) -> Result<Option<(Vec<Pooling>, bool)>, ModelError> {
-    let path = dir.join("modules.json");
-    let Some(modules) = read_json_if_there::<Vec<Module>>(&path)? else { return Ok(None) };
-    let bad = |reason: String| ModelError::Config { path: path.clone(), reason };
-    // The class moved between packages over the years; its last name did not change.
-    let kinds: Vec<&str> = modules.iter().map(|m| m.kind.rsplit('.').next().unwrap_or_default()).collect();
-    let normalize = match kinds[..] {
-        ["Transformer", "Pooling"] => false,
-        ["Transformer", "Pooling", "Normalize"] => true,
-        _ => {
-            return Err(bad(format!(
-                "describes the modules [{}]; Transformer, Pooling and an optional Normalize, in that order, are \
-                 supported",
-                kinds.join(", ")
-            )));
-        }
-    };
-    if !modules[0].path.is_empty() && modules[0].path != "." {
-        return Err(bad(format!(
-            "keeps its Transformer in `{}`; it must be the directory itself",
-            modules[0].path
-        )));
-    }
-    let folder = Path::new(&modules[1].path);
-    if folder.is_absolute()
-        || folder.components().any(|part| !matches!(part, std::path::Component::Normal(_)))
-    {
-        return Err(bad(format!(
-            "names the pooling folder `{}`, which is not inside the directory",
-            modules[1].path
-        )));
-    }
-    Ok(Some((read_pooling(&dir.join(folder).join("config.json"))?, normalize)))
-}
-
-/// Reads a pooling config: the old one flag a mode, or the newer `pooling_mode`.
-fn read_pooling(path: &Path) -> Result<Vec<Pooling>, ModelError> {
-    let config: Value = read_json(path)?;
-    let bad = |reason: String| ModelError::Config { path: path.to_owned(), reason };
-    let known = |name: &str| match name {
-        "cls" | "cls_token" => Some(Pooling::Cls),
-        "max" | "max_tokens" => Some(Pooling::Max),
-        "mean" | "mean_tokens" => Some(Pooling::Mean),
-        _ => None,
-    };
-    let mut names: Vec<String> = Vec::new();
-    match config.get("pooling_mode") {
-        Some(Value::String(name)) => names.push(name.clone()),
-        Some(Value::Array(list)) => names.extend(list.iter().filter_map(Value::as_str).map(str::to_owned)),
-        _ => {
-            let flags = config.as_object().into_iter().flatten();
-            for (key, _) in flags.filter(|(_, on)| on.as_bool() == Some(true)) {
-                if let Some(name) = key.strip_prefix("pooling_mode_") {
-                    names.push(name.to_owned());
-                }
-            }
-        }
-    }
-    let mut poolings = Vec::new();
-    for name in &names {
-        let Some(pooling) = known(name) else {
-            return Err(bad(format!("asks for pooling `{name}`; cls, max and mean are supported")));
-        };
-        poolings.push(pooling);
-    }
-    // sentence-transformers joins several modes in this order, whatever the file's.
-    poolings.sort_by_key(|pooling| match pooling {
-        Pooling::Cls => 0,
-        Pooling::Max => 1,
-        Pooling::Mean => 2,
-    });
-    if poolings.is_empty() {
-        return Err(bad("names no pooling mode; cls, max and mean are supported".to_owned()));
-    }
-    Ok(poolings)
 }

@@ -1,5 +1,7 @@
 //! The declarative description of a model: what every other crate reads instead of tensor names.
 
+use std::ops::Range;
+
 use crate::heads::HeadSpec;
 
 /// Index into [`ModelSpec::linears`].
@@ -7,31 +9,95 @@ pub type LinearId = usize;
 /// Index into [`ModelSpec::sites`].
 pub type SiteId = usize;
 
-/// A transformer encoder as data.
+/// A transformer encoder as data: one tower for most models, one for texts and one for images where a model has both.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     /// `architectures[0]` of config.json, such as `BertModel`.
     pub architecture: String,
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Longest sequence the position table allows, in tokens with specials.
-    pub max_positions: usize,
-    /// Tables whose rows are added up for each token.
-    pub embeddings: Vec<EmbeddingTable>,
-    /// Norm over the summed embeddings.
-    pub embedding_norm: NormSpec,
-    /// Transformer blocks in order.
-    pub blocks: Vec<BlockSpec>,
+    /// What runs, at least one; at most one for each kind of input.
+    pub towers: Vec<Tower>,
     /// Activations that Linears read, in the order in which a forward reaches them.
     pub sites: Vec<Site>,
     /// Every Linear of the model, those that the task does not run included.
     pub linears: Vec<LinearSpec>,
-    /// What makes the output of the hidden states.
-    pub head: HeadSpec,
     /// How operators feed each other, for transforms.
     pub edges: Vec<Edge>,
     /// Tensors of the checkpoint that are carried along but never run, with the reason.
     pub unused: Vec<(String, String)>,
+    /// Module paths of Linears that `transformers` builds though the checkpoint lacks them, such as an untrained pooler.
+    pub absent_linears: Vec<String>,
+}
+
+/// From an input to an output: embedding, blocks, head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tower {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// What goes in and how it becomes the residual stream.
+    pub input: InputSpec,
+    /// Transformer blocks in order. A model that shares layers names the same Linears and sites in several.
+    pub blocks: Vec<BlockSpec>,
+    /// Norm after the last block, in models whose blocks normalise before they compute.
+    pub final_norm: Option<NormSpec>,
+    /// The learnt bias of the attention scores that every block adds, where there is one.
+    pub relative_bias: Option<RelativeBias>,
+    /// What makes the output of the hidden states.
+    pub head: HeadSpec,
+}
+
+/// What a tower reads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum InputSpec {
+    /// Tokens.
+    Text(TextInput),
+    /// Images, cut into square patches.
+    Image(ImageInput),
+}
+
+/// Token ids to the residual stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextInput {
+    /// Longest sequence that the positions allow, in tokens with specials.
+    pub max_positions: usize,
+    /// Width of the tables: that of the residual stream unless there is a projection.
+    pub width: usize,
+    /// Tables whose rows are added up for each token.
+    pub tables: Vec<EmbeddingTable>,
+    /// Norm over the sum.
+    pub norm: Option<NormSpec>,
+    /// The Linear from `width` to the residual stream, where the widths differ.
+    pub projection: Option<SiteId>,
+}
+
+/// Pixels to the residual stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageInput {
+    /// Height and width of an image, in pixels.
+    pub image_size: [usize; 2],
+    /// Side of a patch, in pixels.
+    pub patch_size: usize,
+    /// Colour channels.
+    pub channels: usize,
+    /// The site whose rows are flattened patches, `[channels, patch, patch]` each.
+    pub patches: SiteId,
+    /// Tensors of `hidden` values that stand before the patches: class token, distillation token.
+    pub tokens: Vec<String>,
+    /// Tensor of the positions, `tokens + patches` rows of `hidden` values.
+    pub positions: String,
+    /// Norm over the sum.
+    pub norm: Option<NormSpec>,
+}
+
+impl ImageInput {
+    /// Patches of one image.
+    pub fn patch_count(&self) -> usize {
+        self.image_size.iter().map(|side| side / self.patch_size).product()
+    }
+
+    /// Rows of one image in the residual stream: its tokens and patches.
+    pub fn rows(&self) -> usize {
+        self.tokens.len() + self.patch_count()
+    }
 }
 
 /// What a row of an embedding table stands for.
@@ -43,6 +109,8 @@ pub enum EmbeddingRole {
     Position {
         /// Rows skipped at the start of the table.
         offset: usize,
+        /// A token that takes no position of its own but this row, as padding does in `RoBERTa`.
+        pad: Option<u32>,
     },
     /// A segment (0 for the first text, 1 for the second of a pair).
     TokenType,
@@ -51,25 +119,34 @@ pub enum EmbeddingRole {
 /// One embedding table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddingTable {
-    /// Its tensor, `[rows, hidden]`.
+    /// Its tensor, `[rows, width]`.
     pub tensor: String,
     /// Number of rows.
     pub rows: usize,
+    /// Values in a row.
+    pub width: usize,
     /// What a row stands for.
     pub role: EmbeddingRole,
 }
 
-/// A `LayerNorm` with weight and bias.
+/// A `LayerNorm`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormSpec {
     /// Module path; its tensors are named by [`NormSpec::weight`] and [`NormSpec::bias`].
     pub path: String,
     /// Tensor of the gain, `[hidden]`.
     pub weight: String,
-    /// Tensor of the shift, `[hidden]`.
-    pub bias: String,
+    /// Tensor of the shift, `[hidden]`, where there is one.
+    pub bias: Option<String>,
     /// Added to the variance.
     pub eps: f32,
+}
+
+impl NormSpec {
+    /// Names of its tensors.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        [Some(self.weight.as_str()), self.bias.as_deref()].into_iter().flatten()
+    }
 }
 
 /// Where the norms of a block stand.
@@ -77,6 +154,8 @@ pub struct NormSpec {
 pub enum NormPlacement {
     /// `norm(x + f(x))`, as in BERT.
     Post,
+    /// `x + f(norm(x))`, as in `ModernBERT` and ViT.
+    Pre,
 }
 
 /// One transformer block.
@@ -88,12 +167,21 @@ pub struct BlockSpec {
     pub placement: NormPlacement,
     /// Self-attention.
     pub attention: AttentionSpec,
-    /// Norm of the attention half.
-    pub attention_norm: NormSpec,
+    /// Norm of the attention half; `None` where what comes in is normalised already.
+    pub attention_norm: Option<NormSpec>,
     /// Feed-forward half.
     pub mlp: MlpSpec,
     /// Norm of the feed-forward half.
     pub mlp_norm: NormSpec,
+}
+
+/// Some outputs of a Linear: all of them, or a part of a fused one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// The Linear.
+    pub linear: LinearId,
+    /// Its outputs.
+    pub outputs: Range<usize>,
 }
 
 /// Multi-head self-attention over whole sequences.
@@ -108,28 +196,81 @@ pub struct AttentionSpec {
     /// The activation that query, key and value share.
     pub input: SiteId,
     /// Query projection.
-    pub query: LinearId,
+    pub query: Projection,
     /// Key projection.
-    pub key: LinearId,
+    pub key: Projection,
     /// Value projection.
-    pub value: LinearId,
+    pub value: Projection,
+    /// How the scores know of positions.
+    pub positions: Positions,
+    /// Which tokens a token attends to.
+    pub reach: Reach,
     /// The heads' concatenated outputs.
     pub context: SiteId,
     /// Output projection.
     pub output: LinearId,
 }
 
-/// A feed-forward pair: `down(activation(up(x)))`.
+/// How attention scores know of positions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Positions {
+    /// They do not: positions are in the residual stream.
+    Embedded,
+    /// Queries and keys are rotated (Su et al. 2021, "`RoFormer`: Enhanced Transformer with Rotary Position Embedding"):
+    /// channels `i` and `i + head_dim / 2` turn by `position * theta^(-2i / head_dim)`.
+    Rotary {
+        /// Base of the frequencies.
+        theta: f32,
+    },
+    /// [`Tower::relative_bias`] is added.
+    RelativeBias,
+}
+
+/// Which tokens a token attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// All of its sequence.
+    Full,
+    /// Those at most this many places away.
+    Window(usize),
+    /// Itself and those before it.
+    Causal,
+}
+
+/// A learnt bias for each head and each bucket of distances (Raffel et al. 2020, "Exploring the Limits of Transfer
+/// Learning with a Unified Text-to-Text Transformer", section 2.1; bidirectional, as `MPNet` uses it).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelativeBias {
+    /// Its tensor, `[buckets, heads]`.
+    pub tensor: String,
+    /// Number of buckets, a multiple of 4: half for each direction, half of which for exact distances.
+    pub buckets: usize,
+    /// Distance from which on all share the last bucket.
+    pub max_distance: usize,
+}
+
+/// A feed-forward half: `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlpSpec {
-    /// The activation that `up` reads.
+    /// The activation that `up` and `gate` read.
     pub input: SiteId,
-    /// Widening projection; its [`LinearSpec::activation`] is the non-linearity.
-    pub up: LinearId,
+    /// Widening projection; without a gate, the non-linearity is its [`LinearSpec::activation`].
+    pub up: Projection,
+    /// What the widened values are multiplied with.
+    pub gate: Option<Gate>,
     /// The activation that `down` reads.
     pub inner: SiteId,
     /// Narrowing projection.
     pub down: LinearId,
+}
+
+/// The gate of a feed-forward half (Shazeer 2020, "GLU Variants Improve Transformer").
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// Its projection, as wide as `up`.
+    pub projection: Projection,
+    /// Applied to the gate.
+    pub activation: ActivationFn,
 }
 
 /// An activation that one or more Linears read: the place where an observer stands and a quantiser works.
@@ -154,19 +295,31 @@ pub enum ActivationFn {
     GeluErf,
     /// GELU, tanh approximation.
     GeluTanh,
+    /// `x * sigmoid(1.702 x)`, the approximation of GELU that CLIP uses.
+    QuickGelu,
+    /// `x * sigmoid(x)`.
+    Silu,
     /// Hyperbolic tangent.
     Tanh,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
 }
 
 /// What a Linear is for; decides whether it is quantised when the config does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearRole {
-    /// Part of a block.
+    /// Part of a block, or the projection of the embeddings.
     Block,
     /// A pooler: one row a sequence, small against the blocks.
     Pooler,
-    /// A classifier: its outputs are the result.
+    /// A Linear of a head before its last.
+    Head,
+    /// The last Linear of a head: its outputs are the result.
     Classifier,
+    /// The output matrix of a masked language model, which is the word embedding table.
+    TiedDecoder,
+    /// The patch embedding, which checkpoints store as a convolution.
+    PatchEmbedding,
 }
 
 impl LinearRole {
@@ -175,24 +328,44 @@ impl LinearRole {
         match self {
             Self::Block => None,
             Self::Pooler => Some("pooler: one row a sequence, nothing to gain"),
+            Self::Head => Some("head: small against the blocks, and close to the result"),
             Self::Classifier => Some("classifier: its outputs are the result"),
+            Self::TiedDecoder | Self::PatchEmbedding => self.obstacle(),
+        }
+    }
+
+    /// Why it cannot be quantised whatever the config says.
+    pub fn obstacle(self) -> Option<&'static str> {
+        match self {
+            Self::TiedDecoder => Some("decoder: its weight is the word embedding table"),
+            Self::PatchEmbedding => {
+                Some("patch embedding: a convolution, which compressed-tensors does not carry in INT8")
+            }
+            _ => None,
         }
     }
 }
 
-/// One `torch.nn.Linear`: `y = x W^T + b`.
+/// One `torch.nn.Linear`, `y = x W^T + b`, or what works like one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearSpec {
     /// Module path in the model that `transformers` builds, such as `encoder.layer.0.attention.self.query`.
     pub path: String,
     /// Path of its tensors in the checkpoint, without `.weight`; may carry a prefix that [`LinearSpec::path`] lacks.
     pub tensor: String,
-    /// Output channels N of the weight `[N, K]`.
+    /// Tensor of the weight; another than `tensor` says where it is tied.
+    pub weight: String,
+    /// Shape of the weight in the file: `[N, K]`, a convolution's `[N, channels, height, width]`, or `[M, K]` where the file
+    /// keeps several Linears in one tensor that `transformers` splits when it loads.
+    pub weight_shape: Vec<usize>,
+    /// Its rows of that tensor, and of the bias.
+    pub rows: Range<usize>,
+    /// Tensor of the bias, as long as the weight has rows, where it has one.
+    pub bias: Option<String>,
+    /// Output channels N.
     pub outputs: usize,
     /// Input channels K.
     pub inputs: usize,
-    /// Whether it has a bias `[N]`.
-    pub bias: bool,
     /// The non-linearity right after it.
     pub activation: ActivationFn,
     /// The site it reads; `None` when the task does not run it.
@@ -202,19 +375,19 @@ pub struct LinearSpec {
 }
 
 impl LinearSpec {
-    /// Name of the weight tensor.
-    pub fn weight_name(&self) -> String {
-        format!("{}.weight", self.tensor)
-    }
-
-    /// Name of the bias tensor.
-    pub fn bias_name(&self) -> String {
-        format!("{}.bias", self.tensor)
-    }
-
     /// Number of weights, without the bias.
     pub fn weights(&self) -> usize {
         self.outputs * self.inputs
+    }
+
+    /// Whether the file keeps other Linears in the same tensor.
+    pub fn is_fused_in_file(&self) -> bool {
+        self.rows.len() != self.weight_shape[0]
+    }
+
+    /// Whether `transformers` makes it a `torch.nn.Linear`, the modules that quantised formats speak of.
+    pub fn is_torch_linear(&self) -> bool {
+        self.weight_shape.len() == 2
     }
 }
 
@@ -253,12 +426,56 @@ impl ModelSpec {
     pub fn linear_parameters(&self) -> usize {
         self.linears
             .iter()
-            .map(|linear| linear.weights() + if linear.bias { linear.outputs } else { 0 })
+            .map(|linear| linear.weights() + if linear.bias.is_some() { linear.outputs } else { 0 })
             .sum()
     }
 
     /// The Linear with that module path.
     pub fn linear(&self, path: &str) -> Option<(LinearId, &LinearSpec)> {
         self.linears.iter().enumerate().find(|(_, linear)| linear.path == path)
+    }
+
+    /// The tower that reads texts.
+    pub fn text(&self) -> Option<(&Tower, &TextInput)> {
+        self.towers.iter().find_map(|tower| match &tower.input {
+            InputSpec::Text(input) => Some((tower, input)),
+            InputSpec::Image(_) => None,
+        })
+    }
+
+    /// The tower that reads images.
+    pub fn image(&self) -> Option<(&Tower, &ImageInput)> {
+        self.towers.iter().find_map(|tower| match &tower.input {
+            InputSpec::Image(input) => Some((tower, input)),
+            InputSpec::Text(_) => None,
+        })
+    }
+
+    /// The head that says what the model is for: that of the first tower.
+    pub fn head(&self) -> &HeadSpec {
+        &self.towers[0].head
+    }
+
+    /// All embedding tables.
+    pub fn tables(&self) -> impl Iterator<Item = &EmbeddingTable> {
+        self.towers.iter().flat_map(|tower| match &tower.input {
+            InputSpec::Text(input) => input.tables.as_slice(),
+            InputSpec::Image(_) => &[],
+        })
+    }
+
+    /// All norms, a shared one once for each block that uses it.
+    pub fn norms(&self) -> impl Iterator<Item = &NormSpec> {
+        self.towers.iter().flat_map(|tower| {
+            let first = match &tower.input {
+                InputSpec::Text(input) => input.norm.as_ref(),
+                InputSpec::Image(input) => input.norm.as_ref(),
+            };
+            let blocks =
+                tower.blocks.iter().flat_map(|block| [block.attention_norm.as_ref(), Some(&block.mlp_norm)]);
+            let head =
+                tower.head.branches.iter().flat_map(|branch| &branch.steps).map(|step| step.norm.as_ref());
+            [first].into_iter().chain(blocks).chain([tower.final_norm.as_ref()]).chain(head).flatten()
+        })
     }
 }

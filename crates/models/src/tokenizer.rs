@@ -67,7 +67,11 @@ impl Tokenizer {
             path: self.path.clone(),
             reason: format!("failed: {error}"),
         })?;
-        Ok(TokenSequence { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+        Ok(TokenSequence {
+            ids: encoding.get_ids().to_vec(),
+            type_ids: encoding.get_type_ids().to_vec(),
+            prompt: 0,
+        })
     }
 
     /// [`Tokenizer::encode`] of many, in parallel, in order.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use zeropoint_formats::{Checkpoint, CheckpointWriter, Dtype, TensorSpec};
 use zeropoint_models::{
-    HeadSpec, Model, ModelDirectory, PackedBatch, Pooling, SourceRef, Task, TokenSequence,
+    HeadOutput, Model, ModelDirectory, PackedBatch, Pooling, RowSelection, SourceRef, Task, TokenSequence,
 };
 
 const MEAN: &str = "bert-mean";
@@ -288,7 +288,10 @@ fn labels_and_tasks_that_do_not_fit_are_refused() {
 #[test]
 fn a_classifier_can_be_asked_for_embeddings() {
     let directory = Copy::of(CLASSIFIER).open(Task::Embedding).unwrap();
-    assert_eq!(directory.spec().head, HeadSpec::Embedding { pooling: vec![Pooling::Mean], normalize: false });
+    let head = directory.spec().head();
+    assert_eq!(head.output, HeadOutput::Embedding { after: Vec::new(), include_prompt: true });
+    assert_eq!(head.branches.len(), 1);
+    assert_eq!(head.branches[0].rows, RowSelection::Pooled(vec![Pooling::Mean]));
     let unread: Vec<&str> =
         directory.spec().linears.iter().filter(|l| l.site.is_none()).map(|l| l.path.as_str()).collect();
     assert_eq!(unread, ["pooler.dense"]);
@@ -306,11 +309,11 @@ fn sentence_transformers_chains_that_are_not_understood_are_refused() {
         Case {
             change: |modules| {
                 modules.as_array_mut().unwrap().push(json!({
-                    "idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"
+                    "idx": 3, "name": "3", "path": "3_LSTM", "type": "sentence_transformers.models.LSTM"
                 }));
             },
-            says: "describes the modules [Transformer, Pooling, Normalize, Dense]; Transformer, Pooling and an optional \
-                   Normalize, in that order, are supported",
+            says: "describes the modules [Transformer, Pooling, Normalize, LSTM]; Transformer, Pooling, then any Dense \
+                   and Normalize are supported",
         },
         Case {
             change: |modules| modules.as_array_mut().unwrap().swap(1, 2),
@@ -347,17 +350,14 @@ fn sentence_transformers_chains_that_are_not_understood_are_refused() {
     }
     let poolings = [
         (
-            json!({"pooling_mode_weightedmean_tokens": true}),
-            "asks for pooling `weightedmean_tokens`; cls, max and mean",
+            json!({"pooling_mode_attention_tokens": true}),
+            "asks for pooling `attention_tokens`; cls, max, mean",
         ),
-        (
-            json!({"pooling_mode_mean_tokens": true, "pooling_mode_lasttoken": true}),
-            "asks for pooling `lasttoken`",
-        ),
+        (json!({"pooling_mode_mean_tokens": true, "pooling_mode_first": true}), "asks for pooling `first`"),
         (json!({"pooling_mode": "median"}), "asks for pooling `median`"),
         (
             json!({"pooling_mode_mean_tokens": false}),
-            "names no pooling mode; cls, max and mean are supported",
+            "names no pooling mode; cls, max, mean, mean_sqrt_len_tokens, weightedmean and lasttoken are supported",
         ),
         (json!({}), "names no pooling mode"),
     ];
@@ -373,9 +373,9 @@ fn several_poolings_are_joined_in_the_order_of_sentence_transformers() {
     let copy = Copy::of(MEAN);
     let names = |form: Value| {
         copy.write("1_Pooling/config.json", &form.to_string());
-        match &copy.opened().spec().head {
-            HeadSpec::Embedding { pooling, .. } => pooling.clone(),
-            head @ HeadSpec::Classification { .. } => panic!("{head:?}"),
+        match &copy.opened().spec().head().branches[0].rows {
+            RowSelection::Pooled(poolings) => poolings.clone(),
+            rows => panic!("{rows:?}"),
         }
     };
     let all = vec![Pooling::Cls, Pooling::Max, Pooling::Mean];
@@ -504,8 +504,8 @@ fn an_empty_text_is_two_specials_and_has_a_vector() {
 fn batches_that_hold_nothing_are_refused() {
     let none: [&TokenSequence; 0] = [];
     assert_eq!(PackedBatch::new(none).unwrap_err().to_string(), "a batch holds no sample");
-    let empty = TokenSequence { ids: Vec::new(), type_ids: Vec::new() };
-    let some = TokenSequence { ids: vec![2, 3], type_ids: vec![0, 0] };
+    let empty = TokenSequence { ids: Vec::new(), type_ids: Vec::new(), prompt: 0 };
+    let some = TokenSequence { ids: vec![2, 3], type_ids: vec![0, 0], prompt: 0 };
     for batch in [vec![&empty], vec![&some, &empty], vec![&empty, &some]] {
         assert_eq!(PackedBatch::new(batch).unwrap_err().to_string(), "a sample has no token at all");
     }
@@ -514,7 +514,8 @@ fn batches_that_hold_nothing_are_refused() {
 #[test]
 fn a_sample_that_the_tables_do_not_hold_is_refused() {
     let model = Model::load(&Copy::of(MEAN).opened()).unwrap();
-    let sequence = |ids: Vec<u32>, kind: u32| TokenSequence { type_ids: vec![kind; ids.len()], ids };
+    let sequence =
+        |ids: Vec<u32>, kind: u32| TokenSequence { type_ids: vec![kind; ids.len()], ids, prompt: 0 };
     let cases = [
         (sequence(vec![2, 106, 3], 1), None),
         (

@@ -53,8 +53,7 @@ pub(crate) fn simulate(
                 match deployed.get(id).and_then(|done| Some((done, done.quantizer?))) {
                     None => Ok(SimulatedReader::Float(linear.read_float(checkpoint)?)),
                     Some((done, quantizer)) => {
-                        let bias =
-                            linear.bias.then(|| checkpoint.read_f32(&linear.bias_name())).transpose()?;
+                        let bias = linear.read_bias(checkpoint)?;
                         Ok(SimulatedReader::Integer(simulated_linear(linear, &done.weight, quantizer, bias)?))
                     }
                 }
@@ -99,7 +98,7 @@ pub(crate) fn self_check(
     let (expected, found) = (simulated.forward(&batch)?, written.forward(&batch)?);
     let mut worst = (0.0, 1.0, 0);
     let mut cosine_min: f64 = 1.0;
-    for ((sample, _), (expected, found)) in probes.iter().zip(expected.rows().zip(found.rows())) {
+    for ((sample, _), (expected, found)) in probes.iter().zip(expected.samples().zip(found.samples())) {
         let cosine = cosine(expected, found);
         let deviation = deviation(expected, found);
         cosine_min = cosine_min.min(cosine);

@@ -17,6 +17,9 @@ pub(crate) fn task(task: ModelTask) -> Task {
         ModelTask::Auto => Task::Auto,
         ModelTask::Embedding => Task::Embedding,
         ModelTask::Classification => Task::Classification,
+        ModelTask::TokenClassification => Task::TokenClassification,
+        ModelTask::MaskedLm => Task::MaskedLm,
+        ModelTask::QuestionAnswering => Task::QuestionAnswering,
     }
 }
 

@@ -46,40 +46,86 @@ pub(crate) struct DeployedLinear {
 enum Fate<'a> {
     /// The weight of a planned Linear.
     Quantized(usize, &'a LayerScheme),
+    /// The weight of several Linears, some of them planned: each gets tensors of its own, named as `transformers` builds it.
+    Split(Vec<(usize, Option<&'a LayerScheme>)>),
+    /// The bias of such Linears.
+    SplitBias(Vec<usize>),
     /// Rounded to bfloat16.
     Bf16,
     /// Copied.
     Kept,
 }
 
-fn fate<'a>(prepared: &'a Prepared, info: &TensorInfo) -> Fate<'a> {
-    let spec = prepared.directory.spec();
-    let linear =
-        prepared.plan.quantized().find(|(plan, _)| spec.linears[plan.linear].weight_name() == info.name);
-    if let Some((plan, scheme)) = linear {
-        return Fate::Quantized(plan.linear, scheme);
+/// The fate of every tensor of the source, by name; what is not here is copied.
+struct Fates<'a>(BTreeMap<&'a str, Fate<'a>>);
+
+impl<'a> Fates<'a> {
+    fn of(prepared: &'a Prepared) -> Self {
+        let spec = prepared.directory.spec();
+        let mut fates = BTreeMap::new();
+        if prepared.plan.embeddings == EmbeddingPrecision::Bf16 {
+            let wide = |tensor: &str| {
+                let info = prepared.directory.checkpoint().get(tensor);
+                info.is_some_and(|info| matches!(info.dtype, Dtype::F32 | Dtype::F64))
+            };
+            let tables = spec.tables().map(|table| table.tensor.as_str()).filter(|tensor| wide(tensor));
+            fates.extend(tables.map(|tensor| (tensor, Fate::Bf16)));
+        }
+        for (plan, scheme) in prepared.plan.quantized() {
+            let linear = &spec.linears[plan.linear];
+            if !linear.is_fused_in_file() {
+                fates.insert(&linear.weight, Fate::Quantized(plan.linear, scheme));
+                continue;
+            }
+            let together = || {
+                prepared
+                    .plan
+                    .linears
+                    .iter()
+                    .filter(|other| spec.linears[other.linear].weight == linear.weight)
+            };
+            let parts = together().map(|other| (other.linear, other.scheme())).collect();
+            fates.insert(&linear.weight, Fate::Split(parts));
+            if let Some(bias) = &linear.bias {
+                fates.insert(bias, Fate::SplitBias(together().map(|other| other.linear).collect()));
+            }
+        }
+        Self(fates)
     }
-    let wide = matches!(info.dtype, Dtype::F32 | Dtype::F64);
-    let table = spec.embeddings.iter().any(|table| table.tensor == info.name);
-    if table && wide && prepared.plan.embeddings == EmbeddingPrecision::Bf16 {
-        Fate::Bf16
-    } else {
-        Fate::Kept
+
+    fn get(&self, tensor: &str) -> &Fate<'a> {
+        self.0.get(tensor).unwrap_or(&Fate::Kept)
     }
 }
 
 /// Every tensor of the output, known before any weight is read.
 pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
     let spec = prepared.directory.spec();
-    prepared
-        .directory
-        .checkpoint()
-        .tensors()
-        .flat_map(|info| match fate(prepared, info) {
-            Fate::Quantized(id, scheme) => {
-                let linear = &spec.linears[id];
-                linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme.scheme)
-            }
+    let fates = Fates::of(prepared);
+    let quantized = |id: usize, scheme: &LayerScheme| {
+        let linear = &spec.linears[id];
+        linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme.scheme)
+    };
+    let tensors = prepared.directory.checkpoint().tensors();
+    tensors
+        .flat_map(|info| match fates.get(&info.name) {
+            Fate::Quantized(id, scheme) => quantized(*id, scheme),
+            Fate::Split(parts) => parts
+                .iter()
+                .flat_map(|(id, scheme)| match scheme {
+                    Some(scheme) => quantized(*id, scheme),
+                    None => {
+                        let linear = &spec.linears[*id];
+                        let shape = vec![linear.outputs, linear.inputs];
+                        vec![TensorSpec::new(format!("{}.weight", linear.tensor), info.dtype, shape)]
+                    }
+                })
+                .collect(),
+            Fate::SplitBias(parts) => parts
+                .iter()
+                .map(|id| &spec.linears[*id])
+                .map(|l| TensorSpec::new(format!("{}.bias", l.tensor), info.dtype, vec![l.outputs]))
+                .collect(),
             Fate::Bf16 => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
             Fate::Kept => vec![TensorSpec::from(info)],
         })
@@ -105,31 +151,46 @@ pub(crate) fn deploy(
     let total = prepared.plan.quantized().count();
     let mut writer = CheckpointWriter::create(dir, output_specs(prepared), MAX_SHARD_BYTES)?;
     let mut deployed = BTreeMap::new();
+    let fates = Fates::of(prepared);
     for info in checkpoint.tensors() {
         if cancel.is_requested() {
             return Err(PipelineError::Cancelled);
         }
-        match fate(prepared, info) {
-            Fate::Quantized(id, scheme) => {
-                let linear = &spec.linears[id];
-                let done = quantize_linear(prepared, statistics, isa, linear, scheme, |name, bytes| {
-                    writer.write(name, bytes).map_err(PipelineError::from)
-                })?;
-                deployed.insert(id, done);
-                events.event(Event::Quantized { done: deployed.len(), total });
-            }
-            Fate::Bf16 => writer.write(&info.name, &bf16_bytes(&finite(prepared, info)?))?,
-            Fate::Kept => {
-                let bytes = checkpoint.read_bytes(&info.name)?;
-                if info.dtype.is_float() {
-                    let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
-                    for (i, part) in bytes.chunks(part).enumerate() {
-                        let values = floats_from_bytes(info.dtype, part).unwrap_or_default();
-                        check_finite(prepared, info, &values, i * ELEMENTS_AT_A_TIME)?;
+        let mut quantize = |id: usize, scheme: &LayerScheme, writer: &mut CheckpointWriter| {
+            let linear = &spec.linears[id];
+            let done = quantize_linear(prepared, statistics, isa, linear, scheme, |name, bytes| {
+                writer.write(name, bytes).map_err(PipelineError::from)
+            })?;
+            deployed.insert(id, done);
+            events.event(Event::Quantized { done: deployed.len(), total });
+            Ok::<(), PipelineError>(())
+        };
+        match fates.get(&info.name) {
+            Fate::Quantized(id, scheme) => quantize(*id, scheme, &mut writer)?,
+            Fate::Split(parts) => {
+                for (id, scheme) in parts {
+                    match scheme {
+                        Some(scheme) => quantize(*id, scheme, &mut writer)?,
+                        None => {
+                            let linear = &spec.linears[*id];
+                            let columns = linear.inputs * info.dtype.size();
+                            let rows = linear.rows.start * columns..linear.rows.end * columns;
+                            let bytes = &finite_bytes(prepared, info)?[rows];
+                            writer.write(&format!("{}.weight", linear.tensor), bytes)?;
+                        }
                     }
                 }
-                writer.write(&info.name, &bytes)?;
             }
+            Fate::SplitBias(parts) => {
+                let bytes = finite_bytes(prepared, info)?;
+                for linear in parts.iter().map(|id| &spec.linears[*id]) {
+                    let size = info.dtype.size();
+                    let part = &bytes[linear.rows.start * size..linear.rows.end * size];
+                    writer.write(&format!("{}.bias", linear.tensor), part)?;
+                }
+            }
+            Fate::Bf16 => writer.write(&info.name, &bf16_bytes(&finite(prepared, info)?))?,
+            Fate::Kept => writer.write(&info.name, &finite_bytes(prepared, info)?)?,
         }
     }
     writer.finish()?;
@@ -157,7 +218,7 @@ fn quantize_linear(
     mut write: impl FnMut(&str, &[u8]) -> Result<(), PipelineError>,
 ) -> Result<DeployedLinear, PipelineError> {
     let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
-    let weight = prepared.directory.checkpoint().read_f32(&linear.weight_name())?;
+    let weight = linear.read_weight(prepared.directory.checkpoint())?;
     let weight = quantize_weight(
         isa,
         &weight,
@@ -200,6 +261,19 @@ fn finite(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<f32>, PipelineEr
     Ok(values)
 }
 
+/// The bytes of a tensor, every float among them finite.
+fn finite_bytes(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<u8>, PipelineError> {
+    let bytes = prepared.directory.checkpoint().read_bytes(&info.name)?;
+    if info.dtype.is_float() {
+        let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
+        for (i, part) in bytes.chunks(part).enumerate() {
+            let values = floats_from_bytes(info.dtype, part).unwrap_or_default();
+            check_finite(prepared, info, &values, i * ELEMENTS_AT_A_TIME)?;
+        }
+    }
+    Ok(bytes)
+}
+
 /// `first` is the index of `values[0]` in the tensor.
 fn check_finite(
     prepared: &Prepared,
@@ -220,9 +294,12 @@ fn check_finite(
 fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
     let plan = &prepared.plan;
     let modules = plan.quantized().map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
+    let float = plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.linear);
+    let spec = prepared.directory.spec();
     let float =
-        plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.path.clone());
-    let quantization = QuantizationConfig::for_modules(modules, float.chain(unused_linears(prepared)));
+        float.filter(|id| spec.linears[*id].is_torch_linear()).map(|id| spec.linears[id].path.clone());
+    let float = float.chain(spec.absent_linears.iter().cloned()).chain(unused_linears(prepared));
+    let quantization = QuantizationConfig::for_modules(modules, float);
     let mut config = prepared.directory.config().clone();
     if let Value::Object(map) = &mut config {
         // A checkpoint of a pre-training model is deployed as the encoder that was measured.

@@ -98,13 +98,14 @@ fn memory(prepared: &Prepared) -> u64 {
     let linears: usize = spec.linears.iter().filter(|l| l.site.is_some()).map(|l| l.weights() * 4).sum();
     let quantized: usize =
         prepared.plan.quantized().map(|(plan, _)| spec.linears[plan.linear].weights()).sum();
-    let tables: usize = spec.embeddings.iter().map(|table| table.rows * spec.hidden * 4).sum();
+    let tables: usize = spec.tables().map(|table| table.rows * table.width * 4).sum();
+    let tower = &spec.towers[0];
     let widest = spec.linears.iter().map(|linear| linear.outputs).max().unwrap_or(0);
     let batch = prepared.calibration.plan.batches().iter().map(|batch| {
         let lengths = batch.iter().map(|&i| prepared.calibration.sequences[i].len());
-        let heads = spec.blocks.first().map_or(0, |block| block.attention.heads);
+        let heads = tower.blocks.first().map_or(0, |block| block.attention.heads);
         let scores: usize = lengths.clone().map(|n| n * n * heads).max().unwrap_or(0);
-        (lengths.sum::<usize>() * (widest * 2 + spec.hidden * 6) + scores * rayon::current_num_threads()) * 4
+        (lengths.sum::<usize>() * (widest * 2 + tower.hidden * 6) + scores * rayon::current_num_threads()) * 4
     });
     // Float and simulated Linears; the quantised values once as stored and once packed; tables of both models.
     (PROGRAM + 2 * linears + 2 * quantized + 2 * tables + batch.max().unwrap_or(0)) as u64
@@ -115,10 +116,11 @@ fn operations<'a>(prepared: &Prepared, sequences: impl Iterator<Item = &'a Token
     let spec = prepared.directory.spec();
     let weights: usize =
         spec.linears.iter().filter(|l| l.site.is_some()).map(zeropoint_models::LinearSpec::weights).sum();
+    let tower = &spec.towers[0];
     sequences
         .map(|sequence| {
             let n = sequence.len() as f64;
-            2.0 * n * weights as f64 + 4.0 * n * n * (spec.hidden * spec.blocks.len()) as f64
+            2.0 * n * weights as f64 + 4.0 * n * n * (tower.hidden * tower.blocks.len()) as f64
         })
         .sum()
 }

@@ -80,11 +80,7 @@ pub fn evaluate(
         let shape = |l: &zeropoint_models::LinearSpec| (l.path.clone(), l.outputs, l.inputs, l.activation);
         spec.linears.iter().map(shape).collect()
     };
-    if shapes(ours) != shapes(theirs)
-        || ours.head != theirs.head
-        || ours.blocks != theirs.blocks
-        || ours.embeddings != theirs.embeddings
-    {
+    if shapes(ours) != shapes(theirs) || ours.towers != theirs.towers {
         return Err(other("its layers have other names or sizes, or its head another form".to_owned()));
     }
     let quantized = QuantizedModel::from_directory(directory)?;

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 use zeropoint_formats::compressed_tensors::QuantizationConfig;
-use zeropoint_models::{HeadSpec, ModelDirectory, Pooling, SourceRef, Task};
+use zeropoint_models::{
+    HeadOutput, HeadSpec, ModelDirectory, Pooling, Problem, RowSelection, SentenceStep, SourceRef, Task,
+};
 
 use crate::PipelineError;
 
@@ -63,7 +65,7 @@ pub fn inspect(source: &str) -> Result<Inspection, PipelineError> {
         .linears
         .iter()
         .map(|linear| {
-            let weight = checkpoint.get(&linear.weight_name());
+            let weight = checkpoint.get(&linear.weight);
             InspectedLinear {
                 path: linear.path.clone(),
                 shape: [linear.outputs, linear.inputs],
@@ -80,9 +82,9 @@ pub fn inspect(source: &str) -> Result<Inspection, PipelineError> {
     Ok(Inspection {
         name: directory.name().to_owned(),
         architecture: spec.architecture.clone(),
-        head: head_in_words(&spec.head),
-        hidden: spec.hidden,
-        blocks: spec.blocks.len(),
+        head: head_in_words(spec.head()),
+        hidden: spec.towers[0].hidden,
+        blocks: spec.towers.iter().map(|tower| tower.blocks.len()).sum(),
         max_tokens: directory.max_tokens(),
         parameters: checkpoint
             .tensors()
@@ -99,19 +101,44 @@ pub fn inspect(source: &str) -> Result<Inspection, PipelineError> {
 }
 
 fn head_in_words(head: &HeadSpec) -> String {
-    match head {
-        HeadSpec::Embedding { pooling, normalize } => {
-            let names: Vec<&str> = pooling
-                .iter()
-                .map(|pooling| match pooling {
-                    Pooling::Mean => "mean",
-                    Pooling::Cls => "CLS",
-                    Pooling::Max => "max",
-                })
-                .collect();
-            let normalized = if *normalize { ", normalised" } else { "" };
-            format!("sentence embedding: {} pooling{normalized}", names.join(" and "))
+    match &head.output {
+        HeadOutput::Embedding { after, .. } => {
+            let mut words = match head.branches.first().map(|branch| &branch.rows) {
+                Some(RowSelection::Pooled(poolings)) => {
+                    let names: Vec<&str> = poolings.iter().map(|pooling| pooling_name(*pooling)).collect();
+                    format!("sentence embedding: {} pooling", names.join(" and "))
+                }
+                _ => "embedding: projected".to_owned(),
+            };
+            for step in after {
+                match step {
+                    SentenceStep::Dense { outputs, .. } => words = format!("{words}, dense to {outputs}"),
+                    SentenceStep::Normalize => words.push_str(", normalised"),
+                }
+            }
+            words
         }
-        HeadSpec::Classification { labels, .. } => format!("classification into {} labels", labels.len()),
+        HeadOutput::Classification { labels, problem } => match problem {
+            Problem::SingleLabel => format!("classification into {} labels", labels.len()),
+            Problem::MultiLabel => format!("multi-label classification, {} labels", labels.len()),
+            Problem::Regression if labels.len() == 1 => "one score".to_owned(),
+            Problem::Regression => format!("regression, {} values", labels.len()),
+        },
+        HeadOutput::TokenClassification { labels } => {
+            format!("token classification into {} labels", labels.len())
+        }
+        HeadOutput::MaskedLm => "masked language model".to_owned(),
+        HeadOutput::QuestionAnswering => "question answering: start and end of a span".to_owned(),
+    }
+}
+
+fn pooling_name(pooling: Pooling) -> &'static str {
+    match pooling {
+        Pooling::Cls => "CLS",
+        Pooling::Max => "max",
+        Pooling::Mean => "mean",
+        Pooling::MeanSqrtLength => "mean-sqrt-length",
+        Pooling::WeightedMean => "weighted mean",
+        Pooling::Last => "last token",
     }
 }

@@ -6,7 +6,7 @@ use zeropoint_calibrator::CalibrationSet;
 use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Sample};
 use zeropoint_core::ActivationMode;
 use zeropoint_evaluator::tasks::{Options, Task, TaskKind};
-use zeropoint_models::{HeadSpec, ModelDirectory, SourceRef, Tokenizer};
+use zeropoint_models::{ModelDirectory, SourceRef, Tokenizer};
 use zeropoint_quantizer::Plan;
 
 use crate::PipelineError;
@@ -145,7 +145,7 @@ fn calibration_texts(
         let names: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
         (samples, names.join(", "))
     };
-    let pairs_together = matches!(directory.spec().head, HeadSpec::Classification { .. });
+    let pairs_together = !directory.spec().head().is_embedding();
     Ok((if pairs_together { samples } else { split_pairs(samples) }, origin))
 }
 
@@ -185,7 +185,7 @@ fn read_task(
         Some(source) => read_source(source)?,
         None => calibration.to_vec(),
     };
-    let encoder = matches!(directory.spec().head, HeadSpec::Embedding { .. });
+    let encoder = directory.spec().head().is_embedding();
     if encoder && task.kind == config::TaskKind::Fidelity {
         samples = split_pairs(samples);
     }
@@ -200,7 +200,7 @@ fn read_task(
 
 /// A gate on a metric that this model does not have could never be held.
 fn check_gates(config: &Config, directory: &ModelDirectory) -> Result<(), PipelineError> {
-    let encoder = matches!(directory.spec().head, HeadSpec::Embedding { .. });
+    let encoder = directory.spec().head().is_embedding();
     match config.evaluation.gate.iter().find(|gate| gate.metric == config::Metric::Top1Agreement) {
         Some(gate) if encoder => Err(PipelineError::Gate {
             task: gate.task.clone(),

@@ -8,7 +8,7 @@ use zeropoint_evaluator::report::{
     SelfCheck, Settings, Size, Timing, Zeropoint, parse_front_matter,
 };
 use zeropoint_formats::{Checkpoint, Dtype};
-use zeropoint_models::{ActivationQuantizer, HeadSpec};
+use zeropoint_models::{ActivationQuantizer, InputSpec, Task};
 use zeropoint_observer::{StatisticsFile, clipped_fraction, outlier_channels, sqnr_db};
 use zeropoint_quantizer::Decision;
 
@@ -142,25 +142,35 @@ fn layer(
 fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> {
     let spec = prepared.directory.spec();
     let mut reasons: BTreeMap<String, String> = BTreeMap::new();
-    for table in &spec.embeddings {
+    for table in spec.tables() {
         reasons.insert(table.tensor.clone(), "embedding table: looked up, not multiplied".to_owned());
     }
-    let norms = spec.blocks.iter().flat_map(|block| [&block.attention_norm, &block.mlp_norm]);
-    for norm in norms.chain([&spec.embedding_norm]) {
-        for name in [&norm.weight, &norm.bias] {
-            reasons.insert(name.clone(), "norm: applied in float, small".to_owned());
+    for norm in spec.norms() {
+        for name in norm.tensors() {
+            reasons.insert(name.to_owned(), "norm: applied in float, small".to_owned());
+        }
+    }
+    for tower in &spec.towers {
+        if let Some(bias) = &tower.relative_bias {
+            reasons.insert(bias.tensor.clone(), "relative position bias: added to the scores".to_owned());
+        }
+        if let InputSpec::Image(image) = &tower.input {
+            for name in image.tokens.iter().chain([&image.positions]) {
+                reasons.insert(name.clone(), "tokens and positions: added, not multiplied".to_owned());
+            }
         }
     }
     for plan in &prepared.plan.linears {
         let linear = &spec.linears[plan.linear];
         let bias = match &plan.decision {
             Decision::Keep { reason } => {
-                reasons.insert(linear.weight_name(), reason.clone());
+                // A table that is also a decoder is already explained as a table.
+                reasons.entry(linear.weight.clone()).or_insert_with(|| reason.clone());
                 reason.clone()
             }
             Decision::Quantize(_) => "bias: added to the float result".to_owned(),
         };
-        reasons.insert(linear.bias_name(), bias);
+        reasons.extend(linear.bias.clone().map(|name| (name, bias)));
     }
     reasons.extend(spec.unused.iter().cloned());
     output
@@ -172,8 +182,7 @@ fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> 
                 tensor: info.name.clone(),
                 dtype: info.dtype.name().to_owned(),
                 bytes: info.bytes(),
-                reason: if info.dtype == Dtype::BF16 && spec.embeddings.iter().any(|t| t.tensor == info.name)
-                {
+                reason: if info.dtype == Dtype::BF16 && spec.tables().any(|t| t.tensor == info.name) {
                     format!("{reason} (stored as bf16)")
                 } else {
                     reason
@@ -191,10 +200,7 @@ pub(crate) fn card(prepared: &Prepared) -> CardInfo {
         name: format!("{}-{}", directory.name(), prepared.config.quantization.scheme.as_str()),
         base_model: hub_id(directory.path()),
         front_matter: parse_front_matter(&readme),
-        auto_class: match directory.spec().head {
-            HeadSpec::Embedding { .. } => "AutoModel".to_owned(),
-            HeadSpec::Classification { .. } => "AutoModelForSequenceClassification".to_owned(),
-        },
+        auto_class: auto_class(directory.spec()).to_owned(),
         sentence_transformers: directory.path().join("modules.json").exists(),
     }
 }
@@ -206,4 +212,17 @@ fn hub_id(dir: &std::path::Path) -> Option<String> {
     let folder = real.parent()?.parent()?.file_name()?.to_str()?;
     let id = folder.strip_prefix("models--")?.replacen("--", "/", 1);
     (real.parent()?.file_name()? == "snapshots").then_some(id)
+}
+
+/// The class of `transformers` that loads the model.
+fn auto_class(spec: &zeropoint_models::ModelSpec) -> &'static str {
+    let image = spec.text().is_none();
+    match spec.head().task() {
+        Task::Auto | Task::Embedding => "AutoModel",
+        Task::Classification if image => "AutoModelForImageClassification",
+        Task::Classification => "AutoModelForSequenceClassification",
+        Task::TokenClassification => "AutoModelForTokenClassification",
+        Task::MaskedLm => "AutoModelForMaskedLM",
+        Task::QuestionAnswering => "AutoModelForQuestionAnswering",
+    }
 }

@@ -128,6 +128,14 @@ pub enum PlanError {
         /// The Linear.
         path: String,
     },
+    /// A Linear that no deployable format carries in INT8.
+    #[error("`{path}` cannot be quantised ({reason}); add it to `quantization.ignore`")]
+    Impossible {
+        /// The Linear.
+        path: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// Nothing at all would be quantised.
     #[error(
         "the plan quantises nothing: `quantization.ignore` and `quantization.overrides` leave all {count} Linears float; \
@@ -169,6 +177,9 @@ impl Plan {
                 (None, Some(LayerOverride { scheme: Some(scheme), .. })) => Decision::Quantize(*scheme),
                 (None, None) => Decision::Quantize(request.scheme),
             };
+            if let (Decision::Quantize(_), Some(reason)) = (&decision, linear.role.obstacle()) {
+                return Err(PlanError::Impossible { path: linear.path.clone(), reason });
+            }
             if let (Decision::Quantize(scheme), None) = (&decision, linear.site)
                 && scheme.scheme.activations.mode == ActivationMode::Static
             {

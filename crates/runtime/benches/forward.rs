@@ -43,6 +43,7 @@ fn batches((samples, length): (usize, usize)) -> Vec<PackedBatch> {
         .map(|_| TokenSequence {
             ids: (0..length).map(|_| rng.below(VOCABULARY) as u32).collect(),
             type_ids: vec![0; length],
+            prompt: 0,
         })
         .collect();
     sequences.chunks(BATCH).map(|chunk| PackedBatch::new(chunk).expect("samples have tokens")).collect()

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use zeropoint_formats::compressed_tensors::QuantizedLinear;
 use zeropoint_kernels::{Activation, Epilogue, Isa, PackError, PackedWeights, RowParams, linear};
-use zeropoint_models::ActivationFn;
+use zeropoint_models::{ActivationFn, apply_activation};
 
 /// Rows that one task multiplies: enough to use a panel of weights several times while it is in cache.
 const ROWS_PER_TASK: usize = 48;
@@ -15,8 +15,8 @@ pub struct IntegerLinear {
     scales: Vec<f32>,
     bias: Option<Vec<f32>>,
     activation: Activation,
-    /// Applied after the epilogue; no integer kernel fuses it.
-    tanh: bool,
+    /// Applied after the epilogue: what no integer kernel fuses.
+    after: ActivationFn,
 }
 
 impl IntegerLinear {
@@ -27,15 +27,15 @@ impl IntegerLinear {
         bias: Option<Vec<f32>>,
         activation: ActivationFn,
     ) -> Result<Self, PackError> {
-        let (activation, tanh) = match activation {
-            ActivationFn::Identity => (Activation::None, false),
-            ActivationFn::Relu => (Activation::Relu, false),
-            ActivationFn::GeluErf => (Activation::GeluErf, false),
-            ActivationFn::GeluTanh => (Activation::GeluTanh, false),
-            ActivationFn::Tanh => (Activation::None, true),
+        let (activation, after) = match activation {
+            ActivationFn::Identity => (Activation::None, ActivationFn::Identity),
+            ActivationFn::Relu => (Activation::Relu, ActivationFn::Identity),
+            ActivationFn::GeluErf => (Activation::GeluErf, ActivationFn::Identity),
+            ActivationFn::GeluTanh => (Activation::GeluTanh, ActivationFn::Identity),
+            other => (Activation::None, other),
         };
         let weights = PackedWeights::pack(isa, &stored.weight, stored.outputs, stored.inputs)?;
-        Ok(Self { weights, scales: stored.weight_scales.clone(), bias, activation, tanh })
+        Ok(Self { weights, scales: stored.weight_scales.clone(), bias, activation, after })
     }
 
     /// Output channels.
@@ -66,9 +66,7 @@ impl IntegerLinear {
         } else {
             self.by_panels(a, rows, input, &mut out);
         }
-        if self.tanh {
-            zeropoint_kernels::tanh_in_place(self.weights.isa(), &mut out);
-        }
+        apply_activation(self.weights.isa(), &mut out, self.after);
         out
     }
 

@@ -110,11 +110,11 @@ fn reader(
     let Some(scheme) = scheme else { return Ok(Reader::Float(linear.read_float(checkpoint)?)) };
     let bad = |reason: String| ModelError::Tensor {
         path: directory.path().to_owned(),
-        tensor: linear.weight_name(),
+        tensor: linear.weight.clone(),
         reason,
     };
     let stored = read_linear(checkpoint, &linear.tensor, scheme)?;
-    let bias = linear.bias.then(|| checkpoint.read_f32(&linear.bias_name())).transpose()?;
+    let bias = linear.read_bias(checkpoint)?;
     let quantizer = match (scheme.activations.mode, stored.input) {
         (ActivationMode::Static, Some(params)) => ActivationQuantizer::Static(params),
         (ActivationMode::Static, None) => return Err(bad("has no `input_scale` beside it".to_owned())),

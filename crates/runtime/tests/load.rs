@@ -101,7 +101,7 @@ impl Deployed {
                 ignore.push(linear.path.clone());
                 continue;
             };
-            let weight = checkpoint.read_f32(&linear.weight_name()).expect("a weight");
+            let weight = checkpoint.read_f32(&linear.weight).expect("a weight");
             let stored = quantized(&weight, linear.outputs, linear.inputs, scheme);
             let specs = linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme);
             let parts = linear_tensor_bytes(&linear.tensor, &stored, scheme).expect("a Linear");
@@ -155,7 +155,7 @@ impl Deployed {
                         weight: Tensor::from_iter(stored.weight.iter().map(|q| f32::from(*q)), &Device::Cpu)?
                             .reshape((stored.outputs, stored.inputs))?,
                         weight_scales: stored.weight_scales.clone(),
-                        bias: Some(checkpoint.read_f32(&linear.bias_name())?),
+                        bias: Some(checkpoint.read_f32(linear.bias.as_ref().expect("a bias"))?),
                         activation: linear.activation,
                     }),
                 });

@@ -28,8 +28,14 @@ pub enum ModelTask {
     Auto,
     /// One vector for each text.
     Embedding,
-    /// One class for each text.
+    /// One class for each text, or a score for a pair where the model has a single label (a cross-encoder).
     Classification,
+    /// One class for each token.
+    TokenClassification,
+    /// Logits over the vocabulary for each token.
+    MaskedLm,
+    /// The span of a text that answers a question.
+    QuestionAnswering,
 }
 
 impl Model {

@@ -1,0 +1,237 @@
+//! From token ids or pixels to the residual stream.
+
+use candle_core::{DType, Device, Tensor};
+use zeropoint_formats::{Checkpoint, Dtype};
+use zeropoint_kernels::Isa;
+
+use crate::ModelError;
+use crate::batch::{Content, PackedBatch};
+use crate::model::{Model, Pass, read_finite, read_matrix, read_norm};
+use crate::ops::{AddInPlace, LayerNorm};
+use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, TextInput, Tower};
+
+/// Where a model's embedding tables come from.
+#[derive(Clone, Copy)]
+pub enum Tables<'a> {
+    /// Read from the checkpoint.
+    Read,
+    /// Those of a model of the same description, in the same memory.
+    Shared(&'a Model),
+    /// Those of a model of the same description, rounded to bfloat16 where the checkpoint holds more than 16 bits.
+    SharedAsBf16(&'a Model),
+}
+
+fn is_wide(checkpoint: &Checkpoint, tensor: &str) -> bool {
+    checkpoint.get(tensor).is_some_and(|info| matches!(info.dtype, Dtype::F32 | Dtype::F64))
+}
+
+/// The float parts of an [`InputSpec`].
+pub(crate) struct Embedding {
+    /// Of a text: its tables.
+    tables: Vec<Tensor>,
+    /// Of an image: what stands before its patches, row-major, and the positions of both, `[rows, hidden]`.
+    lead: Vec<f32>,
+    positions: Vec<f32>,
+    norm: Option<LayerNorm>,
+}
+
+impl Embedding {
+    pub(crate) fn load(
+        tower: &Tower,
+        index: usize,
+        checkpoint: &Checkpoint,
+        isa: Isa,
+        tables: Tables<'_>,
+    ) -> Result<Self, ModelError> {
+        let read_norm =
+            |norm: &Option<_>| norm.as_ref().map(|norm| read_norm(checkpoint, norm, isa)).transpose();
+        match &tower.input {
+            InputSpec::Text(input) => {
+                let read = |(i, table): (usize, &EmbeddingTable)| match tables {
+                    Tables::Read => read_matrix(checkpoint, &table.tensor, table.rows, table.width),
+                    Tables::SharedAsBf16(model) if is_wide(checkpoint, &table.tensor) => {
+                        let shared = &model.embedding(index).tables[i];
+                        Ok(shared.to_dtype(DType::BF16)?.to_dtype(DType::F32)?)
+                    }
+                    Tables::Shared(model) | Tables::SharedAsBf16(model) => {
+                        Ok(model.embedding(index).tables[i].clone())
+                    }
+                };
+                let tables = input.tables.iter().enumerate().map(read).collect::<Result<_, ModelError>>()?;
+                Ok(Self { tables, lead: Vec::new(), positions: Vec::new(), norm: read_norm(&input.norm)? })
+            }
+            InputSpec::Image(input) => {
+                let mut lead = Vec::new();
+                for token in &input.tokens {
+                    lead.extend(read_finite(checkpoint, token)?);
+                }
+                let positions = read_finite(checkpoint, &input.positions)?;
+                Ok(Self { tables: Vec::new(), lead, positions, norm: read_norm(&input.norm)? })
+            }
+        }
+    }
+
+    /// The table of that tensor.
+    pub(crate) fn table(&self, input: &InputSpec, tensor: &str) -> Option<&Tensor> {
+        let InputSpec::Text(input) = input else { return None };
+        let at = input.tables.iter().position(|table| table.tensor == tensor)?;
+        self.tables.get(at)
+    }
+
+    /// The residual stream before the first block, `[rows, hidden]`, and the first row of each sample with the number of
+    /// rows at the end.
+    pub(crate) fn forward(
+        &self,
+        input: &InputSpec,
+        pass: &mut Pass<'_, '_>,
+        batch: &PackedBatch,
+    ) -> Result<(Tensor, Vec<usize>), ModelError> {
+        match (input, &batch.content) {
+            (InputSpec::Text(input), Content::Tokens { ids, type_ids, .. }) => {
+                let sum = self.look_up(input, pass.model.isa(), ids, type_ids, &batch.offsets)?;
+                let sum = match &self.norm {
+                    Some(norm) => norm.forward(&sum, None)?,
+                    None => sum,
+                };
+                let hidden = match input.projection {
+                    Some(site) => pass.single(site, &sum)?,
+                    None => sum,
+                };
+                Ok((hidden, batch.offsets.clone()))
+            }
+            (InputSpec::Image(input), Content::Images { pixels, shape }) => {
+                self.cut_and_project(input, pass, pixels, *shape)
+            }
+            _ => Err(ModelError::Sample {
+                reason: "texts and images go through towers of their own".to_owned(),
+            }),
+        }
+    }
+
+    fn look_up(
+        &self,
+        input: &TextInput,
+        isa: Isa,
+        ids: &[u32],
+        type_ids: &[u32],
+        offsets: &[usize],
+    ) -> Result<Tensor, ModelError> {
+        let mut sum: Option<Tensor> = None;
+        for (table, spec) in self.tables.iter().zip(&input.tables) {
+            let rows: Vec<u32> = match spec.role {
+                EmbeddingRole::Word => ids.to_vec(),
+                EmbeddingRole::TokenType => type_ids.to_vec(),
+                EmbeddingRole::Position { offset, pad } => offsets
+                    .windows(2)
+                    .flat_map(|pair| positions(&ids[pair[0]..pair[1]], offset, pad))
+                    .collect(),
+            };
+            if let Some(bad) = rows.iter().find(|row| **row as usize >= spec.rows) {
+                return Err(ModelError::Sample {
+                    reason: format!(
+                        "row {bad} of `{}` is asked for, which has {} rows; the tokenizer does not fit the model, or \
+                         the sample is longer than {} tokens",
+                        spec.tensor, spec.rows, input.max_positions
+                    ),
+                });
+            }
+            let count = rows.len();
+            let looked_up = table.index_select(&Tensor::from_vec(rows, count, &Device::Cpu)?, 0)?;
+            match &sum {
+                Some(sum) => sum.inplace_op2(&looked_up, &AddInPlace(isa))?,
+                None => sum = Some(looked_up),
+            }
+        }
+        sum.ok_or_else(|| ModelError::Sample { reason: "the model has no embedding table".to_owned() })
+    }
+
+    /// Patches through their projection, with the leading tokens before them and the positions added.
+    fn cut_and_project(
+        &self,
+        input: &ImageInput,
+        pass: &mut Pass<'_, '_>,
+        pixels: &[f32],
+        shape: [usize; 3],
+    ) -> Result<(Tensor, Vec<usize>), ModelError> {
+        if shape != [input.channels, input.image_size[0], input.image_size[1]] {
+            return Err(ModelError::Sample {
+                reason: format!(
+                    "an image has shape {shape:?} after preparation; the model takes {} channels of {} x {} pixels",
+                    input.channels, input.image_size[0], input.image_size[1]
+                ),
+            });
+        }
+        let values = patches(pixels, shape, input.patch_size);
+        let columns = input.channels * input.patch_size * input.patch_size;
+        let count = values.len() / columns;
+        let projected =
+            pass.single(input.patches, &Tensor::from_vec(values, (count, columns), &Device::Cpu)?)?;
+        let hidden = projected.dim(1)?;
+        let images = count / input.patch_count();
+        let mut rows = Vec::with_capacity(images * input.rows() * hidden);
+        crate::rows_of(&projected, |values| {
+            for image in values.chunks_exact(input.patch_count() * hidden) {
+                let start = rows.len();
+                rows.extend_from_slice(&self.lead);
+                rows.extend_from_slice(image);
+                rows[start..].iter_mut().zip(&self.positions).for_each(|(x, position)| *x += position);
+            }
+        })?;
+        let stream = Tensor::from_vec(rows, (images * input.rows(), hidden), &Device::Cpu)?;
+        let stream = match &self.norm {
+            Some(norm) => norm.forward(&stream, None)?,
+            None => stream,
+        };
+        Ok((stream, (0..=images).map(|i| i * input.rows()).collect()))
+    }
+}
+
+/// Rows of the position table for one sequence.
+fn positions(ids: &[u32], offset: usize, pad: Option<u32>) -> Vec<u32> {
+    let mut next = offset as u32;
+    ids.iter()
+        .map(|&id| {
+            if pad == Some(id) {
+                return id;
+            }
+            next += 1;
+            next - 1
+        })
+        .collect()
+}
+
+/// `[images, channels, height, width]` to `[images * patches, channels * patch * patch]`, patches row by row.
+fn patches(pixels: &[f32], [channels, height, width]: [usize; 3], patch: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(pixels.len());
+    for image in pixels.chunks_exact(channels * height * width) {
+        for top in (0..height / patch).map(|i| i * patch) {
+            for left in (0..width / patch).map(|i| i * patch) {
+                for plane in image.chunks_exact(height * width) {
+                    for row in top..top + patch {
+                        out.extend_from_slice(&plane[row * width + left..][..patch]);
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_are_cut_row_by_row_with_their_channels_together() {
+        // Two channels of 2 x 4 pixels, patches of 2 x 2.
+        let pixels: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        let expected = [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15].map(|i| i as f32);
+        assert_eq!(patches(&pixels, [2, 2, 4], 2), expected);
+    }
+
+    #[test]
+    fn padding_takes_no_position_of_its_own() {
+        assert_eq!(positions(&[5, 6, 7], 0, None), [0, 1, 2]);
+        assert_eq!(positions(&[5, 1, 7, 1], 2, Some(1)), [2, 1, 3, 1]);
+    }
+}

@@ -1,0 +1,507 @@
+//! What every family's description is put together with: tensors checked against config.json, Linears, sites, norms.
+
+use std::collections::BTreeSet;
+
+use zeropoint_formats::Dtype;
+
+use super::{FamilyInput, MAX_WIDTH};
+use crate::ModelError;
+use crate::heads::{
+    HeadBranch, HeadOutput, HeadSpec, HeadStep, Pooling, Problem, RowSelection, SentenceStep,
+};
+use crate::spec::{
+    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole,
+    LinearSpec, ModelSpec, NormPlacement, NormSpec, Projection, Site, SiteId, Tower,
+};
+
+/// Tensors beside the weight of a quantised Linear.
+const QUANTIZED_PARTS: [&str; 3] = ["weight_scale", "input_scale", "input_zero_point"];
+
+/// A Linear about to be described.
+pub(super) struct Draft<'a> {
+    pub(super) path: &'a str,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) bias: bool,
+    pub(super) activation: ActivationFn,
+    pub(super) role: LinearRole,
+}
+
+impl<'a> Draft<'a> {
+    /// A Linear with a bias and no non-linearity.
+    pub(super) fn new(path: &'a str, outputs: usize, inputs: usize, role: LinearRole) -> Self {
+        Self { path, outputs, inputs, bias: true, activation: ActivationFn::Identity, role }
+    }
+
+    pub(super) fn activation(self, activation: ActivationFn) -> Self {
+        Self { activation, ..self }
+    }
+
+    pub(super) fn bias(self, bias: bool) -> Self {
+        Self { bias, ..self }
+    }
+}
+
+/// Collects Linears, sites and edges while a description is written down.
+pub(super) struct Builder<'a> {
+    pub(super) input: &'a FamilyInput<'a>,
+    /// What the base model's tensors are called in the file before their module paths, such as `bert.`.
+    in_file: &'static str,
+    /// What stands before the base model's paths in the model that `transformers` builds.
+    in_module: &'static str,
+    eps: f32,
+    pub(super) linears: Vec<LinearSpec>,
+    pub(super) sites: Vec<Site>,
+    pub(super) edges: Vec<Edge>,
+    known: BTreeSet<String>,
+    absent: Vec<String>,
+}
+
+impl<'a> Builder<'a> {
+    /// `prefix` is the attribute under which task models keep the base model, with its dot; `probe` is a tensor that every
+    /// checkpoint of the family has.
+    ///
+    /// Checkpoints saved from a task model keep the base model under the prefix, one saved from the base model does
+    /// not. `transformers` loads both into either class, so the file's prefix and the module's differ.
+    pub(super) fn new(
+        input: &'a FamilyInput<'a>,
+        prefix: &'static str,
+        probe: &str,
+        base: bool,
+        eps: f64,
+    ) -> Result<Self, ModelError> {
+        if !(eps > 0.0 && eps < 1.0) {
+            return Err(
+                input.config_error(format!("the epsilon of the norms is {eps}; it lies between 0 and 1"))
+            );
+        }
+        let prefixed = input.checkpoint.contains(&format!("{prefix}{probe}"));
+        Ok(Self {
+            input,
+            in_file: if prefixed { prefix } else { "" },
+            in_module: if base { "" } else { prefix },
+            eps: eps as f32,
+            linears: Vec::new(),
+            sites: Vec::new(),
+            edges: Vec::new(),
+            known: BTreeSet::new(),
+            absent: Vec::new(),
+        })
+    }
+
+    /// Sets what stands before module paths, where it is not what stands before the file's names.
+    pub(super) fn module_prefix(&mut self, prefix: &'static str) {
+        self.in_module = prefix;
+    }
+
+    /// The name of a base model's tensor in the file.
+    pub(super) fn in_file(&self, path: &str) -> String {
+        format!("{}{path}", self.in_file)
+    }
+
+    /// The path of a base model's module.
+    pub(super) fn in_module(&self, path: &str) -> String {
+        format!("{}{path}", self.in_module)
+    }
+
+    /// Whether the file has that tensor of the base model.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.input.checkpoint.contains(&self.in_file(path))
+    }
+
+    /// Takes a tensor into the description; its shape and type must be right.
+    pub(super) fn expect(&mut self, tensor: &str, shape: &[usize]) -> Result<(), ModelError> {
+        let wrong = |reason: String| ModelError::Tensor {
+            path: self.input.dir.to_owned(),
+            tensor: tensor.to_owned(),
+            reason,
+        };
+        let Some(info) = self.input.checkpoint.get(tensor) else {
+            return Err(wrong(format!("is missing; config.json describes one of shape {shape:?}")));
+        };
+        if info.shape != shape {
+            return Err(wrong(format!("has shape {:?}; config.json says {shape:?}", info.shape)));
+        }
+        let integers = self.input.quantized && info.dtype == Dtype::I8;
+        if !(info.dtype.is_float() || integers) {
+            return Err(wrong(format!("is stored as {}; F32, F16, BF16 and F64 are supported", info.dtype)));
+        }
+        self.known.insert(tensor.to_owned());
+        Ok(())
+    }
+
+    /// An embedding table of the base model.
+    pub(super) fn table(
+        &mut self,
+        path: &str,
+        rows: usize,
+        width: usize,
+        role: EmbeddingRole,
+    ) -> Result<EmbeddingTable, ModelError> {
+        let tensor = self.in_file(&format!("{path}.weight"));
+        self.expect(&tensor, &[rows, width])?;
+        Ok(EmbeddingTable { tensor, rows, width, role })
+    }
+
+    /// A norm of the base model, with gain and shift.
+    pub(super) fn norm(&mut self, path: &str, width: usize) -> Result<NormSpec, ModelError> {
+        let (file, module) = (self.in_file(path), self.in_module(path));
+        self.norm_at(&file, module, width, true)
+    }
+
+    /// A norm of the base model that may lack the shift.
+    pub(super) fn norm_without_shift(
+        &mut self,
+        path: &str,
+        width: usize,
+        shift: bool,
+    ) -> Result<NormSpec, ModelError> {
+        let (file, module) = (self.in_file(path), self.in_module(path));
+        self.norm_at(&file, module, width, shift)
+    }
+
+    /// A norm outside the base model.
+    pub(super) fn head_norm(
+        &mut self,
+        path: &str,
+        width: usize,
+        shift: bool,
+    ) -> Result<NormSpec, ModelError> {
+        self.norm_at(path, path.to_owned(), width, shift)
+    }
+
+    fn norm_at(
+        &mut self,
+        file: &str,
+        path: String,
+        width: usize,
+        shift: bool,
+    ) -> Result<NormSpec, ModelError> {
+        // Checkpoints converted from TensorFlow name the gain and shift gamma and beta; `transformers` renames them.
+        let old = self.input.checkpoint.contains(&format!("{file}.gamma"));
+        let (gain, beta) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        let (weight, bias) = (format!("{file}.{gain}"), shift.then(|| format!("{file}.{beta}")));
+        self.expect(&weight, &[width])?;
+        if let Some(bias) = &bias {
+            self.expect(bias, &[width])?;
+        }
+        Ok(NormSpec { path, weight, bias, eps: self.eps })
+    }
+
+    /// A Linear of the base model.
+    pub(super) fn linear(&mut self, draft: &Draft<'_>) -> Result<LinearId, ModelError> {
+        let (file, module) = (self.in_file(draft.path), self.in_module(draft.path));
+        self.linear_at(draft, file, module)
+    }
+
+    /// A Linear outside the base model.
+    pub(super) fn head_linear(&mut self, draft: &Draft<'_>) -> Result<LinearId, ModelError> {
+        self.linear_at(draft, draft.path.to_owned(), draft.path.to_owned())
+    }
+
+    fn linear_at(&mut self, draft: &Draft<'_>, tensor: String, path: String) -> Result<LinearId, ModelError> {
+        let weight = format!("{tensor}.weight");
+        let bias = draft.bias.then(|| format!("{tensor}.bias"));
+        self.push(LinearSpec {
+            path,
+            weight,
+            weight_shape: vec![draft.outputs, draft.inputs],
+            rows: 0..draft.outputs,
+            bias,
+            tensor,
+            outputs: draft.outputs,
+            inputs: draft.inputs,
+            activation: draft.activation,
+            site: None,
+            role: draft.role,
+        })
+    }
+
+    /// Linears of the base model that `transformers` builds apart and the file keeps in one tensor, one after the other; a
+    /// file that we or others wrote from the built model has them apart. `fused` is the tensor's path.
+    pub(super) fn split_linears(
+        &mut self,
+        fused: &str,
+        drafts: &[Draft<'_>],
+    ) -> Result<Vec<LinearId>, ModelError> {
+        if !self.has(&format!("{fused}.weight")) {
+            return drafts.iter().map(|draft| self.linear(draft)).collect();
+        }
+        let fused = self.in_file(fused);
+        let total = drafts.iter().map(|draft| draft.outputs).sum();
+        let mut start = 0;
+        drafts
+            .iter()
+            .map(|draft| {
+                let rows = start..start + draft.outputs;
+                start = rows.end;
+                self.push(LinearSpec {
+                    path: self.in_module(draft.path),
+                    tensor: self.in_file(draft.path),
+                    weight: format!("{fused}.weight"),
+                    weight_shape: vec![total, draft.inputs],
+                    rows,
+                    bias: draft.bias.then(|| format!("{fused}.bias")),
+                    outputs: draft.outputs,
+                    inputs: draft.inputs,
+                    activation: draft.activation,
+                    site: None,
+                    role: draft.role,
+                })
+            })
+            .collect()
+    }
+
+    /// A Linear of the base model that the file calls `file`, unless the file was written from the built model.
+    pub(super) fn renamed_linear(&mut self, file: &str, draft: &Draft<'_>) -> Result<LinearId, ModelError> {
+        let file = if self.has(&format!("{file}.weight")) { file } else { draft.path };
+        let (file, module) = (self.in_file(file), self.in_module(draft.path));
+        self.linear_at(draft, file, module)
+    }
+
+    /// As [`Builder::renamed_linear`], for a norm.
+    pub(super) fn renamed_norm(
+        &mut self,
+        file: &str,
+        path: &str,
+        width: usize,
+    ) -> Result<NormSpec, ModelError> {
+        let file = if self.has(&format!("{file}.weight")) { file } else { path };
+        let (file, module) = (self.in_file(file), self.in_module(path));
+        self.norm_at(&file, module, width, true)
+    }
+
+    /// Takes a Linear into the description; its tensors must be there.
+    pub(super) fn push(&mut self, linear: LinearSpec) -> Result<LinearId, ModelError> {
+        self.expect(&linear.weight, &linear.weight_shape)?;
+        if let Some(bias) = &linear.bias {
+            self.expect(bias, &linear.weight_shape[..1])?;
+        }
+        if self.input.quantized {
+            self.known.extend(QUANTIZED_PARTS.map(|part| format!("{}.{part}", linear.tensor)));
+        }
+        self.linears.push(linear);
+        Ok(self.linears.len() - 1)
+    }
+
+    /// The whole output of a Linear.
+    pub(super) fn whole(&self, linear: LinearId) -> Projection {
+        Projection { linear, outputs: 0..self.linears[linear].outputs }
+    }
+
+    /// An activation that these Linears read.
+    pub(super) fn site(&mut self, consumers: Vec<LinearId>) -> SiteId {
+        let id = self.sites.len();
+        let first = &self.linears[consumers[0]];
+        let site = Site { id: format!("{}.input", first.path), channels: first.inputs, consumers };
+        for &consumer in &site.consumers {
+            self.linears[consumer].site = Some(id);
+        }
+        self.sites.push(site);
+        id
+    }
+
+    /// One step of a head: the site of a Linear, and the norm after it.
+    pub(super) fn step(&mut self, linear: LinearId, norm: Option<NormSpec>) -> HeadStep {
+        HeadStep { site: self.site(vec![linear]), norm }
+    }
+
+    /// Records how the operators of these blocks feed each other. `feeding` is the norm before the first block of a
+    /// post-norm model.
+    pub(super) fn connect(&mut self, blocks: &[BlockSpec], feeding: Option<&NormSpec>) {
+        let mut residual_norm = feeding.map(|norm| norm.path.clone());
+        let mut seen = BTreeSet::new();
+        for block in blocks {
+            let AttentionSpec { query, key, value, output, heads, .. } = &block.attention;
+            let mut readers = vec![query.linear, key.linear, value.linear];
+            readers.dedup();
+            let post = block.placement == NormPlacement::Post;
+            let first = if post {
+                residual_norm.take()
+            } else {
+                block.attention_norm.as_ref().map(|n| n.path.clone())
+            };
+            let second = if post {
+                block.attention_norm.as_ref().map(|n| n.path.clone())
+            } else {
+                Some(block.mlp_norm.path.clone())
+            };
+            let mut wide: Vec<LinearId> = block
+                .mlp
+                .gate
+                .iter()
+                .map(|gate| gate.projection.linear)
+                .chain([block.mlp.up.linear])
+                .collect();
+            wide.dedup();
+            // A block that shares its layers with an earlier one adds nothing but the norm that feeds it.
+            let repeated = !seen.insert(*output);
+            for (norm, linears) in [(first, readers), (second, wide)] {
+                let edge = norm.map(|norm| Edge::NormToLinears { norm, linears, residual: post });
+                self.edges.extend(edge.filter(|edge| !self.edges.contains(edge)));
+            }
+            if !repeated {
+                if value.outputs.len() == self.linears[value.linear].outputs {
+                    self.edges.push(Edge::ValueToOutput {
+                        value: value.linear,
+                        output: *output,
+                        heads: *heads,
+                    });
+                }
+                if block.mlp.up.outputs.len() == self.linears[block.mlp.up.linear].outputs {
+                    self.edges.push(Edge::UpToDown { up: block.mlp.up.linear, down: block.mlp.down });
+                }
+            }
+            residual_norm = Some(block.mlp_norm.path.clone());
+        }
+    }
+
+    /// The head of an encoder that gives vectors: as modules.json says, otherwise `default`.
+    pub(super) fn embedding_head(&self, default: Pooling) -> HeadSpec {
+        let sentence = self.input.sentence.clone().unwrap_or_else(|| super::SentenceModules {
+            poolings: vec![default],
+            include_prompt: true,
+            after: Vec::<SentenceStep>::new(),
+        });
+        HeadSpec {
+            output: HeadOutput::Embedding { after: sentence.after, include_prompt: sentence.include_prompt },
+            branches: vec![HeadBranch { rows: RowSelection::Pooled(sentence.poolings), steps: Vec::new() }],
+        }
+    }
+
+    /// A pooler that is carried along but not run. The base model has one in `transformers` even where the file has not.
+    pub(super) fn idle_pooler(&mut self, path: &str, hidden: usize) -> Result<(), ModelError> {
+        if self.has(&format!("{path}.weight")) {
+            self.linear(
+                &Draft::new(path, hidden, hidden, LinearRole::Pooler).activation(ActivationFn::Tanh),
+            )?;
+        } else if self.in_module.is_empty() {
+            self.absent.push(path.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The decoder of a masked language model: the word embedding table, or a matrix of its own where the file has one
+    /// that config.json does not tie.
+    pub(super) fn decoder(
+        &mut self,
+        path: &str,
+        biases: &[&str],
+        table: &EmbeddingTable,
+    ) -> Result<LinearId, ModelError> {
+        let tied =
+            self.input.config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool) != Some(false);
+        let own = format!("{path}.weight");
+        let has_own = self.input.checkpoint.contains(&own);
+        let bias =
+            biases.iter().find(|bias| self.input.checkpoint.contains(bias)).map(|bias| (*bias).to_owned());
+        let weight = if tied || !has_own { table.tensor.clone() } else { own };
+        // Old files hold the bias twice, and the tied weight too; they are carried along.
+        let linear = LinearSpec {
+            path: path.to_owned(),
+            tensor: path.to_owned(),
+            role: if weight == table.tensor { LinearRole::TiedDecoder } else { LinearRole::Classifier },
+            weight,
+            weight_shape: vec![table.rows, table.width],
+            rows: 0..table.rows,
+            bias,
+            outputs: table.rows,
+            inputs: table.width,
+            activation: ActivationFn::Identity,
+            site: None,
+        };
+        self.push(linear)
+    }
+
+    /// Label names in logit order: `id2label`, or as many `LABEL_i` as `num_labels` says (2 by default).
+    pub(super) fn labels(&self) -> Result<Vec<String>, ModelError> {
+        let config = self.input.config;
+        let allowed = |count: usize| match count {
+            1..=MAX_WIDTH => Ok(()),
+            _ => Err(self
+                .input
+                .config_error(format!("there are {count} labels; a classifier has 1 to {MAX_WIDTH}"))),
+        };
+        let count = config.get("num_labels").filter(|value| !value.is_null());
+        let Some(map) = config.get("id2label").filter(|value| !value.is_null()) else {
+            let count = match count {
+                None => 2,
+                Some(value) => {
+                    value.as_u64().and_then(|count| usize::try_from(count).ok()).ok_or_else(|| {
+                        self.input
+                            .config_error(format!("`num_labels` is {value}; a whole number is expected"))
+                    })?
+                }
+            };
+            allowed(count)?;
+            return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
+        };
+        let Some(map) = map.as_object() else {
+            return Err(self.input.config_error("`id2label` is not a table from label numbers to names"));
+        };
+        allowed(map.len())?;
+        let name = |i: usize| map.get(&i.to_string()).and_then(serde_json::Value::as_str).map(str::to_owned);
+        (0..map.len())
+            .map(|i| {
+                name(i).ok_or_else(|| {
+                    self.input.config_error(format!(
+                        "`id2label` has {} entries but none with a name for label {i}",
+                        map.len()
+                    ))
+                })
+            })
+            .collect()
+    }
+
+    /// What the logits of a sequence classifier are: `problem_type`, or what `transformers` takes when it is not given.
+    pub(super) fn problem(&self, labels: usize) -> Result<Problem, ModelError> {
+        match self.input.config.get("problem_type").and_then(serde_json::Value::as_str) {
+            None if labels == 1 => Ok(Problem::Regression),
+            None | Some("single_label_classification") if labels > 1 => Ok(Problem::SingleLabel),
+            Some("multi_label_classification") => Ok(Problem::MultiLabel),
+            Some("regression") => Ok(Problem::Regression),
+            Some("single_label_classification") | None => {
+                Err(self.input.config_error("`problem_type` is single_label_classification with a single label; give it labels, or `regression`"))
+            }
+            Some(other) => Err(self.input.config_error(format!(
+                "`problem_type` `{other}` is not supported; single_label_classification, multi_label_classification and \
+                 regression are"
+            ))),
+        }
+    }
+
+    /// Every tensor of the file is either described or known to be unused; anything else is not understood, and what is
+    /// not understood is not published. `unused` are beginnings of names, those of the base model without its prefix.
+    pub(super) fn finish(
+        self,
+        architecture: &str,
+        towers: Vec<Tower>,
+        unused: &[(&str, &str)],
+    ) -> Result<ModelSpec, ModelError> {
+        let mut carried = Vec::new();
+        for info in self.input.checkpoint.tensors().filter(|info| !self.known.contains(&info.name)) {
+            let name = info.name.strip_prefix(self.in_file).unwrap_or(&info.name);
+            let Some((_, reason)) = unused.iter().find(|(start, _)| name.starts_with(start)) else {
+                return Err(ModelError::Tensor {
+                    path: self.input.dir.to_owned(),
+                    tensor: info.name.clone(),
+                    reason: format!(
+                        "is not part of the architecture that config.json describes ({} layers); a directory that \
+                         holds it cannot be converted safely",
+                        towers.iter().map(|tower| tower.blocks.len()).sum::<usize>()
+                    ),
+                });
+            };
+            carried.push((info.name.clone(), (*reason).to_owned()));
+        }
+        Ok(ModelSpec {
+            architecture: architecture.to_owned(),
+            towers,
+            sites: self.sites,
+            linears: self.linears,
+            edges: self.edges,
+            unused: carried,
+            absent_linears: self.absent,
+        })
+    }
+}
