@@ -7,6 +7,8 @@
 pub mod dataset;
 mod plan;
 mod run;
+mod shard;
 
 pub use plan::{BatchPlan, CalibrationSet, choose_samples};
-pub use run::{Calibrated, CalibrationProgress, calibrate, graph_fingerprint};
+pub use run::{Calibrated, CalibrationProgress, calibrate, calibrate_batches, graph_fingerprint};
+pub use shard::{Shard, ShardError};

@@ -4,6 +4,7 @@ use zeropoint_core::{Fingerprint, Rng};
 use zeropoint_models::{ModelError, TokenSequence, Tokenizer};
 
 use crate::dataset::Sample;
+use crate::shard::{Shard, assign};
 
 /// Batches of indices into a list of sequences, longest sequences first.
 ///
@@ -25,6 +26,11 @@ impl BatchPlan {
     /// The batches in order.
     pub fn batches(&self) -> &[Vec<usize>] {
         &self.batches
+    }
+
+    /// Samples in all batches.
+    pub fn samples(&self) -> usize {
+        self.batches.iter().map(Vec::len).sum()
     }
 }
 
@@ -65,6 +71,25 @@ impl CalibrationSet {
         self.sequences.iter().map(TokenSequence::len).sum()
     }
 
+    /// Tokens of the samples in some batches of this set.
+    pub fn tokens_in(&self, plan: &BatchPlan) -> usize {
+        plan.batches().iter().flatten().map(|&i| self.sequences[i].len()).sum()
+    }
+
+    /// The batches that a shard takes, in the order of the whole plan: a function of the plan and the number of shards.
+    ///
+    /// Batches stay whole, because their rows go through one product together, and each belongs to one shard. The tokens
+    /// of any two shards differ by at most those of the largest batch; where there are more shards than batches, some
+    /// are empty.
+    pub fn shard(&self, shard: Shard) -> BatchPlan {
+        let batches = self.plan.batches();
+        let tokens: Vec<usize> =
+            batches.iter().map(|batch| batch.iter().map(|&i| self.sequences[i].len()).sum()).collect();
+        let taken = assign(&tokens, shard.of());
+        let own = batches.iter().zip(taken).filter(|(_, taker)| *taker == shard.index());
+        BatchPlan { batches: own.map(|(batch, _)| batch.clone()).collect() }
+    }
+
     /// Identifies the token ids and the batches: everything of the data that statistics depend on.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut builder = Fingerprint::builder("calibration-set");
@@ -92,6 +117,29 @@ mod tests {
     fn batches_hold_neighbours_in_length_longest_first() {
         let plan = BatchPlan::new(&of_lengths(&[3, 9, 5, 9, 1]), 2);
         assert_eq!(plan.batches(), [vec![1, 3], vec![2, 0], vec![4]]);
+    }
+
+    #[test]
+    fn shards_take_whole_batches_in_the_order_of_the_plan() {
+        let sequences = of_lengths(&[9, 8, 7, 6, 5, 4, 3, 2, 1]);
+        let plan = BatchPlan::new(&sequences, 2);
+        let set = CalibrationSet { sequences, plan, available: 9 };
+        for of in 1..=8 {
+            let shards: Vec<BatchPlan> = (1..=of).map(|i| set.shard(Shard::new(i, of).unwrap())).collect();
+            for shard in &shards {
+                let of_set = set.plan.batches().iter().filter(|batch| shard.batches().contains(batch));
+                assert!(of_set.eq(shard.batches()), "{of}: {shard:?}");
+            }
+            let mut batches: Vec<_> = shards.iter().flat_map(|shard| shard.batches().to_vec()).collect();
+            batches.sort();
+            assert_eq!(batches, set.plan.batches(), "{of}: every batch once");
+            assert_eq!(shards.iter().map(BatchPlan::samples).sum::<usize>(), 9);
+            assert_eq!(shards.iter().map(|shard| set.tokens_in(shard)).sum::<usize>(), set.tokens());
+            assert_eq!(
+                shards.iter().filter(|shard| shard.samples() == 0).count(),
+                of.saturating_sub(5) as usize
+            );
+        }
     }
 
     #[test]

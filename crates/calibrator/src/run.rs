@@ -9,7 +9,7 @@ use zeropoint_kernels::Isa;
 use zeropoint_models::{Model, ModelDirectory, ModelError, PackedBatch, SiteId, SiteSink};
 use zeropoint_observer::ActivationStatistics;
 
-use crate::plan::CalibrationSet;
+use crate::plan::{BatchPlan, CalibrationSet};
 
 /// How far a calibration is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,15 +63,26 @@ pub fn calibrate(
     set: &CalibrationSet,
     progress: &mut dyn FnMut(CalibrationProgress) -> ControlFlow<()>,
 ) -> Result<Calibrated, ModelError> {
+    calibrate_batches(model, set, &set.plan, progress)
+}
+
+/// As [`calibrate`], with some batches of the set only, such as those of a [shard](CalibrationSet::shard). Without any
+/// batch every site has empty statistics.
+pub fn calibrate_batches(
+    model: &Model,
+    set: &CalibrationSet,
+    plan: &BatchPlan,
+    progress: &mut dyn FnMut(CalibrationProgress) -> ControlFlow<()>,
+) -> Result<Calibrated, ModelError> {
     let spec = model.spec();
     let mut sink = StatisticsSink {
         isa: model.isa(),
         sites: spec.sites.iter().map(|site| ActivationStatistics::new(site.channels)).collect(),
     };
     let started = Instant::now();
-    let (total, total_tokens) = (set.sequences.len(), set.tokens());
+    let (total, total_tokens) = (plan.samples(), set.tokens_in(plan));
     let (mut done, mut tokens) = (0, 0);
-    for indices in set.plan.batches() {
+    for indices in plan.batches() {
         let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i]))?;
         model.forward_observed(&batch, &mut sink)?;
         done += batch.len();
