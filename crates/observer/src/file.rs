@@ -111,23 +111,18 @@ impl StatisticsFile {
         Ok(())
     }
 
+    /// The header alone, without reading any statistics.
+    pub fn load_header(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>, StatisticsFileError> {
+        let path = path.as_ref();
+        header_of(&SafetensorsFile::open(path)?, path)
+    }
+
     /// Reads and checks a file: nothing is returned that could not have been observed.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, StatisticsFileError> {
         let path = path.as_ref();
         let file = SafetensorsFile::open(path)?;
+        let header = header_of(&file, path)?;
         let foreign = |reason: String| StatisticsFileError::Foreign { path: path.to_owned(), reason };
-        let json = file
-            .metadata()
-            .get(METADATA_KEY)
-            .ok_or_else(|| foreign(format!("its metadata has no key `{METADATA_KEY}`")))?;
-        let malformed =
-            |e: serde_json::Error| foreign(format!("`{METADATA_KEY}` in its metadata is malformed: {e}"));
-        let AnyVersion { version } = serde_json::from_str(json).map_err(malformed)?;
-        if version != u64::from(STATISTICS_VERSION) {
-            return Err(StatisticsFileError::Version { path: path.to_owned(), found: version });
-        }
-        let Metadata { header, .. } = serde_json::from_str(json).map_err(malformed)?;
-
         let mut names = BTreeSet::new();
         for name in file.tensors().map(|info| &info.name) {
             match name.rsplit_once('.') {
@@ -146,6 +141,23 @@ impl StatisticsFile {
         let sites = names.into_iter().map(load).collect::<Result<_, StatisticsFileError>>()?;
         Ok(Self { header, sites })
     }
+}
+
+/// The header, if the file is of this crate and of its version.
+fn header_of(file: &SafetensorsFile, path: &Path) -> Result<BTreeMap<String, String>, StatisticsFileError> {
+    let foreign = |reason: String| StatisticsFileError::Foreign { path: path.to_owned(), reason };
+    let json = file
+        .metadata()
+        .get(METADATA_KEY)
+        .ok_or_else(|| foreign(format!("its metadata has no key `{METADATA_KEY}`")))?;
+    let malformed =
+        |e: serde_json::Error| foreign(format!("`{METADATA_KEY}` in its metadata is malformed: {e}"));
+    let AnyVersion { version } = serde_json::from_str(json).map_err(malformed)?;
+    if version != u64::from(STATISTICS_VERSION) {
+        return Err(StatisticsFileError::Version { path: path.to_owned(), found: version });
+    }
+    let Metadata { header, .. } = serde_json::from_str(json).map_err(malformed)?;
+    Ok(header)
 }
 
 fn tensor(site: &str, part: &str) -> String {

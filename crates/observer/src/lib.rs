@@ -28,6 +28,7 @@ mod density;
 mod error;
 mod file;
 mod histogram;
+mod merge;
 mod outliers;
 mod range;
 mod statistics;
@@ -37,6 +38,7 @@ pub use density::{ExpectedError, clipped_fraction, expected_error, measured_erro
 pub use error::ObserveError;
 pub use file::{STATISTICS_VERSION, StatisticsFile, StatisticsFileError};
 pub use histogram::{BINS, Histogram, MAX_EXPONENT, MAX_VALUES, MIN_EXPONENT};
+pub use merge::MergeError;
 pub use outliers::outlier_channels;
 pub use range::RangeObserver;
 pub use statistics::ActivationStatistics;
