@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use zeropoint_pipeline::Shard;
 
 /// Post-training INT8 quantisation of Hugging Face models, on the CPU: one config in, a deployable model and its
 /// accuracy report out.
@@ -46,6 +47,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Collect activation statistics only
     Calibrate(CalibrateArgs),
+    /// Merge the statistics of shards, or show what a statistics file holds
+    #[command(subcommand)]
+    Statistics(StatisticsCommand),
     /// Quantise with statistics from a file, without evaluation
     Quantize(QuantizeArgs),
     /// Measure a quantised model against the original of a config
@@ -113,8 +117,42 @@ pub(crate) struct CalibrateArgs {
     /// The statistics file to write
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+    /// Take one part of the set only, as in 2/4 for the second of four; `statistics merge` makes all
+    /// N files into one
+    #[arg(long, value_name = "I/N", conflicts_with = "cache")]
+    pub(crate) shard: Option<Shard>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StatisticsCommand {
+    /// Merge all shards of a calibration set into the statistics of the whole
+    ///
+    /// The file is the same, byte for byte, as one that `zeropoint calibrate` writes without `--shard`, in whatever
+    /// order the shards are given.
+    Merge(MergeArgs),
+    /// Show what a statistics file holds: what it belongs to, and each site's range and outlier channels
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// The files of `zeropoint calibrate --shard 1/N` to `--shard N/N`, each once, in any order
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The statistics file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The statistics file, of a whole set or of a shard
+    pub(crate) file: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde_json::json;
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
-    CacheDir, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, calibrate, dry_run, evaluate, inspect,
-    quantize, run,
+    CacheDir, CalibrateOptions, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, calibrate, dry_run,
+    evaluate, inspect, quantize, run,
 };
 
 use crate::args::{
@@ -14,7 +14,7 @@ use crate::args::{
     RunArgs,
 };
 use crate::terminal::Terminal;
-use crate::{Outcome, encode, render};
+use crate::{Outcome, encode, render, statistics};
 
 pub(crate) fn execute(
     command: &Command,
@@ -24,6 +24,7 @@ pub(crate) fn execute(
     match command {
         Command::Run(args) => run_command(args, terminal, cancel),
         Command::Calibrate(args) => calibrate_command(args, terminal, cancel),
+        Command::Statistics(command) => statistics::execute(command, terminal),
         Command::Quantize(args) => quantize_command(args, terminal, cancel),
         Command::Evaluate(args) => evaluate_command(args, terminal, cancel),
         Command::Encode(args) => encode::encode(args, terminal, cancel),
@@ -105,8 +106,9 @@ fn calibrate_command(
     for warning in &prepared.warnings {
         terminal.warn(warning);
     }
-    calibrate(&prepared, &args.out, &cache(&args.cache), terminal, cancel)?;
-    terminal.say(&format!("Statistics written to {}", args.out.display()));
+    let options = CalibrateOptions { shard: args.shard, cache: cache(&args.cache) };
+    let header = calibrate(&prepared, &args.out, &options, terminal, cancel)?;
+    terminal.say(&statistics::written(&header, &args.out));
     Ok(Outcome::Done)
 }
 
@@ -136,6 +138,6 @@ fn inspect_command(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome, P
     Ok(Outcome::Done)
 }
 
-fn print_json(value: &serde_json::Value, terminal: &Terminal) -> Result<(), PipelineError> {
+pub(crate) fn print_json(value: &serde_json::Value, terminal: &Terminal) -> Result<(), PipelineError> {
     terminal.print(&format!("{value:#}\n"))
 }

@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod encode;
 mod render;
+mod statistics;
 mod terminal;
 
 use std::process::ExitCode;

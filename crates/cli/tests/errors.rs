@@ -513,3 +513,108 @@ fn instruction_sets() {
     }
     answers.compare("instruction_sets");
 }
+
+/// Rewrites fields of a statistics file's header.
+fn edit_header(scene: &Scene, from: &str, to: &str, fields: &[(&str, &str)]) {
+    let mut file = Safetensors::read(&scene.path(from));
+    let stored = &mut file.header["__metadata__"]["zeropoint.statistics"];
+    let mut metadata: Value = serde_json::from_str(stored.as_str().expect("a text")).expect("it is JSON");
+    for (field, value) in fields {
+        metadata["header"][*field] = json!(value);
+    }
+    *stored = json!(metadata.to_string());
+    scene.write(to, file.to_bytes());
+}
+
+#[test]
+fn shards() {
+    let mut answers = Answers::new();
+    for (mistake, shard) in [
+        ("shards are counted from 1", "0/4"),
+        ("a shard beyond the last", "5/4"),
+        ("a set cut into nothing", "1/0"),
+        ("letters for a shard", "a/b"),
+        ("a shard without their number", "3"),
+        ("a negative shard", "-1/4"),
+    ] {
+        answers.refused(
+            2,
+            mistake,
+            &["calibrate", "config.toml", "--out", "out", &format!("--shard={shard}")],
+        );
+    }
+    let cached = ["calibrate", "config.toml", "--out", "out", "--shard", "1/2", "--cache", "c"];
+    answers.refused(2, "a shard in the cache", &cached);
+    answers.refused(2, "nothing to merge", &["statistics", "merge", "--out", "out"]);
+    answers.refused(2, "nowhere to merge to", &["statistics", "merge", "a", "b"]);
+
+    let scene = &answers.scene;
+    let other_model = format!("model.source={}", fixture("bert-mean").display());
+    let seed = "calibration.seed=7";
+    for (shard, file, change) in [
+        ("1/2", "1-of-2", None),
+        ("2/2", "2-of-2", None),
+        ("1/3", "1-of-3", None),
+        ("2/3", "2-of-3", None),
+        ("2/2", "other-data", Some(seed)),
+        ("2/2", "other-model", Some(other_model.as_str())),
+    ] {
+        let change = change.map(|change| ["--set", change]);
+        let arguments = ["calibrate", "config.toml", "--shard", shard, "--out", file];
+        scene.succeeds(arguments.iter().copied().chain(change.into_iter().flatten()));
+    }
+    scene.succeeds(["calibrate", "config.toml", "--no-cache", "--out", "whole"]);
+    std::fs::copy(scene.path("2-of-2"), scene.path("copy")).expect("it can be copied");
+    scene.write("text.txt", "one\n");
+    scene.write("directory/file", "");
+    edit_header(scene, "1-of-2", "avx2", &[("instruction_set", "avx2")]);
+    edit_header(scene, "2-of-2", "scalar", &[("instruction_set", "scalar")]);
+    edit_header(scene, "2-of-2", "later", &[("zeropoint_version", "9.0.0"), ("instruction_set", "scalar")]);
+    edit_header(scene, "2-of-2", "seed-43", &[("seed", "43")]);
+    edit_header(scene, "2-of-2", "heavier", &[("shard_tokens", "77")]);
+    edit_header(scene, "1-of-2", "one-of-many", &[("shard", "1/4294967295")]);
+    edit_header(scene, "1-of-2", "no-shard", &[("shard", "2/1")]);
+    let mut renamed = Safetensors::read(&scene.path("2-of-2"));
+    renamed.header = renamed
+        .header
+        .into_iter()
+        .map(|(name, value)| (name.replace("classifier.input", "classifier.output"), value))
+        .collect();
+    scene.write("renamed", renamed.to_bytes());
+
+    for (mistake, files, out) in [
+        ("one shard is missing", &["1-of-2"][..], "out"),
+        ("the first shard is missing", &["2-of-3"], "out"),
+        ("nearly all of very many are missing", &["one-of-many"], "out"),
+        ("the same file twice", &["1-of-2", "2-of-2", "2-of-2"], "out"),
+        ("the same shard twice, and one missing", &["2-of-2", "copy"], "out"),
+        ("shards of two and of three", &["1-of-2", "2-of-3"], "out"),
+        ("shards of two models", &["1-of-2", "other-model"], "out"),
+        ("shards of other data", &["1-of-2", "other-data"], "out"),
+        ("shards of two instruction sets", &["avx2", "scalar"], "out"),
+        ("shards of two versions", &["avx2", "later"], "out"),
+        ("shards of two seeds", &["1-of-2", "seed-43"], "out"),
+        ("a shard with too many tokens", &["1-of-2", "heavier"], "out"),
+        ("a shard with other sites", &["1-of-2", "renamed"], "out"),
+        ("a shard that cannot be", &["no-shard"], "out"),
+        ("a whole set", &["whole"], "out"),
+        ("a whole set among shards", &["1-of-2", "2-of-2", "whole"], "out"),
+        ("no statistics among shards", &["1-of-2", "text.txt"], "out"),
+        ("a shard that does not exist", &["1-of-2", "absent"], "out"),
+        ("the output is a shard", &["1-of-2", "2-of-2"], "./2-of-2"),
+        ("the output is something else", &["1-of-2", "2-of-2"], "text.txt"),
+        ("the output is a directory", &["1-of-2", "2-of-2"], "directory"),
+        ("the output is inside a file", &["1-of-2", "2-of-2"], "text.txt/out"),
+    ] {
+        let arguments = [&["statistics", "merge"], files, &["--out", out]].concat();
+        answers.refused(1, mistake, &arguments);
+    }
+    answers.refused(
+        1,
+        "a model from one shard",
+        &["quantize", "config.toml", "--statistics", "1-of-2", "--out", "out"],
+    );
+    answers.refused(1, "a text shown", &["statistics", "show", "text.txt"]);
+    answers.refused(1, "nothing shown", &["statistics", "show", "absent"]);
+    answers.compare("shards");
+}

@@ -7,11 +7,22 @@ use scene::{Scene, stderr, stdout};
 #[test]
 fn help_of_every_command() {
     let scene = Scene::new();
-    for command in ["", "run", "calibrate", "quantize", "evaluate", "encode", "inspect", "schema"] {
-        let arguments: Vec<&str> = [command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
-        let output = scene.succeeds(&arguments);
+    for command in [
+        "",
+        "run",
+        "calibrate",
+        "statistics",
+        "statistics merge",
+        "statistics show",
+        "quantize",
+        "evaluate",
+        "encode",
+        "inspect",
+        "schema",
+    ] {
+        let output = scene.succeeds(command.split_whitespace().chain(["--help"]));
         assert_eq!(stderr(&output), "");
-        let name = if command.is_empty() { "zeropoint" } else { command };
+        let name = if command.is_empty() { "zeropoint".to_owned() } else { command.replace(' ', "_") };
         insta::assert_snapshot!(name, stdout(&output));
     }
 }
@@ -27,7 +38,10 @@ fn help_lists_every_command_and_no_other() {
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    assert_eq!(named, ["run", "calibrate", "quantize", "evaluate", "encode", "inspect", "schema", "help"]);
+    assert_eq!(
+        named,
+        ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "inspect", "schema", "help"]
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ use zeropoint_quantizer::{PatternError, PlanError};
 use zeropoint_runtime::RuntimeError;
 
 use crate::config::ConfigError;
+use crate::merge::MergeError;
 
 /// Why a run or one of its stages failed.
 #[derive(Debug, Error)]
@@ -42,6 +43,9 @@ pub enum PipelineError {
     /// A statistics file.
     #[error(transparent)]
     Statistics(#[from] StatisticsFileError),
+    /// Files that are not the shards of one calibration set.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// The written model.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -70,6 +74,16 @@ pub enum PipelineError {
         found: String,
         /// What it should say.
         expected: String,
+    },
+    /// Statistics of a part of the calibration set where those of the whole are needed.
+    #[error(
+        "{path}: these are the statistics of shard {shard} alone, and the whole calibration set is needed"
+    )]
+    LoneShard {
+        /// The file.
+        path: PathBuf,
+        /// Which shard of how many.
+        shard: String,
     },
     /// A Linear that cannot be quantised.
     #[error("Linear `{path}`: {reason}")]
@@ -153,6 +167,10 @@ impl PipelineError {
             Self::ForeignStatistics { .. } => {
                 "calibrate again with this config: `zeropoint calibrate CONFIG --out FILE`"
             }
+            Self::LoneShard { .. } => {
+                "merge all shards first: `zeropoint statistics merge FILE... --out FILE`"
+            }
+            Self::Merge(error) => return error.hint(),
             Self::SelfCheck { .. } => "this is a fault of zeropoint: please report it with the config",
             Self::DiskSpace { .. } => "free some space, or give another place with --out",
             Self::OtherModel { .. } => "give the `model/` directory of a run of this config",

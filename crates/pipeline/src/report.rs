@@ -19,7 +19,7 @@ use crate::system::processor;
 
 /// A channel is an outlier when its largest value is this many times the median channel's (as in Bondarenko et al.
 /// 2021, who count values beyond six standard deviations; a ratio to the median needs no second pass).
-const OUTLIER_RATIO: f32 = 6.0;
+pub(crate) const OUTLIER_RATIO: f32 = 6.0;
 /// Outlier channels named for one layer.
 const OUTLIERS_NAMED: usize = 8;
 

@@ -1,21 +1,18 @@
 //! The observing pass with its cache: statistics are made once for a model and a calibration set.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use zeropoint_calibrator::{Calibrated, CalibrationProgress, graph_fingerprint};
+use zeropoint_calibrator::{
+    BatchPlan, Calibrated, CalibrationProgress, Shard, calibrate_batches, graph_fingerprint,
+};
 use zeropoint_core::Fingerprint;
+use zeropoint_kernels::Isa;
 use zeropoint_models::Model;
 use zeropoint_observer::StatisticsFile;
 
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::header::{DATA, GRAPH, SHARD, ShardHeader, StatisticsHeader};
 use crate::{PipelineError, Prepared};
-
-const GRAPH: &str = "graph_fingerprint";
-const DATA: &str = "data_fingerprint";
-const SAMPLES: &str = "samples";
-const TOKENS: &str = "tokens";
-const SEED: &str = "seed";
 
 /// Where statistics are kept between runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,31 +43,35 @@ impl CacheDir {
 pub(crate) struct Origin {
     pub(crate) graph: Fingerprint,
     pub(crate) data: Fingerprint,
+    isa: Isa,
 }
 
 impl Origin {
     /// Of a prepared run. `weights` is the checkpoint's content fingerprint.
     pub(crate) fn of(prepared: &Prepared, weights: Fingerprint) -> Result<Self, PipelineError> {
-        let isa = zeropoint_kernels::Isa::active().map_err(zeropoint_models::ModelError::from)?;
+        let isa = Isa::active().map_err(zeropoint_models::ModelError::from)?;
         Ok(Self {
             graph: graph_fingerprint(&prepared.directory, weights, isa),
             data: prepared.calibration.fingerprint(),
+            isa,
         })
     }
 
-    fn header(&self, prepared: &Prepared) -> BTreeMap<String, String> {
-        [
-            (GRAPH, self.graph.to_string()),
-            (DATA, self.data.to_string()),
-            (SAMPLES, prepared.calibration.sequences.len().to_string()),
-            (TOKENS, prepared.calibration.tokens().to_string()),
-            (SEED, prepared.config.calibration.seed.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+    /// The header of statistics of the whole set, or of a shard.
+    fn header(&self, prepared: &Prepared, shard: Option<ShardHeader>) -> StatisticsHeader {
+        StatisticsHeader {
+            graph_fingerprint: self.graph,
+            data_fingerprint: self.data,
+            samples: prepared.calibration.sequences.len() as u64,
+            tokens: prepared.calibration.tokens() as u64,
+            seed: prepared.config.calibration.seed,
+            instruction_set: self.isa.to_string(),
+            zeropoint_version: env!("CARGO_PKG_VERSION").to_owned(),
+            shard,
+        }
     }
 
-    /// Refuses statistics that belong to something else.
+    /// Refuses statistics that belong to something else, or to a part of this only.
     pub(crate) fn check(&self, file: &StatisticsFile, path: &Path) -> Result<(), PipelineError> {
         let expected = [
             ("model, instruction set or version of zeropoint", GRAPH, self.graph),
@@ -87,7 +88,13 @@ impl Origin {
                 });
             }
         }
-        Ok(())
+        match file.header.get(SHARD) {
+            None => Ok(()),
+            Some(shard) => {
+                let shard = shard.escape_debug().to_string();
+                Err(PipelineError::LoneShard { path: path.to_owned(), shard })
+            }
+        }
     }
 
     fn cache_key(&self) -> String {
@@ -118,23 +125,17 @@ pub(crate) fn collect(
             Ok(file) => {
                 events.event(Event::StatisticsReused);
                 // The data may have been chosen in another way; what was chosen is the same.
-                return Ok((StatisticsFile { header: origin.header(prepared), ..file }, false));
+                return Ok((
+                    StatisticsFile { header: origin.header(prepared, None).to_map(), ..file },
+                    false,
+                ));
             }
             Err(error) => {
                 events.event(Event::Warning(format!("the cached statistics are not used: {error}")));
             }
         }
     }
-    events.event(Event::Started(Stage::Calibrate));
-    let mut progress = |report: CalibrationProgress| {
-        events.event(Event::Calibrated(report));
-        cancel.flow()
-    };
-    let sites = match zeropoint_calibrator::calibrate(model, &prepared.calibration, &mut progress)? {
-        Calibrated::Done(sites) => sites,
-        Calibrated::Cancelled => return Err(PipelineError::Cancelled),
-    };
-    let file = StatisticsFile { header: origin.header(prepared), sites };
+    let file = observe(prepared, origin, model, &prepared.calibration.plan, None, events, cancel)?;
     if let Some(path) = cached {
         // A cache that cannot be written costs time later, not this run.
         let kept = path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|error| error.to_string());
@@ -145,14 +146,75 @@ pub(crate) fn collect(
     Ok((file, true))
 }
 
-/// The observing pass alone: writes the statistics of a config's model and data to `out`.
+/// Runs the float model over some batches of the calibration set.
+fn observe(
+    prepared: &Prepared,
+    origin: Origin,
+    model: &Model,
+    plan: &BatchPlan,
+    shard: Option<ShardHeader>,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<StatisticsFile, PipelineError> {
+    events.event(Event::Started(Stage::Calibrate));
+    let mut progress = |report: CalibrationProgress| {
+        events.event(Event::Calibrated(report));
+        cancel.flow()
+    };
+    match calibrate_batches(model, &prepared.calibration, plan, &mut progress)? {
+        Calibrated::Done(sites) => {
+            Ok(StatisticsFile { header: origin.header(prepared, shard).to_map(), sites })
+        }
+        Calibrated::Cancelled => Err(PipelineError::Cancelled),
+    }
+}
+
+/// How the observing pass alone is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CalibrateOptions {
+    /// Observe these batches of the calibration set only; [`merge_statistics`](crate::merge_statistics) makes the
+    /// shards into one. `None` is the whole set.
+    pub shard: Option<Shard>,
+    /// Where statistics of whole sets are kept between runs; shards neither look there nor are kept.
+    pub cache: CacheDir,
+}
+
+/// The observing pass alone: writes the statistics of a config's model and data to `out`. Returns their header.
 pub fn calibrate(
     prepared: &Prepared,
     out: &Path,
-    cache: &CacheDir,
+    options: &CalibrateOptions,
     events: &dyn Events,
     cancel: &Cancel,
-) -> Result<(), PipelineError> {
+) -> Result<StatisticsHeader, PipelineError> {
+    check_out(out)?;
+    let weights = prepared.directory.checkpoint().content_fingerprint()?;
+    let origin = Origin::of(prepared, weights)?;
+    events.event(Event::Started(Stage::Load));
+    let model = Model::load(&prepared.directory)?;
+    let part = options.shard.map(|shard| {
+        let plan = prepared.calibration.shard(shard);
+        let (samples, tokens) = (plan.samples() as u64, prepared.calibration.tokens_in(&plan) as u64);
+        (plan, ShardHeader { shard, samples, tokens })
+    });
+    if let Some((_, header)) = part.as_ref().filter(|(_, header)| header.samples == 0) {
+        let batches = prepared.calibration.plan.batches().len();
+        events.event(Event::Warning(format!(
+            "shard {} is empty: the calibration set has only {batches} batches; merging needs its file all the same",
+            header.shard
+        )));
+    }
+    let file = match &part {
+        None => collect(prepared, origin, &model, &options.cache, events, cancel)?.0,
+        Some((plan, header)) => observe(prepared, origin, &model, plan, Some(*header), events, cancel)?,
+    };
+    create_parent(out)?;
+    file.save(out)?;
+    Ok(origin.header(prepared, part.map(|(_, header)| header)))
+}
+
+/// Statistics may be written here: nothing is there, or statistics are, and directories lead there.
+pub(crate) fn check_out(out: &Path) -> Result<(), PipelineError> {
     if out.is_file() && StatisticsFile::load(out).is_err() {
         let reason =
             "exists and holds no statistics; give a new file, or one that `zeropoint calibrate` wrote";
@@ -164,14 +226,19 @@ pub fn calibrate(
             source: std::io::ErrorKind::IsADirectory.into(),
         });
     }
-    let weights = prepared.directory.checkpoint().content_fingerprint()?;
-    let origin = Origin::of(prepared, weights)?;
-    events.event(Event::Started(Stage::Load));
-    let model = Model::load(&prepared.directory)?;
-    let (file, _) = collect(prepared, origin, &model, cache, events, cancel)?;
-    if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent)
-            .map_err(|source| PipelineError::Io { path: parent.to_owned(), source })?;
+    match out.ancestors().skip(1).find(|ancestor| ancestor.exists()) {
+        Some(file) if !file.is_dir() => {
+            Err(PipelineError::Io { path: file.to_owned(), source: std::io::ErrorKind::NotADirectory.into() })
+        }
+        _ => Ok(()),
     }
-    Ok(file.save(out)?)
+}
+
+/// Makes the directory that a file will lie in.
+pub(crate) fn create_parent(out: &Path) -> Result<(), PipelineError> {
+    match out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        None => Ok(()),
+        Some(parent) => std::fs::create_dir_all(parent)
+            .map_err(|source| PipelineError::Io { path: parent.to_owned(), source }),
+    }
 }

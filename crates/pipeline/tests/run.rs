@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use tempfile::TempDir;
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
-    CacheDir, Cancel, Event, Events, PipelineError, Prepared, RunOptions, Stage, calibrate, dry_run,
-    quantize, run,
+    CacheDir, CalibrateOptions, Cancel, Event, Events, PipelineError, Prepared, RunOptions, Stage, calibrate,
+    dry_run, quantize, run,
 };
 
 const OPTIONS: RunOptions = RunOptions { force: false, cache: CacheDir::None };
@@ -162,7 +162,8 @@ fn statistics_of_one_config_serve_another_scheme() {
     let statistics = dir.path().join("statistics.safetensors");
     let cancel = Cancel::default();
     let dynamic = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-dynamic"]);
-    calibrate(&dynamic, &statistics, &CacheDir::None, &(), &cancel).expect("it succeeds");
+    let alone = CalibrateOptions { shard: None, cache: CacheDir::None };
+    calibrate(&dynamic, &statistics, &alone, &(), &cancel).expect("it succeeds");
     let fixed = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-static"]);
     let recorder = Recorder::new(&cancel, Stage::Load, |_, _| false);
     let outcome = quantize(&fixed, &statistics, &OPTIONS, &recorder, &cancel).expect("it succeeds");

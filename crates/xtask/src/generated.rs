@@ -21,7 +21,8 @@ const FILES: [Generated; 2] = [
 ];
 
 /// The commands of the program in the order of its help.
-const COMMANDS: [&str; 7] = ["run", "calibrate", "quantize", "evaluate", "encode", "inspect", "schema"];
+const COMMANDS: [&str; 8] =
+    ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "inspect", "schema"];
 
 /// Writes every generated file.
 pub(crate) fn generate(root: &Path) -> Result<(), Error> {
@@ -77,11 +78,15 @@ fn cli_reference(root: &Path) -> Result<String, Error> {
         "# The command line\n\n\
          The help of every command, as the program prints it. This file is generated: `cargo xtask generate`.\n",
     );
-    let top = help(root, None)?;
+    let top = help(root, &[])?;
     check_commands(&top)?;
     section(&mut page, "zeropoint", &top);
     for command in COMMANDS {
-        section(&mut page, &format!("zeropoint {command}"), &help(root, Some(command))?);
+        let text = help(root, &[command])?;
+        section(&mut page, &format!("zeropoint {command}"), &text);
+        for part in listed(&text) {
+            section(&mut page, &format!("zeropoint {command} {part}"), &help(root, &[command, part])?);
+        }
     }
     Ok(page)
 }
@@ -97,7 +102,7 @@ fn section(page: &mut String, title: &str, help: &str) {
 
 /// Runs the program of this workspace, or the one that `ZEROPOINT` names, with `--help`. No stream is a terminal and
 /// COLUMNS is not passed on, so the program falls back to its own fixed width.
-fn help(root: &Path, command: Option<&str>) -> Result<String, Error> {
+fn help(root: &Path, command: &[&str]) -> Result<String, Error> {
     let built = std::env::var_os("ZEROPOINT").filter(|path| !path.is_empty());
     let mut program = if let Some(built) = built {
         Command::new(built)
@@ -115,25 +120,16 @@ fn help(root: &Path, command: Option<&str>) -> Result<String, Error> {
         .stdin(Stdio::null())
         .output()?;
     if !output.status.success() {
-        let called = command.unwrap_or_default();
+        let called = command.join(" ");
         let told = String::from_utf8_lossy(&output.stderr);
         return Err(format!("`zeropoint {called} --help` failed: {}", told.trim_end()).into());
     }
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The commands that a help page lists, `help` itself apart, must be [`COMMANDS`].
+/// The commands that a help page lists must be [`COMMANDS`].
 fn check_commands(help: &str) -> Result<(), Error> {
-    let listed: Vec<&str> = help
-        .lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1)
-        .take_while(|line| !line.is_empty())
-        // Continued descriptions are indented further.
-        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|command| *command != "help")
-        .collect();
+    let listed = listed(help);
     if listed == COMMANDS {
         return Ok(());
     }
@@ -143,6 +139,19 @@ fn check_commands(help: &str) -> Result<(), Error> {
         COMMANDS.join(", ")
     )
     .into())
+}
+
+/// The commands that a help page lists, `help` itself apart.
+fn listed(help: &str) -> Vec<&str> {
+    help.lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        // Continued descriptions are indented further.
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect()
 }
 
 #[cfg(test)]
