@@ -93,8 +93,15 @@ impl SentenceStep {
     fn load(&self, checkpoint: &Checkpoint) -> Result<Option<FloatLinear>, ModelError> {
         let Self::Dense { folder, inputs, outputs, bias, activation } = self else { return Ok(None) };
         let file = SafetensorsFile::open(checkpoint.dir().join(folder).join("model.safetensors"))?;
-        let weight = Tensor::from_vec(file.read_f32("linear.weight")?, (*outputs, *inputs), &Device::Cpu)?;
-        let bias = bias.then(|| file.read_f32("linear.bias")).transpose()?;
+        let read = |name: &str| -> Result<Vec<f32>, ModelError> {
+            let values = file.read_f32(name)?;
+            match values.iter().position(|value| !value.is_finite()) {
+                None => Ok(values),
+                Some(at) => Err(ModelError::not_finite(file.path(), name, at, values[at])),
+            }
+        };
+        let weight = Tensor::from_vec(read("linear.weight")?, (*outputs, *inputs), &Device::Cpu)?;
+        let bias = bias.then(|| read("linear.bias")).transpose()?;
         Ok(Some(FloatLinear { weight, bias, activation: *activation }))
     }
 }

@@ -117,7 +117,7 @@ fn a_config_that_does_not_fit_is_refused() {
             json!(["GPT2LMHeadModel"]),
             "architecture `GPT2LMHeadModel` is not supported; supported are BertModel, ",
         ),
-        case("hidden_act", json!("silu"), "`hidden_act` `silu` is not supported; gelu, gelu_new, "),
+        case("hidden_act", json!("mish"), "`hidden_act` `mish` is not supported; gelu, gelu_new, "),
         case(
             "num_attention_heads",
             json!(5),
@@ -154,7 +154,7 @@ fn a_config_that_does_not_fit_is_refused() {
         case("max_position_embeddings", json!(128), "has shape [64, 32]; config.json says [128, 32]"),
         case("type_vocab_size", json!(0), "`type_vocab_size` is 0; "),
         case("layer_norm_eps", json!(0.0), "`layer_norm_eps` is 0; it lies between 0 and 1"),
-        case("is_decoder", json!(true), "`is_decoder` is true; BERT is supported as an encoder only"),
+        case("is_decoder", json!(true), "`is_decoder` is true; the family is supported as an encoder only"),
         case(
             "position_embedding_type",
             json!("relative_key"),
@@ -227,7 +227,7 @@ fn a_checkpoint_that_does_not_fit_is_refused() {
     assert_says(flat.open(Task::Auto), &[UP, "has shape [2048]; config.json says [64, 32]"]);
 
     for name in
-        ["encoder.layer.0.adapter.weight", "encoder.layer.0.output.dense.weight_scale", "qa_outputs.weight"]
+        ["encoder.layer.0.adapter.weight", "encoder.layer.0.output.dense.weight_scale", "regression.weight"]
     {
         let extra = Copy::of(MEAN);
         extra.tensors(|tensors| {
@@ -268,7 +268,7 @@ fn labels_and_tasks_that_do_not_fit_are_refused() {
         let label = labels.remove("3").unwrap();
         labels.insert("7".to_owned(), label);
     });
-    assert_says(hole.open(Task::Auto), &["`id2label` has 5 entries but none for label 3"]);
+    assert_says(hole.open(Task::Auto), &["`id2label` has 5 entries but none with a name for label 3"]);
 
     let few = Copy::of(CLASSIFIER);
     few.set("id2label", json!({"0": "no", "1": "yes"}));
@@ -278,10 +278,13 @@ fn labels_and_tasks_that_do_not_fit_are_refused() {
     );
 
     let many = Copy::of(CLASSIFIER);
-    many.set("problem_type", "multi_label_classification");
-    assert_says(many.open(Task::Auto), &["`problem_type` `multi_label_classification` is not supported"]);
+    many.set("problem_type", "ranking");
+    assert_says(
+        many.open(Task::Auto),
+        &["`problem_type` `ranking` is not supported; single_label_classification, "],
+    );
 
-    let asked = "`task = \"classification\"` does not fit BertModel; it has no classifier; `embedding` and `auto` fit";
+    let asked = "`task = \"classification\"` does not fit BertModel; it has no head for that; `embedding` and `auto` fit";
     assert_says(Copy::of(MEAN).open(Task::Classification), &[asked]);
 }
 

@@ -53,6 +53,7 @@ const FIXTURES: &[&str] = &[
     "modernbert-mlm",
     "nomic-mean",
     "gte-mean",
+    "nomic-remote",
     "bert-tokens",
     "bert-mlm",
     "bert-qa",

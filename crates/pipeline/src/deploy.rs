@@ -15,7 +15,7 @@ use zeropoint_formats::{
     CheckpointWriter, Dtype, TensorInfo, TensorSpec, planned_bytes, write_file_atomically,
 };
 use zeropoint_kernels::Isa;
-use zeropoint_models::{ActivationQuantizer, LinearSpec, ModelError};
+use zeropoint_models::{ActivationQuantizer, HeadOutput, LinearSpec, ModelError, SentenceStep};
 use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::{
     EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer,
@@ -201,12 +201,30 @@ pub(crate) fn deploy(
         source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock")
     };
     copy_companions(source, dir, |path| path == Path::new("README.md") || ours(path))?;
+    for folder in dense_folders(prepared) {
+        // Not a weight file of the transformer, and so never left out.
+        let file = Path::new(folder).join("model.safetensors");
+        std::fs::copy(source.join(&file), dir.join(&file))
+            .map_err(|error| PipelineError::Io { path: dir.join(&file), source: error })?;
+    }
     let card = source.join("README.md");
     if card.is_file() {
         let to = dir.join(SOURCE_CARD);
         std::fs::copy(&card, &to).map_err(|source| PipelineError::Io { path: to, source })?;
     }
     Ok(deployed)
+}
+
+/// The folders of dense modules, which keep weights of their own.
+fn dense_folders(prepared: &Prepared) -> impl Iterator<Item = &str> {
+    let after = match &prepared.directory.spec().head().output {
+        HeadOutput::Embedding { after, .. } => after.as_slice(),
+        _ => &[],
+    };
+    after.iter().filter_map(|step| match step {
+        SentenceStep::Dense { folder, .. } => Some(folder.as_str()),
+        SentenceStep::Normalize => None,
+    })
 }
 
 fn quantize_linear(

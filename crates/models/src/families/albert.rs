@@ -118,7 +118,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
         inner: config.intermediate_size,
     };
     let probe = "embeddings.word_embeddings.weight";
-    let mut build = Builder::new(input, "albert.", probe, base, config.layer_norm_eps)?;
+    let mut build = Builder::new(input, "albert.", probe, base, ("layer_norm_eps", config.layer_norm_eps))?;
     let words = build.table("embeddings.word_embeddings", config.vocab_size, width, EmbeddingRole::Word)?;
     let types = build.table(
         "embeddings.token_type_embeddings",

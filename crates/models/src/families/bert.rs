@@ -196,7 +196,8 @@ fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<Mo
     };
 
     let probe = "embeddings.word_embeddings.weight";
-    let mut build = Builder::new(input, dialect.prefix, probe, base, config.layer_norm_eps)?;
+    let mut build =
+        Builder::new(input, dialect.prefix, probe, base, ("layer_norm_eps", config.layer_norm_eps))?;
     let text = text_input(&mut build, &config, dialect)?;
     let words = text.tables[0].clone();
     let blocks = (0..config.num_hidden_layers)

@@ -68,12 +68,10 @@ impl<'a> Builder<'a> {
         prefix: &'static str,
         probe: &str,
         base: bool,
-        eps: f64,
+        (key, eps): (&str, f64),
     ) -> Result<Self, ModelError> {
         if !(eps > 0.0 && eps < 1.0) {
-            return Err(
-                input.config_error(format!("the epsilon of the norms is {eps}; it lies between 0 and 1"))
-            );
+            return Err(input.config_error(format!("`{key}` is {eps}; it lies between 0 and 1")));
         }
         let prefixed = input.checkpoint.contains(&format!("{prefix}{probe}"));
         Ok(Self {

@@ -96,7 +96,13 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
         head_dim: input.head_dim(("dim", hidden), ("n_heads", config.n_heads))?,
         inner: config.hidden_dim,
     };
-    let mut build = Builder::new(input, "distilbert.", "embeddings.word_embeddings.weight", base, EPS)?;
+    let mut build = Builder::new(
+        input,
+        "distilbert.",
+        "embeddings.word_embeddings.weight",
+        base,
+        ("layer_norm_eps", EPS),
+    )?;
     let words = build.table("embeddings.word_embeddings", config.vocab_size, hidden, EmbeddingRole::Word)?;
     let positions = config.max_position_embeddings;
     let role = EmbeddingRole::Position { offset: 0, pad: None };

@@ -165,7 +165,13 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
     let thetas = [config.theta(false, input)?, config.theta(true, input)?];
 
     let hidden = config.hidden_size;
-    let mut build = Builder::new(input, "model.", "embeddings.tok_embeddings.weight", base, config.norm_eps)?;
+    let mut build = Builder::new(
+        input,
+        "model.",
+        "embeddings.tok_embeddings.weight",
+        base,
+        ("norm_eps", config.norm_eps),
+    )?;
     let words = build.table("embeddings.tok_embeddings", config.vocab_size, hidden, EmbeddingRole::Word)?;
     let norm = build.norm_without_shift("embeddings.norm", hidden, config.norm_bias)?;
     let mut blocks = Vec::with_capacity(windows.len());

@@ -110,7 +110,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
         inner: config.intermediate_size,
     };
     let probe = "embeddings.word_embeddings.weight";
-    let mut build = Builder::new(input, "mpnet.", probe, base, config.layer_norm_eps)?;
+    let mut build = Builder::new(input, "mpnet.", probe, base, ("layer_norm_eps", config.layer_norm_eps))?;
     let words = build.table("embeddings.word_embeddings", config.vocab_size, hidden, EmbeddingRole::Word)?;
     let role = EmbeddingRole::Position { offset: PAD + 1, pad: Some(PAD as u32) };
     let position = build.table("embeddings.position_embeddings", positions, hidden, role)?;

@@ -232,7 +232,7 @@ fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<Mo
     let probe = "embeddings.word_embeddings.weight";
     let older = input.checkpoint.contains(&format!("{}{probe}", dialect.older_prefix));
     let prefix = if older { dialect.older_prefix } else { dialect.prefix };
-    let mut build = Builder::new(input, prefix, probe, base, config.layer_norm_eps)?;
+    let mut build = Builder::new(input, prefix, probe, base, ("layer_norm_eps", config.layer_norm_eps))?;
     build.module_prefix(if base { "" } else { dialect.prefix });
     let words = build.table("embeddings.word_embeddings", config.vocab_size, hidden, EmbeddingRole::Word)?;
     let mut tables = vec![words.clone()];

@@ -381,7 +381,8 @@ fn a_mistake_is_shown_on_its_line() {
         error.render(),
         "error: `model.task` cannot be `embeding`\n\
          --> --set model.task=embeding\n\
-         hint: did you mean `embedding`? allowed: `auto`, `embedding`, `classification`\n"
+         hint: did you mean `embedding`? allowed: `auto`, `embedding`, `classification`, \
+         `token-classification`, `masked-lm`, `question-answering`\n"
     );
 }
 

@@ -1,0 +1,110 @@
+//! Every supported family and head goes the whole way: calibrated, quantised, written, loaded back by the runtime, equal to
+//! its simulation, and measured against the original.
+
+use std::path::{Path, PathBuf};
+
+use zeropoint_models::Task;
+use zeropoint_pipeline::config::Config;
+use zeropoint_pipeline::{CacheDir, Cancel, MODEL_DIR, Prepared, RunOptions, run};
+use zeropoint_runtime::QuantizedModel;
+
+const OPTIONS: RunOptions = RunOptions { force: false, cache: CacheDir::None };
+
+/// A fixture, and the Linears that stay float by default.
+struct Case {
+    name: &'static str,
+    float: &'static [&'static str],
+}
+
+const fn case(name: &'static str, float: &'static [&'static str]) -> Case {
+    Case { name, float }
+}
+
+const CASES: &[Case] = &[
+    case("roberta-mean", &["pooler.dense"]),
+    case("roberta-classifier", &["classifier.dense", "classifier.out_proj"]),
+    case("roberta-tokens", &["classifier"]),
+    case("roberta-mlm", &["lm_head.dense", "lm_head.decoder"]),
+    case("roberta-qa", &["qa_outputs"]),
+    case("xlm-roberta-mean", &["pooler.dense"]),
+    case("xlm-roberta-cross-encoder", &["classifier.dense", "classifier.out_proj"]),
+    case("distilbert-mean", &[]),
+    case("distilbert-classifier", &["pre_classifier", "classifier"]),
+    case("distilbert-tokens", &["classifier"]),
+    case("distilbert-mlm", &["vocab_transform", "vocab_projector"]),
+    case("distilbert-qa", &["qa_outputs"]),
+    case("mpnet-mean", &["pooler.dense"]),
+    case("mpnet-classifier", &["classifier.dense", "classifier.out_proj"]),
+    case("mpnet-mlm", &["lm_head.dense", "lm_head.decoder"]),
+    case("albert-mean", &["pooler"]),
+    case("albert-two-groups", &["pooler"]),
+    case("albert-classifier", &["albert.pooler", "classifier"]),
+    case("albert-mlm", &["predictions.dense", "predictions.decoder"]),
+    case("electra-mean", &[]),
+    case("electra-classifier", &["classifier.dense", "classifier.out_proj"]),
+    case("electra-discriminator", &[]),
+    case("modernbert-mean", &[]),
+    case("modernbert-old-config", &[]),
+    case("modernbert-classifier", &["head.dense", "classifier"]),
+    case("modernbert-classifier-cls", &["head.dense", "classifier"]),
+    case("modernbert-tokens", &["head.dense", "classifier"]),
+    case("modernbert-mlm", &["head.dense", "decoder"]),
+    case("nomic-mean", &[]),
+    case("gte-mean", &[]),
+    case("bert-tokens", &["classifier"]),
+    case("bert-mlm", &["cls.predictions.transform.dense", "cls.predictions.decoder"]),
+    case("bert-qa", &["qa_outputs"]),
+    case("bert-cross-encoder", &["bert.pooler.dense", "classifier"]),
+    case("bert-regression", &["bert.pooler.dense", "classifier"]),
+    case("bert-multilabel", &["bert.pooler.dense", "classifier"]),
+    case("bert-dense", &["pooler.dense"]),
+    case("bert-prompts", &["pooler.dense"]),
+];
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn prepared(dir: &Path, fixture: &str, scheme: &str) -> Prepared {
+    let mut config = Config::new(repository().join("tests/fixtures").join(fixture).to_string_lossy());
+    config.output.dir = Some(dir.join("out").to_string_lossy().into_owned());
+    config.quantization = toml::from_str(&format!("scheme = \"{scheme}\"")).expect("a scheme");
+    config.calibration.samples = 6;
+    config.evaluation.tasks.iter_mut().for_each(|task| task.limit = Some(8));
+    Prepared::new(config).unwrap_or_else(|error| panic!("{fixture}, {scheme}: {error}"))
+}
+
+#[test]
+fn every_family_and_head_goes_the_whole_way() {
+    for Case { name, float } in CASES {
+        for scheme in ["w8a8-dynamic", "w8a8-static"] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let prepared = prepared(dir.path(), name, scheme);
+            let kept: Vec<&str> = prepared
+                .plan
+                .linears
+                .iter()
+                .filter(|linear| linear.scheme().is_none())
+                .map(|linear| linear.path.as_str())
+                .collect();
+            assert_eq!(kept, *float, "{name}: what stays float");
+            let outcome = run(&prepared, &OPTIONS, &(), &Cancel::default())
+                .unwrap_or_else(|error| panic!("{name}, {scheme}: {error}"));
+            let check = outcome.report.self_check.expect("every run checks itself");
+            assert_eq!(check.cosine_min, 1.0, "{name}, {scheme}: simulation and runtime");
+            let cosine = outcome.report.metrics.iter().find(|metric| metric.name == "cosine_mean");
+            let cosine = cosine.expect("fidelity is measured by default").quantized;
+            // The weights are random and wide, so INT8 costs more than it does on a trained model.
+            assert!((0.9..=1.0).contains(&cosine), "{name}, {scheme}: {cosine}");
+
+            let written = QuantizedModel::load(&outcome.dir.join(MODEL_DIR), Task::Auto)
+                .unwrap_or_else(|error| panic!("{name}, {scheme}: {error}"));
+            let linears = &written.directory().spec().linears;
+            let paths = |linears: &[zeropoint_models::LinearSpec]| -> Vec<String> {
+                linears.iter().map(|linear| linear.path.clone()).collect()
+            };
+            assert_eq!(paths(linears), paths(&prepared.directory.spec().linears), "{name}");
+            assert_eq!(written.quantized_linears(), linears.len() - float.len(), "{name}, {scheme}");
+        }
+    }
+}
