@@ -37,12 +37,11 @@ pub(crate) fn execute(
 }
 
 fn load(args: &ConfigArgs, out: Option<&PathBuf>) -> Result<Config, PipelineError> {
-    let mut config = Config::load(&args.config, &args.sets)?;
-    if let Some(out) = out {
-        config.output.dir = Some(out.to_string_lossy().into_owned());
-        config.validate()?;
+    let config = Config::load(&args.config, &args.sets)?;
+    match out {
+        Some(out) => Ok(config.with_output_dir(&out.to_string_lossy(), "--out")?),
+        None => Ok(config),
     }
-    Ok(config)
 }
 
 fn cache(args: &CacheArgs) -> CacheDir {

@@ -23,6 +23,9 @@ pub(crate) fn encode(
     if let Some(out) = &args.out {
         keep_inputs(out, args)?;
     }
+    if !args.model.is_dir() {
+        return Err(PipelineError::Absent { path: args.model.clone(), what: "quantised model directory" });
+    }
     let samples = dataset::read(&args.data, &ReadOptions::default())?;
     let model = QuantizedModel::load(&args.model, Task::Auto)?;
     let encoder = model.directory().spec().head().is_embedding();

@@ -10,6 +10,7 @@ mod commands;
 mod encode;
 mod render;
 mod statistics;
+mod report;
 mod terminal;
 
 use std::process::ExitCode;
@@ -30,6 +31,9 @@ pub(crate) enum Outcome {
     GateNotMet,
 }
 
+/// 128 and the number of SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let terminal = Terminal::new(&cli.global);
@@ -42,7 +46,11 @@ fn main() -> ExitCode {
         Ok(Outcome::GateNotMet) => ExitCode::from(3),
         Err(error) => {
             terminal.error(&error);
-            ExitCode::from(if error.is_usage() { 2 } else { 1 })
+            match error {
+                PipelineError::Cancelled => ExitCode::from(INTERRUPTED),
+                error if error.is_usage() => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -66,12 +74,11 @@ fn stop_on_signal(cancel: &Arc<Cancel>) -> Result<(), ctrlc::Error> {
     let cancel = Arc::clone(cancel);
     ctrlc::set_handler(move || {
         if cancel.is_requested() {
-            const INTERRUPTED: i32 = 130;
             #[expect(
                 clippy::exit,
                 reason = "the user asked twice; what is half-written is recognised as such later"
             )]
-            std::process::exit(INTERRUPTED);
+            std::process::exit(INTERRUPTED.into());
         }
         cancel.request();
     })

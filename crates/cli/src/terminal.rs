@@ -9,11 +9,12 @@ use tracing_subscriber::EnvFilter;
 use zeropoint_pipeline::{Event, Events, PipelineError, Stage};
 
 use crate::args::Global;
+use crate::report::{self, Style};
 
 /// Standard error as this program uses it.
 pub(crate) struct Terminal {
     quiet: bool,
-    color: bool,
+    style: Style,
     bar: Mutex<Option<ProgressBar>>,
     live: bool,
 }
@@ -21,7 +22,10 @@ pub(crate) struct Terminal {
 impl Terminal {
     pub(crate) fn new(global: &Global) -> Self {
         let live = std::io::stderr().is_terminal();
-        let color = live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let style = Style {
+            color: live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            unicode: live && speaks_utf8(|name| std::env::var(name).ok()),
+        };
         let level = match (global.quiet, global.verbose) {
             (true, _) => "error",
             (_, 0) => "warn",
@@ -30,11 +34,11 @@ impl Terminal {
         };
         tracing_subscriber::fmt()
             .with_writer(std::io::stderr)
-            .with_ansi(color)
+            .with_ansi(style.color)
             .with_env_filter(EnvFilter::new(format!("zeropoint={level}")))
             .without_time()
             .init();
-        Self { quiet: global.quiet, color, bar: Mutex::new(None), live }
+        Self { quiet: global.quiet, style, bar: Mutex::new(None), live }
     }
 
     /// A line for the reader, unless quiet.
@@ -66,19 +70,11 @@ impl Terminal {
 
     pub(crate) fn error(&self, error: &PipelineError) {
         self.clear();
-        let text = match error {
-            // Without its own `error: `, which is painted here.
-            PipelineError::Config(error) => error.render().trim_start_matches("error: ").to_owned(),
-            other => other.to_string(),
-        };
-        eprintln!("{}: {}", self.paint("error", "31"), text.trim_end());
-        if let (Some(hint), false) = (error.hint(), matches!(error, PipelineError::Config(_))) {
-            eprintln!("{}: {hint}", self.paint("hint", "36"));
-        }
+        eprint!("{}", report::render(error, self.style));
     }
 
     fn paint(&self, word: &str, code: &str) -> String {
-        if self.color { format!("\u{1b}[1;{code}m{word}\u{1b}[0m") } else { word.to_owned() }
+        if self.style.color { format!("\u{1b}[1;{code}m{word}\u{1b}[0m") } else { word.to_owned() }
     }
 
     fn clear(&self) {
@@ -105,6 +101,15 @@ impl Terminal {
         bar.set_position(done);
         bar.set_message(message);
     }
+}
+
+/// Whether the locale of these variables of the environment is written in UTF-8; the first that is set decides.
+fn speaks_utf8(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(variable).find(|value| !value.is_empty());
+    locale.is_some_and(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.ends_with("utf-8") || locale.ends_with("utf8")
+    })
 }
 
 impl Events for Terminal {
@@ -140,6 +145,29 @@ impl Events for Terminal {
             }
             Event::Warning(text) => self.warn(&text),
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_locale_that_is_set_decides() {
+        let cases: [(&[(&str, &str)], bool); 6] = [
+            (&[], false),
+            (&[("LANG", "en_GB.UTF-8")], true),
+            (&[("LANG", "C.utf8")], true),
+            (&[("LANG", "en_GB.UTF-8"), ("LC_ALL", "C")], false),
+            (&[("LANG", "C"), ("LC_CTYPE", "de_DE.UTF-8")], true),
+            (&[("LC_ALL", ""), ("LANG", "POSIX")], false),
+        ];
+        for (set, expected) in cases {
+            let variable = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            };
+            assert_eq!(speaks_utf8(variable), expected, "{set:?}");
         }
     }
 }

@@ -46,8 +46,10 @@ impl SourceRef {
             return Err(ModelError::HubId { id: source.to_owned() });
         }
         if path.exists() {
-            let error =
-                std::io::Error::other("a file is given; the directory that holds config.json is expected");
+            let error = std::io::Error::new(
+                std::io::ErrorKind::NotADirectory,
+                "a file is given; the directory that holds config.json is expected",
+            );
             return Err(ModelError::Io { path, source: error });
         }
         Err(ModelError::NotFound { path })

@@ -12,8 +12,8 @@ use zeropoint_observer::StatisticsFileError;
 use zeropoint_quantizer::{PatternError, PlanError};
 use zeropoint_runtime::RuntimeError;
 
-use crate::config::ConfigError;
 use crate::merge::MergeError;
+use crate::config::{Config, ConfigError, Excerpt};
 
 /// Why a run or one of its stages failed.
 #[derive(Debug, Error)]
@@ -119,7 +119,7 @@ pub enum PipelineError {
         reason: String,
     },
     /// `--force` would remove something that the run reads.
-    #[error("{output}: replacing it would remove {input}, which is read here; choose another output")]
+    #[error("{output}: replacing it would remove {input}, which is read here")]
     InputInside {
         /// The output directory.
         output: PathBuf,
@@ -152,9 +152,27 @@ pub enum PipelineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Something that the command line names does not exist.
+    #[error("{path}: there is no such {what}")]
+    Absent {
+        /// As it is named.
+        path: PathBuf,
+        /// `statistics file`, `quantised model directory`, ...
+        what: &'static str,
+    },
     /// The user asked to stop.
     #[error("stopped as asked; nothing was written")]
     Cancelled,
+    /// What a key of the config names, or asks for, is at fault.
+    #[error("{error}")]
+    Named {
+        /// The dotted path of the key, as `--set` takes it.
+        key: String,
+        /// Where it is written.
+        excerpt: Box<Excerpt>,
+        /// What is wrong.
+        error: Box<PipelineError>,
+    },
 }
 
 impl PipelineError {
@@ -162,6 +180,7 @@ impl PipelineError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Config(error) => return error.hint().map(str::to_owned),
+            Self::Named { error, .. } => return error.hint(),
             Self::AlreadyQuantized { .. } => "start from the float model that it was made from",
             Self::NoSamples { .. } => "add texts to the file, or name another one in `calibration.data`",
             Self::ForeignStatistics { .. } => {
@@ -176,6 +195,15 @@ impl PipelineError {
             Self::OtherModel { .. } => "give the `model/` directory of a run of this config",
             Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
             Self::Model(ModelError::Architecture { .. }) => "`zeropoint run --help` lists what is supported",
+            Self::Absent { .. } | Self::Model(ModelError::NotFound { .. }) => "a relative path starts at the current directory",
+            Self::Plan(PlanError::NoMatch { .. }) => "`zeropoint inspect MODEL` lists every name",
+            Self::Task(TaskError::Head { .. }) => {
+                "remove the task, or choose a kind that fits; `fidelity` fits every model"
+            }
+            Self::Task(TaskError::Label { .. }) => {
+                "labels are the names in the model's config.json, or all of them indices into these"
+            }
+            Self::InputInside { .. } => "choose another output: `--out DIR`, or `output.dir` in the config",
             Self::Format(FormatError::Exists { .. }) => {
                 "`--force` replaces what an earlier run wrote, `--out DIR` writes elsewhere"
             }
@@ -189,15 +217,79 @@ impl PipelineError {
         Some(hint.to_owned())
     }
 
-    /// Whether the user's input is at fault in a way that the config or command line shows: exit code 2.
+    /// Whether the config or the command line is to be changed, exit code 2: it contradicts itself, names something that
+    /// does not exist, or asks for something that what it names does not have. What is there and damaged, or not supported,
+    /// is no such mistake.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Config(_)
-                | Self::Plan(_)
-                | Self::Pattern(_)
-                | Self::Gate { .. }
-                | Self::Model(ModelError::Isa(_))
-        )
+            | Self::Plan(_)
+            | Self::Pattern(_)
+            | Self::Gate { .. }
+            | Self::InputInside { .. }
+            | Self::Absent { .. }
+            | Self::Task(TaskError::Head { .. }) => true,
+            Self::Named { error, .. } => error.is_usage(),
+            Self::Model(error) | Self::Runtime(RuntimeError::Model(error)) => match error {
+                ModelError::Isa(_)
+                | ModelError::NotFound { .. }
+                | ModelError::HubId { .. }
+                | ModelError::Task { .. } => true,
+                ModelError::Io { source, .. } => source.kind() == ErrorKind::NotADirectory,
+                _ => false,
+            },
+            Self::Data(error) | Self::Task(TaskError::Data { source: error, .. }) => does_not_fit(error),
+            _ => false,
+        }
+    }
+
+    /// Where in the config, or in which argument, the mistake is or the thing at fault is named.
+    pub fn excerpt(&self) -> Option<&Excerpt> {
+        match self {
+            Self::Config(error) => error.excerpt(),
+            Self::Named { excerpt, .. } => Some(excerpt),
+            _ => None,
+        }
+    }
+
+    /// The dotted path of the config key that is wrong, or names what is at fault.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Config(error) => error.key(),
+            Self::Named { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+
+    /// The same error, pointing at the first of `keys` that is written in `config`, with `label` at the place. An error
+    /// that points somewhere already keeps its place.
+    #[must_use]
+    pub(crate) fn named_by<K: AsRef<str>>(self, config: &Config, keys: &[K], label: &str) -> Self {
+        if self.excerpt().is_some() {
+            return self;
+        }
+        let written = |key: &K| Some((key.as_ref().to_owned(), config.excerpt(key.as_ref(), label)?));
+        match keys.iter().find_map(written) {
+            Some((key, excerpt)) => Self::Named { key, excerpt: Box::new(excerpt), error: Box::new(self) },
+            None => self,
+        }
+    }
+}
+
+/// Whether a data file is not there, or has not the columns or fields that are asked of it.
+fn does_not_fit(error: &DatasetError) -> bool {
+    match &error.problem {
+        Problem::Io(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+        problem => matches!(
+            problem,
+            Problem::UnknownFormat
+                | Problem::MissingField { .. }
+                | Problem::ColumnInJson { .. }
+                | Problem::NoSuchColumn { .. }
+                | Problem::NameWithoutHeader { .. }
+                | Problem::UnknownColumns { .. }
+                | Problem::Delimiter { .. }
+                | Problem::Required { .. }
+        ),
     }
 }

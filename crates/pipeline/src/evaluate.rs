@@ -66,6 +66,9 @@ pub fn evaluate(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<(Vec<Metric>, Vec<Gate>), PipelineError> {
+    if !dir.is_dir() {
+        return Err(PipelineError::Absent { path: dir.to_owned(), what: "quantised model directory" });
+    }
     events.event(Event::Started(Stage::Load));
     let directory = zeropoint_models::ModelDirectory::open(
         &SourceRef::Directory(dir.to_owned()),

@@ -4,6 +4,7 @@
 //! arguments: progress comes as [`Event`]s, failure as a [`PipelineError`] with a hint, and a [`Cancel`] stops the work
 //! at the next batch or layer, leaving nothing behind.
 
+mod blame;
 mod check;
 pub mod config;
 mod convert;

@@ -6,12 +6,12 @@ use zeropoint_calibrator::CalibrationSet;
 use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Sample};
 use zeropoint_core::ActivationMode;
 use zeropoint_evaluator::tasks::{Options, Task, TaskKind};
-use zeropoint_models::{ModelDirectory, SourceRef, Tokenizer};
+use zeropoint_models::{HeadOutput, ModelDirectory, SourceRef, Tokenizer};
 use zeropoint_quantizer::Plan;
 
 use crate::PipelineError;
 use crate::config::{self, Config};
-use crate::convert;
+use crate::{blame, convert};
 
 /// Calibration text for configs that name none: the repository's own.
 const BUILT_IN_TEXT: &str = include_str!("../../../calibration-data/general-en.jsonl");
@@ -40,12 +40,11 @@ pub struct Prepared {
 impl Prepared {
     /// Opens, plans, reads and checks, as `config` says. Reads headers and data files, no weights.
     pub fn new(config: Config) -> Result<Self, PipelineError> {
-        let source = SourceRef::parse(&config.model.source)?;
-        let directory = ModelDirectory::open(&source, convert::task(config.model.task))?;
-        if directory.quantization_config().is_some() {
-            return Err(PipelineError::AlreadyQuantized { path: directory.path().to_owned() });
-        }
-        let plan = Plan::new(directory.spec(), &convert::plan_request(&config.quantization)?)?;
+        let directory = open_model(&config).map_err(|error| blame::model(error, &config))?;
+        let plan = convert::plan_request(&config.quantization)
+            .map_err(PipelineError::from)
+            .and_then(|request| Ok(Plan::new(directory.spec(), &request)?))
+            .map_err(|error| blame::plan(error, &config))?;
         let mut warnings = plan.warnings.clone();
         if config.model.revision.is_some() {
             warnings.push(
@@ -55,7 +54,7 @@ impl Prepared {
 
         let (texts, origin) = calibration_texts(&config, &directory)?;
         if texts.is_empty() {
-            return Err(PipelineError::NoSamples { origin });
+            return Err(PipelineError::NoSamples { origin }.named_by(&config, &["calibration.data"], "no text"));
         }
         if texts.len() < config.calibration.samples {
             warnings.push(format!(
@@ -76,13 +75,15 @@ impl Prepared {
             .evaluation
             .tasks
             .iter()
-            .map(|task| {
-                let task = read_task(task, &texts, &directory)?;
-                task.check(directory.spec())?;
-                Ok(task)
+            .enumerate()
+            .map(|(index, task)| {
+                read_task(task, &texts, &directory)
+                    .and_then(|task| Ok(task.check(directory.spec()).map(|()| task)?))
+                    .map_err(|error| blame::task(error, &config, index))
             })
             .collect::<Result<_, PipelineError>>()?;
         check_gates(&config, &directory)?;
+        let config = effective(config, &directory);
         let options = Options {
             batch_size: config.evaluation.batch_size,
             resamples: config.evaluation.bootstrap_resamples,
@@ -125,6 +126,38 @@ impl Prepared {
     }
 }
 
+fn open_model(config: &Config) -> Result<ModelDirectory, PipelineError> {
+    let source = SourceRef::parse(&config.model.source)?;
+    let directory = ModelDirectory::open(&source, convert::task(config.model.task))?;
+    if directory.quantization_config().is_some() {
+        return Err(PipelineError::AlreadyQuantized { path: directory.path().to_owned() });
+    }
+    Ok(directory)
+}
+
+/// The config with what the model decides where the config leaves it open: its task, the tokens it takes, the Linears
+/// that stay float. Run again, it gives the same.
+fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
+    let spec = directory.spec();
+    config.model.task = match spec.head().output {
+        HeadOutput::Embedding { .. } => config::ModelTask::Embedding,
+        HeadOutput::Classification { .. } => config::ModelTask::Classification,
+        HeadOutput::TokenClassification { .. } => config::ModelTask::TokenClassification,
+        HeadOutput::MaskedLm => config::ModelTask::MaskedLm,
+        HeadOutput::QuestionAnswering => config::ModelTask::QuestionAnswering,
+    };
+    let longest = directory.max_tokens();
+    let length = config.calibration.max_length.map_or(longest, |asked| asked.min(longest));
+    if config::Calibration::MAX_LENGTH.contains(&length) {
+        config.calibration.max_length = Some(length);
+    }
+    config.quantization.ignore.get_or_insert_with(|| {
+        let ignored = spec.linears.iter().filter(|linear| linear.role.default_ignore_reason().is_some());
+        ignored.map(|linear| config::Pattern(linear.path.clone())).collect()
+    });
+    config
+}
+
 /// The texts to calibrate on, and their name. A pair is one sample to a classifier and two texts to an encoder.
 fn calibration_texts(
     config: &Config,
@@ -139,8 +172,9 @@ fn calibration_texts(
         )
     } else {
         let mut samples = Vec::new();
-        for source in sources {
-            samples.extend(read_source(source)?);
+        for (index, source) in sources.iter().enumerate() {
+            let at = format!("calibration.data.{index}");
+            samples.extend(read_source(source).map_err(|error| blame::data(error.into(), config, &at))?);
         }
         let names: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
         (samples, names.join(", "))
@@ -201,13 +235,18 @@ fn read_task(
 /// A gate on a metric that this model does not have could never be held.
 fn check_gates(config: &Config, directory: &ModelDirectory) -> Result<(), PipelineError> {
     let encoder = directory.spec().head().is_embedding();
-    match config.evaluation.gate.iter().find(|gate| gate.metric == config::Metric::Top1Agreement) {
-        Some(gate) if encoder => Err(PipelineError::Gate {
-            task: gate.task.clone(),
-            metric: gate.metric.to_string(),
-            reason: "the model gives sentence vectors, which have no classes; gate cosine_mean instead"
-                .to_owned(),
-        }),
+    match config.evaluation.gate.iter().position(|gate| gate.metric == config::Metric::Top1Agreement) {
+        Some(index) if encoder => {
+            let gate = &config.evaluation.gate[index];
+            let error = PipelineError::Gate {
+                task: gate.task.clone(),
+                metric: gate.metric.to_string(),
+                reason: "the model gives sentence vectors, which have no classes; gate cosine_mean instead"
+                    .to_owned(),
+            };
+            let key = format!("evaluation.gate.{index}.metric");
+            Err(error.named_by(config, &[key], "not a metric of this model"))
+        }
         _ => Ok(()),
     }
 }

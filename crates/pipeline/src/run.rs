@@ -79,10 +79,14 @@ fn produce(
     for warning in &prepared.warnings {
         events.event(Event::Warning(warning.clone()));
     }
+    if let Some(path) = statistics.filter(|path| !path.is_file()) {
+        return Err(PipelineError::Absent { path: path.to_owned(), what: "statistics file" });
+    }
     let target = PathBuf::from(prepared.config.output_dir());
-    check_disk(prepared, &target)?;
-    let staged = StagedDir::create(&target, MARKER, options.force)?;
-    check_inputs(prepared, &target, options, statistics)?;
+    let at_output = |error: PipelineError| error.named_by(&prepared.config, &["output.dir"], "the output");
+    check_disk(prepared, &target).map_err(at_output)?;
+    let staged = StagedDir::create(&target, MARKER, options.force).map_err(|e| at_output(e.into()))?;
+    check_inputs(prepared, &target, options, statistics).map_err(at_output)?;
     write(&staged.path().join("config.toml"), prepared.config.to_toml())?;
 
     let mut timing =

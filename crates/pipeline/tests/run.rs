@@ -29,7 +29,7 @@ fn prepared(dir: &Path, source: &str, changes: &[&str]) -> Prepared {
     let file = dir.join("config.toml");
     std::fs::write(&file, text).expect("the directory is writable");
     let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-    let config = Config::load(&file, &changes).unwrap_or_else(|error| panic!("{}", error.render()));
+    let config = Config::load(&file, &changes).unwrap_or_else(|error| panic!("{error}"));
     Prepared::new(config).unwrap_or_else(|error| panic!("{source}: {error}"))
 }
 

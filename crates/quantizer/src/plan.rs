@@ -1,5 +1,7 @@
 //! The plan: for every Linear, whether and how it becomes INT8, decided before any weight is read.
 
+use std::collections::BTreeSet;
+
 use thiserror::Error;
 use zeropoint_core::{ActivationMode, Scheme};
 use zeropoint_models::{LinearId, ModelSpec};
@@ -157,12 +159,13 @@ impl Plan {
         }
         let mut linears = Vec::with_capacity(spec.linears.len());
         for (id, linear) in spec.linears.iter().enumerate() {
+            // The role says more than that a list names it, and the same whether the list is given or the default.
+            let by_role = linear.role.default_ignore_reason().map(str::to_owned);
             let ignored = match &request.ignore {
-                Some(patterns) => patterns
-                    .iter()
-                    .find(|pattern| pattern.matches(&linear.path))
-                    .map(|pattern| format!("`quantization.ignore` names it (`{pattern}`)")),
-                None => linear.role.default_ignore_reason().map(str::to_owned),
+                Some(patterns) => patterns.iter().find(|pattern| pattern.matches(&linear.path)).map(|pattern| {
+                    by_role.unwrap_or_else(|| format!("`quantization.ignore` names it (`{pattern}`)"))
+                }),
+                None => by_role,
             };
             let exception = request
                 .overrides
@@ -191,7 +194,8 @@ impl Plan {
         if linears.iter().all(|linear| linear.scheme().is_none()) {
             return Err(PlanError::Nothing { count: linears.len() });
         }
-        let warnings = split_sites(spec, &linears);
+        let mut warnings = without_effect(&linears, request);
+        warnings.extend(split_sites(spec, &linears));
         Ok(Self { linears, embeddings: request.embeddings, warnings })
     }
 
@@ -234,16 +238,11 @@ fn nearest(pattern: &str, paths: &[&str]) -> String {
 
 /// An override whose every layer is ignored would be without effect, silently.
 fn check_overrides(linears: &[LinearPlan], request: &PlanRequest) -> Result<(), PlanError> {
-    let ignored = |plan: &LinearPlan| match (&plan.decision, &request.ignore) {
-        (Decision::Quantize(_), _) => false,
-        (Decision::Keep { .. }, Some(patterns)) => patterns.iter().any(|p| p.matches(&plan.path)),
-        (Decision::Keep { reason }, None) => !reason.starts_with("an override"),
-    };
     for (i, exception) in request.overrides.iter().enumerate() {
         for pattern in &exception.layers {
             let mut matched = linears.iter().filter(|plan| pattern.matches(&plan.path)).peekable();
             let Some(first) = matched.peek().map(|plan| plan.path.clone()) else { continue };
-            if matched.all(ignored) {
+            if matched.all(|plan| is_ignored(plan, request)) {
                 return Err(PlanError::OnlyIgnored {
                     place: format!("quantization.overrides.{i}.layers"),
                     pattern: pattern.to_string(),
@@ -253,6 +252,43 @@ fn check_overrides(linears: &[LinearPlan], request: &PlanRequest) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Whether `ignore`, given or by default, leaves a Linear float, whatever the overrides say of it.
+fn is_ignored(plan: &LinearPlan, request: &PlanRequest) -> bool {
+    match (&plan.decision, &request.ignore) {
+        (Decision::Quantize(_), _) => false,
+        (Decision::Keep { .. }, Some(patterns)) => patterns.iter().any(|p| p.matches(&plan.path)),
+        (Decision::Keep { reason }, None) => !reason.starts_with("an override"),
+    }
+}
+
+/// Overrides whose every layer a later one decides.
+fn without_effect(linears: &[LinearPlan], request: &PlanRequest) -> Vec<String> {
+    let matches =
+        |i: usize, path: &str| request.overrides[i].layers.iter().any(|pattern| pattern.matches(path));
+    let called = |i: usize| {
+        let patterns: Vec<String> = request.overrides[i].layers.iter().map(|p| format!("`{p}`")).collect();
+        format!("`quantization.overrides.{i}` ({})", patterns.join(", "))
+    };
+    let mut warnings = Vec::new();
+    for i in 0..request.overrides.len() {
+        let deciding = linears
+            .iter()
+            .filter(|plan| matches(i, &plan.path) && !is_ignored(plan, request))
+            .map(|plan| (i..request.overrides.len()).rev().find(|&j| matches(j, &plan.path)));
+        let deciding: BTreeSet<usize> = deciding.flatten().collect();
+        if deciding.is_empty() || deciding.contains(&i) {
+            continue;
+        }
+        let later: Vec<String> = deciding.into_iter().map(called).collect();
+        warnings.push(format!(
+            "{} has no effect: every layer it names is decided by {}, where the last one holds",
+            called(i),
+            later.join(" and ")
+        ));
+    }
+    warnings
 }
 
 /// What a reader of the result sees of a scheme: how weight ranges were chosen is not part of it, and how activation

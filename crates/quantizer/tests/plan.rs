@@ -119,7 +119,8 @@ fn a_given_ignore_replaces_the_default() {
 
     let one = Plan::new(&spec, &ignoring(STATIC, &["classifier"])).unwrap();
     assert_eq!(mode_of(&one, "bert.pooler.dense"), Some(STATIC));
-    assert_eq!(reason(&one, "classifier"), "`quantization.ignore` names it (`classifier`)");
+    let by_default = Plan::new(&spec, &request(STATIC)).unwrap();
+    assert_eq!(reason(&one, "classifier"), reason(&by_default, "classifier"), "its role is the better reason");
 
     let layer = r"re:bert\.encoder\.layer\.1\.";
     let plan = Plan::new(&spec, &ignoring(DYNAMIC, &[layer, "re:.*dense"])).unwrap();
@@ -202,6 +203,43 @@ fn the_last_override_that_matches_wins() {
     }
     assert!(plan.needs_statistics());
     assert_eq!(reason(&plan, "encoder.layer.0.output.dense"), "an override gives it the scheme `none`");
+}
+
+#[test]
+fn an_override_that_later_ones_decide_is_warned_of() {
+    let of = |layers: &'static [&'static str]| (layers, Some(scheme(DYNAMIC)));
+    let first = "`quantization.overrides.0` (`re:.*layer\\.0.*query`) has no effect: every layer it names is decided by ";
+    let cases: [(&[(&[&str], _)], &[&str]); 5] = [
+        (&[of(&["re:.*query"]), of(&["re:.*layer\\.0.*query"])], &[]),
+        (
+            &[of(&["re:.*layer\\.0.*query"]), of(&["re:.*query"])],
+            &["`quantization.overrides.1` (`re:.*query`), where the last one holds"],
+        ),
+        (
+            &[
+                of(&["re:.*layer\\.0.*query"]),
+                of(&["re:.*query"]),
+                (&["encoder.layer.0.attention.self.query", "pooler.dense"], None),
+            ],
+            &["`quantization.overrides.2` (`encoder.layer.0.attention.self.query`, `pooler.dense`), where the last one holds"],
+        ),
+        // Half of it is left.
+        (&[of(&["re:.*query"]), of(&["encoder.layer.1.attention.self.query"])], &[]),
+        // What is ignored anyway does not keep an override alive.
+        (
+            &[of(&["re:.*layer\\.0.*query", "re:.*dense"]), of(&["re:encoder"])],
+            &["`quantization.overrides.1` (`re:encoder`), where the last one holds"],
+        ),
+    ];
+    for (overrides, expected) in cases {
+        let plan = Plan::new(&spec("bert-mean"), &overriding(DYNAMIC, overrides)).unwrap();
+        let found: Vec<&String> = plan.warnings.iter().filter(|text| text.contains("no effect")).collect();
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.ends_with(expected), "{found}");
+            assert!(overrides[0].0.len() > 1 || found.starts_with(first), "{found}");
+        }
+    }
 }
 
 #[test]

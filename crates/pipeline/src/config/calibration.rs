@@ -45,13 +45,16 @@ impl Default for Calibration {
 }
 
 impl Calibration {
+    /// What `max_length` may be, in tokens.
+    pub const MAX_LENGTH: std::ops::RangeInclusive<usize> = SHORTEST..=LONGEST;
+
     pub(super) fn check(&self) -> Result<(), Problem> {
         for (index, source) in self.data.iter().enumerate() {
             source.check(&format!("calibration.data.{index}"), Use::Texts)?;
         }
         within("calibration.samples", self.samples, 1..=MOST_SAMPLES)?;
         if let Some(max_length) = self.max_length {
-            within("calibration.max_length", max_length, SHORTEST..=LONGEST)?;
+            within("calibration.max_length", max_length, Self::MAX_LENGTH)?;
         }
         within("calibration.batch_size", self.batch_size, 1..=LARGEST_BATCH)?;
         within("calibration.seed", self.seed, 0..=LARGEST_SEED)

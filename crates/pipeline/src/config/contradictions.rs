@@ -23,9 +23,9 @@ impl Override {
     fn check(&self, at: &str) -> Result<(), Problem> {
         if self.layers.is_empty() {
             let path = format!("{at}.layers");
-            return Err(
-                Problem::new(path.clone(), format!("`{path}` names no layer")).hint("`re:.*` is every layer")
-            );
+            return Err(Problem::new(path.clone(), format!("`{path}` names no layer"))
+                .label("empty")
+                .hint("`re:.*` is every layer"));
         }
         for (index, pattern) in self.layers.iter().enumerate() {
             pattern.check(&format!("{at}.layers.{index}"))?;
@@ -39,9 +39,10 @@ impl Override {
         {
             if given {
                 let message = format!("`{at}.{key}` is given, but these layers stay float (scheme \"none\")");
-                return Err(
-                    Problem::new(format!("{at}.{key}"), message).hint(format!("remove `{key}` or `scheme`"))
-                );
+                return Err(Problem::new(format!("{at}.{key}"), message)
+                    .label("of layers that stay float")
+                    .related(format!("{at}.scheme"), "which this says")
+                    .hint(format!("remove `{key}` or `scheme`")));
             }
         }
         Ok(())
@@ -54,6 +55,7 @@ fn eight_bits(at: &str, bits: u8) -> Result<(), Problem> {
     }
     let path = format!("{at}.bits");
     Err(Problem::new(path.clone(), format!("`{path}` must be 8, but is {bits}"))
+        .label("not offered")
         .hint("allowed: 8, that is INT8"))
 }
 
@@ -63,7 +65,7 @@ impl Weights {
         if !self.symmetric {
             let path = format!("{at}.symmetric");
             let message = format!("`{path}` must be true: no INT8 runtime loads asymmetric weights");
-            return Err(Problem::new(path, message).hint("remove `symmetric`"));
+            return Err(Problem::new(path, message).label("not offered").hint("remove `symmetric`"));
         }
         Ok(())
     }
@@ -83,12 +85,17 @@ impl Activations {
             let message =
                 format!("`{at}.mode` is \"{mode}\", which contradicts the scheme \"{}\"", preset.as_str());
             return Err(Problem::new(format!("{at}.mode"), message)
+                .label(format!("not of \"{}\"", preset.as_str()))
+                .related(format!("{parent}.scheme"), "the scheme")
                 .hint(format!("write `scheme = \"{}\"`, or remove `mode`", other.as_str())));
         }
         if self.granularity != usual.granularity {
             let path = format!("{at}.granularity");
             let message = format!("`{path}` must be \"{granularity}\" for {mode} activations");
             return Err(Problem::new(path, message)
+                .label(format!("not of {mode} activations"))
+                .related(format!("{at}.mode"), "the mode")
+                .related(format!("{parent}.scheme"), "the scheme")
                 .hint("allowed: \"tensor\" for static activations, \"token\" for dynamic ones"));
         }
         match (self.mode, self.observer) {
@@ -97,12 +104,16 @@ impl Activations {
                 let message =
                     format!("`{path}` is given, but dynamic activations take their range at run time");
                 return Err(Problem::new(path, message)
+                    .label("nothing to observe")
+                    .related(format!("{parent}.scheme"), "dynamic activations")
                     .hint("remove `observer`, or write `scheme = \"w8a8-static\"`"));
             }
             (ActivationMode::Static, None) => {
                 let path = format!("{at}.observer");
                 let message = format!("`{path}` is missing: static activations need one");
-                return Err(Problem::new(path, message).hint("allowed: `min-max`, `percentile`, `mse`"));
+                return Err(Problem::new(path, message)
+                    .label("`observer` belongs here")
+                    .hint("allowed: `min-max`, `percentile`, `mse`"));
             }
             _ => {}
         }
@@ -110,16 +121,20 @@ impl Activations {
         match (self.percentile, self.observer == Some(ActivationObserver::Percentile)) {
             (None, false) => Ok(()),
             (Some(percentile), true) => within(&path, percentile, 50.0..=100.0).map_err(|problem| {
-                problem.hint("percentiles are in percent: 99.99 leaves out one value in 10000")
+                problem.hint("percentiles are in percent, 50 to 100: 99.99 leaves out one value in 10000")
             }),
             (Some(_), false) => {
                 let message = format!("`{path}` is given, but the observer is not \"percentile\"");
                 Err(Problem::new(path, message)
+                    .label("a percentile of nothing")
+                    .related(format!("{at}.observer"), "the observer")
                     .hint("write `observer = \"percentile\"`, or remove `percentile`"))
             }
             (None, true) => {
                 let message = format!("`{path}` is missing: the observer \"percentile\" needs it");
-                Err(Problem::new(path, message).hint("for example `percentile = 99.99`"))
+                Err(Problem::new(path, message)
+                    .label("`percentile` belongs here")
+                    .hint("for example `percentile = 99.99`"))
             }
         }
     }

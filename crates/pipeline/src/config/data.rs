@@ -122,8 +122,8 @@ impl TryFrom<DataSourceKeys> for DataSource {
         };
         let Some(format) = keys.format.or(by_extension) else {
             return Err(format!(
-                "the format of {} does not follow from its extension: use .jsonl, .txt, .csv or .tsv, or write \
-                 {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \"csv\")",
+                "the format of {} does not follow from its extension\n\
+                 use .jsonl, .txt, .csv or .tsv, or write {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \"csv\")",
                 super::error::quoted(&keys.path)
             ));
         };
@@ -172,7 +172,10 @@ impl DataSource {
         for (key, given) in [("header", self.header.is_some()), ("delimiter", self.delimiter.is_some())] {
             if given && !is_csv {
                 let message = format!("`{at}.{key}` is given, but only a csv file has one");
-                return Err(Problem::new(format!("{at}.{key}"), message).hint(format!("remove `{key}`")));
+                return Err(Problem::new(format!("{at}.{key}"), message)
+                    .label("only for csv")
+                    .related(format!("{at}.path"), "not a csv file")
+                    .hint(format!("remove `{key}`")));
             }
         }
         if let Some(delimiter) = self.delimiter
@@ -182,6 +185,7 @@ impl DataSource {
         {
             let message = format!("`{at}.delimiter` must be one ASCII character, not a quote or a line end");
             return Err(Problem::new(format!("{at}.delimiter"), message)
+                .label("cannot separate columns")
                 .hint("allowed: for example \",\" or \"\\t\""));
         }
         for (key, column) in self.columns() {
@@ -191,20 +195,29 @@ impl DataSource {
                 Some(_) if self.format == DataFormat::Txt => {
                     let message =
                         format!("`{path}` is given, but a txt file has no columns: each line is a text");
-                    return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
+                    return Err(Problem::new(path, message)
+                        .label("there are no columns")
+                        .related(format!("{at}.path"), "a txt file")
+                        .hint(format!("remove `{key}`")));
                 }
                 Some(Column::Name(name)) => {
                     not_blank(&path, name)?;
                     if is_csv && self.header == Some(false) {
                         let message =
                             format!("`{path}` is a name, but this csv file has no header to find it in");
-                        return Err(Problem::new(path, message).hint("give the index of the column, from 0"));
+                        return Err(Problem::new(path, message)
+                            .label("a name")
+                            .related(format!("{at}.header"), "no names")
+                            .hint("give the index of the column, from 0"));
                     }
                 }
                 Some(Column::Index(index)) => {
                     if !is_csv {
                         let message = format!("`{path}` is an index, but the fields of jsonl have names");
-                        return Err(Problem::new(path, message).hint("give the name of the field in quotes"));
+                        return Err(Problem::new(path, message)
+                            .label("an index")
+                            .related(format!("{at}.path"), "a jsonl file")
+                            .hint("give the name of the field in quotes"));
                     }
                     super::error::within(&path, *index, 0..=MOST_COLUMNS - 1)?;
                 }
@@ -226,6 +239,7 @@ impl DataSource {
                     at,
                     format!("`{at}` is a txt file, but {purpose} needs {} of each sample", list(needed)),
                 )
+                .label("texts alone")
                 .hint("allowed: a jsonl or csv file")),
             };
         }
@@ -242,7 +256,8 @@ impl DataSource {
             format!("`{at}` is a csv file without a header, so it needs the index of {}", list(&missing));
         let example: Vec<String> =
             missing.iter().enumerate().map(|(index, key)| format!("{key} = {index}")).collect();
-        Err(Problem::new(at, message).hint(format!("for example `{}`", example.join(", "))))
+        let hint = format!("for example `{}`", example.join(", "));
+        Err(Problem::new(at, message).label("columns are missing").hint(hint))
     }
 }
 

@@ -62,10 +62,11 @@ impl Error {
                     None => " at the top level".to_owned(),
                 };
                 let message = format!("unknown key {}{parent}", quoted(&key));
-                Problem::new(path, message).hint(name_hint(&key, allowed))
+                Problem::new(path, message).label("unknown key").hint(name_hint(&key, allowed))
             }
             Kind::UnknownName { name, allowed } => {
                 Problem::new(path, format!("{here} cannot be {}", quoted(&name)))
+                    .label("not one of those allowed")
                     .hint(name_hint(&name, allowed))
             }
             Kind::Missing(key) => {
@@ -74,21 +75,32 @@ impl Error {
                     ("", key) => key.to_owned(),
                     (path, key) => format!("{path}.{key}"),
                 };
-                let problem = Problem::new(path.clone(), format!("{} is missing", quoted(&path)));
+                let problem = Problem::new(path.clone(), format!("{} is missing", quoted(&path)))
+                    .label(format!("{} belongs here", quoted(key)));
                 if path == "model.source" {
                     problem.hint(
                         "add `[model]` with `source = \"DIRECTORY\"`, or `source = \"embedded\"` for a trial",
                     )
                 } else {
-                    problem
+                    problem.hint(format!("add `{key} = ...`; `zeropoint schema` describes every key"))
                 }
             }
             Kind::WrongType { expected, found, hint } => {
                 let message = format!("{here} must be {expected}, but is {found}");
-                Problem { path, message, hint }
+                let hint = hint.unwrap_or_else(|| match expected.as_str() {
+                    "a table" => format!("write `[{path}]` with its keys below it, or `{{ key = value }}`"),
+                    "a list" => "a list stands in brackets: `[\"one\", \"two\"]`".to_owned(),
+                    "a whole number" => "a whole number stands without quotes: 64".to_owned(),
+                    _ => format!("write {expected}"),
+                });
+                Problem::new(path, message).label(found).hint(hint)
             }
             Kind::Other(message) if path.is_empty() => Problem::new(path, message),
-            Kind::Other(message) => Problem::new(path, format!("{here}: {message}")),
+            // A second line of a message is what to do.
+            Kind::Other(message) => match message.split_once('\n') {
+                Some((message, hint)) => Problem::new(path, format!("{here}: {message}")).hint(hint),
+                None => Problem::new(path, format!("{here}: {message}")),
+            },
         }
     }
 }
@@ -184,7 +196,7 @@ impl Typing<'_> {
             Value::String(text) => visitor.visit_str(text).map_err(|error: Error| error.at(&self.0.place)),
             Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => {
                 let hint = match self.0.place {
-                    Place::Set(_) => "quote it twice: `--set 'key=\"value\"'`",
+                    Place::Argument(..) => "quote it twice: `--set 'key=\"value\"'`",
                     _ => "put it in quotes",
                 };
                 self.wrong_with("a string", Some(hint.to_owned()))

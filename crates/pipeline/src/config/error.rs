@@ -1,16 +1,13 @@
 //! What is wrong with a config: one sentence, where it is, and what to do about it.
 
-use std::fmt::Write as _;
-
 use thiserror::Error;
 
-/// A source line longer than this is cut to a window around the mistake.
-const WIDEST_EXCERPT: usize = 120;
+use super::excerpt::Excerpt;
 
 /// Why a config was refused.
 ///
-/// [`Display`](std::fmt::Display) gives one line, `origin:line:column: sentence`; [`render`](Self::render) gives the
-/// sentence with the line of the file it is about and a hint.
+/// [`Display`](std::fmt::Display) gives one line, `origin:line:column: sentence`. A front end that draws can show the
+/// [excerpt](Self::excerpt) between the [sentence](Self::message) and the [hint](Self::hint).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}: {}", self.location(), self.0.message)]
 pub struct ConfigError(Box<Detail>);
@@ -24,82 +21,30 @@ struct Detail {
     hint: Option<String>,
 }
 
-/// The place of a mistake in a text, with the line it stands on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Excerpt {
-    /// From 1.
-    line: usize,
-    /// In characters, from 1.
-    column: usize,
-    /// In characters, at least 1, within the line.
-    length: usize,
-    text: String,
-}
-
-impl Excerpt {
-    /// The line of `text` that byte `span.start` is on; a span over several lines is cut at the end of the first.
-    pub(super) fn new(text: &str, span: &std::ops::Range<usize>) -> Self {
-        let start = floor_char_boundary(text, span.start);
-        let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
-        let shown = text[line_start..].split('\n').next().unwrap_or_default().trim_end();
-        // A mistake in what is trimmed, a line end for example, is shown just behind the line.
-        let line_end = line_start + shown.len();
-        let start = start.min(line_end);
-        let end = floor_char_boundary(text, span.end).clamp(start, line_end);
-        Self {
-            line: text[..line_start].matches('\n').count() + 1,
-            column: text[line_start..start].chars().count() + 1,
-            length: text[start..end].chars().count().max(1),
-            text: shown.to_owned(),
-        }
-    }
-
-    /// The line and the carets below it. Control characters become spaces, so that a file cannot steer the terminal.
-    fn draw(&self) -> (String, String) {
-        let before = self.column - 1;
-        let first = if before + self.length <= WIDEST_EXCERPT { 0 } else { before.saturating_sub(20) };
-        let shown = |c: char| if c.is_control() { ' ' } else { c };
-        let mut line: String = self.text.chars().skip(first).take(WIDEST_EXCERPT).map(shown).collect();
-        if self.text.chars().count() > first + WIDEST_EXCERPT {
-            line.push('…');
-        }
-        let lead = if first > 0 { "…" } else { "" };
-        let indent = before - first + lead.chars().count();
-        let length = self.length.min(WIDEST_EXCERPT.saturating_sub(before - first)).max(1);
-        (format!("{lead}{line}"), format!("{}{}", " ".repeat(indent), "^".repeat(length)))
-    }
-}
-
-fn floor_char_boundary(text: &str, at: usize) -> usize {
-    let at = at.min(text.len());
-    (0..=at).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
-}
-
 impl ConfigError {
     pub(super) fn new(origin: impl Into<String>, excerpt: Option<Excerpt>, problem: Problem) -> Self {
-        let Problem { path, message, hint } = problem;
+        let Problem { path, message, hint, .. } = problem;
         let key = (!path.is_empty()).then_some(path);
         Self(Box::new(Detail { origin: origin.into(), excerpt, key, message, hint }))
     }
 
-    /// Where the text came from: the path of a file as it was given, or the `--set` argument.
-    pub fn origin(&self) -> &str {
-        &self.0.origin
+    /// The source with the mistake marked, where the mistake has a place.
+    pub fn excerpt(&self) -> Option<&Excerpt> {
+        self.0.excerpt.as_ref()
     }
 
-    /// The line of the mistake, from 1, when it has one.
+    /// The line of the config file that the mistake is on, from 1.
     pub fn line(&self) -> Option<usize> {
-        self.0.excerpt.as_ref().map(|excerpt| excerpt.line)
+        self.position().map(|(line, _)| line)
     }
 
-    /// The column of the mistake in characters, from 1, when it has one.
+    /// The column of the mistake in the config file in characters, from 1.
     pub fn column(&self) -> Option<usize> {
-        self.0.excerpt.as_ref().map(|excerpt| excerpt.column)
+        self.position().map(|(_, column)| column)
     }
 
-    /// The line of the source that the mistake is on, without its line end.
-    pub fn source_line(&self) -> Option<&str> {
-        self.0.excerpt.as_ref().map(|excerpt| excerpt.text.as_str())
+    fn position(&self) -> Option<(usize, usize)> {
+        self.excerpt().filter(|excerpt| excerpt.is_file()).map(Excerpt::position)
     }
 
     /// The dotted path of the key that is wrong or missing, as `--set` takes it (`evaluation.tasks.0.limit`).
@@ -117,29 +62,12 @@ impl ConfigError {
         self.0.hint.as_deref()
     }
 
-    /// `origin:line:column`, as far as known.
+    /// `FILE:LINE:COLUMN`, or `--set ARGUMENT`; without a place, what the config is called.
     pub fn location(&self) -> String {
-        let origin = printable(&self.0.origin);
         match &self.0.excerpt {
-            Some(excerpt) => format!("{origin}:{}:{}", excerpt.line, excerpt.column),
-            None => origin,
+            Some(excerpt) => excerpt.to_string(),
+            None => printable(&self.0.origin),
         }
-    }
-
-    /// The whole message as plain text of several lines: sentence, place, the line with the mistake marked, hint.
-    pub fn render(&self) -> String {
-        let mut out = format!("error: {}\n", self.0.message);
-        let line = self.line().map(|line| line.to_string()).unwrap_or_default();
-        let gutter = " ".repeat(line.len());
-        let _ = writeln!(out, "{gutter}--> {}", self.location());
-        if let Some(excerpt) = &self.0.excerpt {
-            let (text, carets) = excerpt.draw();
-            let _ = writeln!(out, "{gutter} |\n{line} | {text}\n{gutter} | {carets}");
-        }
-        if let Some(hint) = &self.0.hint {
-            let _ = writeln!(out, "hint: {hint}");
-        }
-        out
     }
 }
 
@@ -150,16 +78,38 @@ pub(super) struct Problem {
     pub(super) path: String,
     pub(super) message: String,
     pub(super) hint: Option<String>,
+    /// A few words to stand at the place.
+    pub(super) label: String,
+    /// Other keys that the mistake has to do with, with the words to stand at them.
+    pub(super) related: Vec<(String, String)>,
 }
 
 impl Problem {
     pub(super) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), hint: None }
+        Self {
+            path: path.into(),
+            message: message.into(),
+            hint: None,
+            label: "here".to_owned(),
+            related: Vec::new(),
+        }
     }
 
     #[must_use]
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    #[must_use]
+    pub(super) fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    #[must_use]
+    pub(super) fn related(mut self, path: impl Into<String>, label: impl Into<String>) -> Self {
+        self.related.push((path.into(), label.into()));
         self
     }
 }
@@ -174,16 +124,22 @@ pub(super) fn within<T: Copy + PartialOrd + std::fmt::Display>(
         return Ok(());
     }
     let (low, high) = allowed.into_inner();
-    Err(Problem::new(path, format!("`{path}` must be between {low} and {high}, but is {value}")))
+    Err(Problem::new(path, format!("`{path}` must be between {low} and {high}, but is {value}"))
+        .label("out of range")
+        .hint("write a number of this range, or leave the key out for its default"))
 }
 
 /// Refuses an empty string and one that no file system or terminal takes.
 pub(super) fn not_blank(path: &str, value: &str) -> Result<(), Problem> {
     if value.trim().is_empty() {
-        return Err(Problem::new(path, format!("`{path}` must not be empty")));
+        return Err(Problem::new(path, format!("`{path}` must not be empty"))
+            .label("empty")
+            .hint("name something, or leave the key out for its default"));
     }
     if value.chars().any(char::is_control) {
-        return Err(Problem::new(path, format!("`{path}` must not contain control characters")));
+        return Err(Problem::new(path, format!("`{path}` must not contain control characters"))
+            .label("a control character is in this text")
+            .hint("write it without line ends, escapes and other control characters"));
     }
     Ok(())
 }
@@ -201,7 +157,7 @@ pub(super) fn short(text: &str) -> String {
     shown
 }
 
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
@@ -259,32 +215,5 @@ mod tests {
             assert_eq!(nearest(name, &allowed), expected, "{name}");
         }
         assert_eq!(nearest(&"s".repeat(10_000), &allowed), None);
-    }
-
-    #[test]
-    fn excerpts_survive_any_span() {
-        let text = "a = 1\r\nb\u{e9}\t= [\n1]";
-        for start in 0..=text.len() + 3 {
-            for end in start..=text.len() + 3 {
-                let excerpt = Excerpt::new(text, &(start..end));
-                let (line, carets) = excerpt.draw();
-                assert!(excerpt.line >= 1 && excerpt.line <= 3);
-                assert!(carets.chars().count() <= line.chars().count() + 1, "{line:?} {carets:?}");
-            }
-        }
-        let second = Excerpt::new(text, &(7..10));
-        assert_eq!(
-            (second.line, second.column, second.length, second.text.as_str()),
-            (2, 1, 2, "b\u{e9}\t= [")
-        );
-    }
-
-    #[test]
-    fn a_long_line_is_cut_around_the_mistake() {
-        let text = format!("{}WRONG{}", "x".repeat(5000), "y".repeat(5000));
-        let (line, carets) = Excerpt::new(&text, &(5000..5005)).draw();
-        assert!(line.chars().count() <= WIDEST_EXCERPT + 2);
-        let at = carets.chars().position(|c| c == '^').unwrap();
-        assert_eq!(line.chars().skip(at).take(carets.trim().len()).collect::<String>(), "WRONG");
     }
 }

@@ -1,6 +1,6 @@
 //! `[evaluation]`: what the original and the quantised model are compared on, and how much may be lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -183,6 +183,7 @@ impl Task {
         if !self.name.chars().all(plain) || self.name.chars().count() > LONGEST_NAME {
             let message = format!("`{path}` is {}, which is not a name", quoted(&self.name));
             return Err(Problem::new(path, message)
+                .label("not a name")
                 .hint(format!("allowed: up to {LONGEST_NAME} letters, digits, `-`, `_` and `.`")));
         }
         if let Some(limit) = self.limit {
@@ -199,7 +200,9 @@ impl Task {
             (None, kind) => {
                 let message =
                     format!("`{at}.data` is missing: the {kind} task needs samples with gold answers");
-                Err(Problem::new(format!("{at}.data"), message).hint("add `data = \"FILE\"`, jsonl or csv"))
+                Err(Problem::new(format!("{at}.data"), message)
+                    .label("`data` belongs here")
+                    .hint("add `data = \"FILE\"`, jsonl or csv"))
             }
         }
     }
@@ -226,15 +229,16 @@ impl Evaluation {
             FEWEST_RESAMPLES..=MOST_RESAMPLES,
         )?;
         within("evaluation.seed", self.seed, 0..=LARGEST_SEED)?;
-        let mut names = BTreeSet::new();
+        let mut names = BTreeMap::new();
         for (index, task) in self.tasks.iter().enumerate() {
             let at = format!("evaluation.tasks.{index}");
             task.check(&at)?;
-            if !names.insert(task.name.as_str()) {
+            if let Some(first) = names.insert(task.name.as_str(), index) {
                 let message = format!("two tasks are called {}", quoted(&task.name));
-                return Err(
-                    Problem::new(format!("{at}.name"), message).hint("give one of them another `name`")
-                );
+                return Err(Problem::new(format!("{at}.name"), message)
+                    .label("the second")
+                    .related(format!("evaluation.tasks.{first}"), "the first")
+                    .hint("give one of them another `name`"));
             }
         }
         let mut gated = BTreeSet::new();
@@ -243,8 +247,8 @@ impl Evaluation {
             let Some(task) = self.tasks.iter().find(|task| task.name == gate.task) else {
                 let path = format!("{at}.task");
                 let message = format!("`{path}` is {}, but no task is called so", quoted(&gate.task));
-                let names: Vec<&str> = names.into_iter().collect();
-                return Err(Problem::new(path, message).hint(if names.is_empty() {
+                let names: Vec<&str> = names.into_keys().collect();
+                return Err(Problem::new(path, message).label("no such task").hint(if names.is_empty() {
                     "there are no tasks: add one under `[[evaluation.tasks]]`".to_owned()
                 } else {
                     name_hint(&gate.task, &names)
@@ -258,14 +262,18 @@ impl Evaluation {
                     gate.metric, task.kind, task.name
                 );
                 let allowed: Vec<&str> = metrics.iter().map(|metric| metric.as_str()).collect();
-                return Err(Problem::new(path, message).hint(format!("allowed: {}", list(&allowed))));
+                let task = self.tasks.iter().position(|other| other.name == task.name).unwrap_or_default();
+                return Err(Problem::new(path, message)
+                    .label("not a metric of this task")
+                    .related(format!("evaluation.tasks.{task}.kind"), "its kind")
+                    .hint(format!("allowed: {}", list(&allowed))));
             }
             if !gated.insert((gate.task.as_str(), gate.metric.as_str())) {
                 let message = format!("two gates are on `{}` of task `{}`", gate.metric, gate.task);
-                return Err(Problem::new(path, message).hint("keep the stricter one"));
+                return Err(Problem::new(path, message).label("the second").hint("keep the stricter one"));
             }
             within(&format!("{at}.max_drop"), gate.max_drop, 0.0..=1.0)
-                .map_err(|problem| problem.hint("metrics are fractions: one percent is 0.01"))?;
+                .map_err(|problem| problem.hint("metrics are fractions from 0 to 1: one percent is 0.01"))?;
         }
         Ok(())
     }

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! Text becomes a tree that knows its places (`tree`), `--set` changes it (`set`), `decode` types it, `check` looks for
-//! contradictions. Paths are kept as they are written: relative ones start at the current directory, not at the config.
+//! contradictions. A config remembers where its keys were written (`written`), so that what turns out later, a pattern
+//! that matches nothing or a file that does not exist, [points there](Config::excerpt) too. Paths are kept as they are written: relative ones start at the current directory, not at the config.
 //! They are UTF-8 strings, as TOML is.
 
 mod calibration;
@@ -24,6 +25,7 @@ mod data;
 mod decode;
 mod error;
 mod evaluation;
+mod excerpt;
 mod model;
 mod output;
 mod pattern;
@@ -31,6 +33,7 @@ mod quantization;
 mod refine;
 mod set;
 mod tree;
+mod written;
 
 #[cfg(test)]
 mod tests;
@@ -47,6 +50,7 @@ pub use calibration::Calibration;
 pub use data::{Column, DataFormat, DataSource};
 pub use error::ConfigError;
 pub use evaluation::{Evaluation, Gate, Metric, Task, TaskKind};
+pub use excerpt::{Excerpt, Mark};
 pub use model::{Model, ModelTask};
 pub use output::{Output, OutputFormat};
 pub use pattern::Pattern;
@@ -56,8 +60,10 @@ pub use quantization::{
     WeightObserver, Weights,
 };
 
-use error::{Excerpt, Problem};
-use tree::{Node, Place, Value};
+use error::Problem;
+use excerpt::Source;
+use tree::Value;
+use written::{Sources, Written};
 
 /// The version of the config language that this build reads.
 pub const VERSION: u32 = 1;
@@ -87,6 +93,9 @@ pub struct Config {
     /// Where the run goes and what is written.
     #[serde(default)]
     pub output: Output,
+    #[serde(skip)]
+    #[schemars(skip)]
+    written: Written,
 }
 
 fn version() -> u32 {
@@ -103,6 +112,7 @@ impl Config {
             quantization: Quantization::default(),
             evaluation: Evaluation::default(),
             output: Output::default(),
+            written: Written::default(),
         }
     }
 
@@ -110,36 +120,41 @@ impl Config {
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, ConfigError> {
         let origin = path.display().to_string();
         let text = read(path).map_err(|problem| ConfigError::new(&origin, None, problem))?;
-        let text = String::from_utf8(text).map_err(|error| {
-            let valid = error.utf8_error().valid_up_to();
-            let line = String::from_utf8_lossy(&error.as_bytes()[..valid]).matches('\n').count() + 1;
-            let problem = Problem::new("", format!("line {line} of the config is not UTF-8"));
-            ConfigError::new(&origin, None, problem.hint("save the file as UTF-8"))
-        })?;
+        let text = String::from_utf8(text).map_err(|error| not_utf8(&origin, &error))?;
         Self::parse(&text, &origin, sets)
     }
 
     /// Reads a config from `text` and applies `sets`, each `key=value`, in their order. `origin` is what errors call
     /// the text. The result is [valid](Self::validate), and its output directory is filled in.
     pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self, ConfigError> {
-        let fail = |(place, problem): (Place, Problem)| match place {
-            Place::Document => ConfigError::new(origin, None, problem),
-            Place::Text(span) => ConfigError::new(origin, Some(Excerpt::new(text, &span)), problem),
-            Place::Set(index) => ConfigError::new(format!("--set {}", sets[index]), None, problem),
-        };
-        let mut tree = Node::parse(text).map_err(fail)?;
-        for (index, argument) in sets.iter().enumerate() {
-            set::apply(&mut tree, index, argument).map_err(|problem| fail((Place::Set(index), problem)))?;
-        }
-        let in_tree = |problem: Problem| fail((tree.place_of(&problem.path), problem));
+        let sources = Sources::new(text, origin, sets)?;
         // Before the types: a config of another version has other keys.
-        if let Some(Value::Integer(version)) = tree.child("version").map(|node| &node.value) {
-            check_version(*version).map_err(in_tree)?;
+        if let Some(Value::Integer(version)) = sources.tree.child("version").map(|node| &node.value) {
+            check_version(*version).map_err(|problem| sources.error_at_key(problem))?;
         }
-        let mut config: Self = decode::decode(&tree).map_err(fail)?;
+        let mut config: Self = decode::decode(&sources.tree).map_err(|mistake| sources.error(mistake))?;
         config.output.dir = Some(config.output_dir());
-        config.check().map_err(in_tree)?;
+        config.check().map_err(|problem| sources.error_at_key(problem))?;
+        config.written = sources.into();
         Ok(config)
+    }
+
+    /// The config with another output directory, which `option` of a command line names.
+    pub fn with_output_dir(mut self, dir: &str, option: &'static str) -> Result<Self, ConfigError> {
+        self.output.dir = Some(dir.to_owned());
+        let Some(mut sources) = self.written.sources().cloned() else {
+            return self.validate().map(|()| self);
+        };
+        sources.put(option, "output.dir", dir).map_err(|problem| sources.error_at_key(problem))?;
+        self.check().map_err(|problem| sources.error_at_key(problem))?;
+        self.written = sources.into();
+        Ok(self)
+    }
+
+    /// Where the value of a dotted key (`evaluation.tasks.0.data`) is written, marked and with `label` at the mark;
+    /// `None` for a default, and in a config that a program made.
+    pub fn excerpt(&self, key: &str, label: &str) -> Option<Excerpt> {
+        self.written.excerpt(key, label)
     }
 
     /// Whether every value is allowed and no two contradict each other. [`parse`](Self::parse) has asked already; this
@@ -157,6 +172,8 @@ impl Config {
         self.output.check()?;
         if self.output.dir.as_ref().is_some_and(|dir| Path::new(dir) == Path::new(&self.model.source)) {
             return Err(Problem::new("output.dir", "`output.dir` is the directory of the model itself")
+                .label("the output")
+                .related("model.source", "the model")
                 .hint("choose another directory"));
         }
         Ok(())
@@ -197,25 +214,42 @@ fn check_version(version: i64) -> Result<(), Problem> {
         return Ok(());
     }
     Err(Problem::new("version", format!("config version {version} is not known"))
+        .label("not known here")
         .hint("allowed: `version = 1`"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Problem> {
     let fail = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => Problem::new("", "there is no such config file")
-            .hint("a relative path starts at the current directory"),
-        ErrorKind::IsADirectory => Problem::new("", "this is a directory, not a config file"),
+            .hint("a relative path starts at the current directory; `zeropoint init MODEL` writes a config"),
+        ErrorKind::IsADirectory => Problem::new("", "this is a directory, not a config file")
+            .hint("give the TOML file; `zeropoint init MODEL` writes one"),
         ErrorKind::PermissionDenied => {
-            Problem::new("", "the config file may not be read (permission denied)")
+            Problem::new("", "the config file may not be read (permission denied)").hint("check its permissions")
         }
         _ => Problem::new("", format!("the config file cannot be read: {error}")),
     };
     let mut text = Vec::new();
     File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut text)).map_err(fail)?;
     if text.len() as u64 > LARGEST_FILE {
-        return Err(Problem::new("", "the file is larger than 1 MiB, so it is not taken for a config"));
+        return Err(Problem::new("", "the file is larger than 1 MiB, so it is not taken for a config")
+            .hint("give the TOML file that describes the run"));
     }
     Ok(text)
+}
+
+fn not_utf8(origin: &str, error: &std::string::FromUtf8Error) -> ConfigError {
+    let start = error.utf8_error().valid_up_to();
+    let text = String::from_utf8_lossy(error.as_bytes());
+    let line = text[..start].matches('\n').count() + 1;
+    let problem =
+        Problem::new("", format!("line {line} of the config is not UTF-8")).hint("save the file as UTF-8");
+    let mark = Mark {
+        span: start..start + char::REPLACEMENT_CHARACTER.len_utf8(),
+        label: "not a character of UTF-8".to_owned(),
+    };
+    let source = Source::File { origin: origin.into(), text: text.as_ref().into() };
+    ConfigError::new(origin, Some(Excerpt::new(source, mark, [])), problem)
 }
 
 /// TOML has no null: a key that may be left out is not a key that may be null.

@@ -60,13 +60,16 @@ impl Model {
         if self.source.starts_with("hub:") {
             let problem =
                 Problem::new("model.source", "`model.source` has a prefix `hub:`, which is not a source");
-            return Err(problem.hint("allowed: a model directory, or \"embedded\""));
+            return Err(problem.label("not a source").hint("allowed: a model directory, or \"embedded\""));
         }
         if let Some(revision) = &self.revision {
             not_blank("model.revision", revision)?;
             if self.is_embedded() {
                 let message = "`model.revision` is given, but the embedded model has no revisions";
-                return Err(Problem::new("model.revision", message).hint("remove `revision`"));
+                return Err(Problem::new("model.revision", message)
+                    .label("a revision of what?")
+                    .related("model.source", "has no revisions")
+                    .hint("remove `revision`"));
             }
         }
         Ok(())

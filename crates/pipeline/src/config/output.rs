@@ -37,9 +37,12 @@ impl Output {
         }
         match self.formats.as_slice() {
             [] => Err(Problem::new("output.formats", "`output.formats` names no format")
+                .label("empty")
                 .hint("allowed: [\"compressed-tensors\"]")),
             [_] => Ok(()),
-            _ => Err(Problem::new("output.formats", "`output.formats` names a format twice")),
+            _ => Err(Problem::new("output.formats", "`output.formats` names a format twice")
+                .label("named twice")
+                .hint("name each format once")),
         }
     }
 }

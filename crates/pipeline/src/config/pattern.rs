@@ -22,10 +22,12 @@ impl Pattern {
         not_blank(path, &self.0)?;
         if self.0 == "re:" {
             let problem = Problem::new(path, format!("`{path}` has no expression after `re:`"));
-            return Err(problem.hint("`re:.*` matches every layer"));
+            return Err(problem.label("nothing follows").hint("`re:.*` matches every layer"));
         }
         compressed_tensors::Pattern::parse(&self.0).map(drop).map_err(|error| {
             Problem::new(path, format!("`{path}` is not a regular expression: {}", error.reason))
+                .label("not a regular expression")
+                .hint("close every group and class; a character that means itself takes a backslash: `\\(`")
         })
     }
 }

@@ -6,41 +6,47 @@ use super::tree::{Entry, Node, Place, Value};
 /// No key of a config lies deeper.
 const DEEPEST: usize = 16;
 
+const USAGE: &str = "write `--set key=value`, for example `--set calibration.samples=64`";
+
 /// Applies argument number `index`. The value is TOML where it parses as TOML, else it is taken as a string, so that
-/// `--set model.source=models/minilm` needs no quotes. Tables and lists on the way are made when they are missing;
-/// the index one past the end of a list appends to it.
-pub(super) fn apply(root: &mut Node, index: usize, argument: &str) -> Result<(), Problem> {
-    let place = Place::Set(index);
-    let usage = "write `--set key=value`, for example `--set calibration.samples=64`";
+/// `--set model.source=models/minilm` needs no quotes.
+pub(super) fn apply(root: &mut Node, index: usize, argument: &str) -> Result<(), (Place, Problem)> {
     let Some((path, value)) = argument.split_once('=') else {
-        return Err(Problem::new("", "there is no `=` in this `--set`").hint(usage));
+        let problem = Problem::new("", "there is no `=` in this `--set`").label("a key, but no value");
+        return Err((Place::Argument(index, 0..argument.len()), problem.hint(USAGE)));
     };
+    let key = Place::Argument(index, 0..path.trim_end().len());
     let segments: Vec<&str> = path.split('.').map(str::trim).collect();
     if segments.iter().any(|segment| segment.is_empty()) || segments.len() > DEEPEST {
-        return Err(Problem::new("", format!("{} is not a key", quoted(path))).hint(usage));
+        let problem = Problem::new("", format!("{} is not a key", quoted(path))).label("not a key");
+        return Err((key, problem.hint(USAGE)));
     }
-    let value = value.trim();
-    let new = match Node::parse_value(value, &place) {
-        Some(node) => node,
-        None if value.starts_with(['[', '{', '"', '\'']) => {
-            let message = format!("the value of {} is not valid TOML", quoted(path));
-            return Err(Problem::new("", message).hint("a plain string needs no quotes here"));
+    let offset = path.len() + 1 + (value.len() - value.trim_start().len());
+    let node = Node::parse_value(value.trim(), index, offset).map_err(|(place, mut problem)| {
+        if let Some(rest) = problem.message.strip_prefix("this is ") {
+            problem.message = format!("the value of {} is {rest}", quoted(path.trim()));
         }
-        None => Node { value: Value::String(value.to_owned()), place: place.clone() },
-    };
+        problem.path = segments.join(".");
+        (place, problem)
+    })?;
+    put(root, &segments, node, &key).map_err(|problem| (key.clone(), problem))
+}
 
+/// Puts `new` where `segments` lead. Tables and lists on the way are made when they are missing, and are then placed at
+/// `key`; the index one past the end of a list appends to it.
+pub(super) fn put(root: &mut Node, segments: &[&str], new: Node, key: &Place) -> Result<(), Problem> {
     let mut node = root;
     for (depth, segment) in segments.iter().enumerate() {
         let walked = segments[..depth].join(".");
         let next_is_index = segments.get(depth + 1).is_some_and(|next| next.parse::<usize>().is_ok());
         let missing = || Node {
             value: if next_is_index { Value::List(Vec::new()) } else { Value::Table(Vec::new()) },
-            place: place.clone(),
+            place: key.clone(),
         };
         node = match &mut node.value {
             Value::Table(entries) => {
                 let at = entries.iter().position(|entry| entry.key == *segment).unwrap_or_else(|| {
-                    entries.push(Entry { key: (*segment).to_owned(), place: place.clone(), node: missing() });
+                    entries.push(Entry { key: (*segment).to_owned(), place: key.clone(), node: missing() });
                     entries.len() - 1
                 });
                 &mut entries[at].node
@@ -49,7 +55,8 @@ pub(super) fn apply(root: &mut Node, index: usize, argument: &str) -> Result<(),
                 let length = nodes.len();
                 let Some(at) = segment.parse::<usize>().ok().filter(|at| *at <= length) else {
                     let message = format!("{} has no entry {}", quoted(&walked), quoted(segment));
-                    return Err(Problem::new(walked, message).hint(match length {
+                    let problem = Problem::new(walked, message).label("no such entry");
+                    return Err(problem.hint(match length {
                         0 => "the list is empty: 0 adds an entry".to_owned(),
                         _ => format!("its entries are 0 to {}; {length} adds one", length - 1),
                     }));
@@ -66,7 +73,8 @@ pub(super) fn apply(root: &mut Node, index: usize, argument: &str) -> Result<(),
                     scalar.in_words(),
                     quoted(segment)
                 );
-                return Err(Problem::new(walked, message));
+                let hint = format!("set {} as a whole", quoted(&walked));
+                return Err(Problem::new(walked, message).label("no such key").hint(hint));
             }
         };
     }

@@ -14,8 +14,8 @@ pub(super) enum Place {
     Document,
     /// Bytes of the config text.
     Text(Range<usize>),
-    /// The `--set` argument of this index.
-    Set(usize),
+    /// Bytes of the argument of this index.
+    Argument(usize, Range<usize>),
 }
 
 /// A value and its place.
@@ -68,10 +68,19 @@ impl Node {
         Ok(Self { value, place: Place::Document })
     }
 
-    /// Parses one TOML value, every part of which is then placed at `place`. `None` when the text is not TOML.
-    pub(super) fn parse_value(text: &str, place: &Place) -> Option<Self> {
-        let value = DeValue::parse(text).ok()?;
-        node(value, &|_| place.clone()).ok()
+    /// The value of argument number `index`, which begins at its byte `offset`. It is TOML where it parses as TOML,
+    /// else a string, unless it begins as a string, list or table of TOML does.
+    pub(super) fn parse_value(text: &str, index: usize, offset: usize) -> Result<Self, (Place, Problem)> {
+        let placing = |span: Range<usize>| Place::Argument(index, span.start + offset..span.end + offset);
+        match DeValue::parse(text) {
+            Ok(value) => node(value, &placing),
+            Err(error) if text.starts_with(['[', '{', '"', '\'']) => {
+                let (place, problem) = syntax_error(&error);
+                let place = if let Place::Text(span) = place { placing(span) } else { place };
+                Err((place, problem))
+            }
+            Err(_) => Ok(Self { value: Value::String(text.to_owned()), place: placing(0..text.len()) }),
+        }
     }
 
     /// The entry or element called `segment`.
@@ -83,6 +92,12 @@ impl Node {
             Value::List(nodes) => nodes.get(segment.parse::<usize>().ok()?),
             _ => None,
         }
+    }
+
+    /// The place of the value of the dotted `path`, when it is written.
+    pub(super) fn exact_place_of(&self, path: &str) -> Option<Place> {
+        let node = path.split('.').try_fold(self, |node, segment| node.child(segment))?;
+        Some(node.place.clone())
     }
 
     /// The place of the deepest part of the dotted `path` that is written somewhere.
@@ -103,18 +118,23 @@ type Placing<'a> = &'a dyn Fn(Range<usize>) -> Place;
 fn syntax_error(error: &toml::de::Error) -> (Place, Problem) {
     let message = error.message().lines().collect::<Vec<_>>().join(", ");
     let place = error.span().map_or(Place::Document, Place::Text);
+    let hint = if message.contains("escape") {
+        "in single quotes a backslash is itself: 're:encoder\\.layer\\.0'"
+    } else if message.contains("duplicate key") {
+        "each key is given once: keep one of them"
+    } else {
+        "a value is a string in quotes, a number, `true`, `false`, `[a list]` or `{ key = \"a table\" }`"
+    };
     let problem = Problem::new("", format!("this is not valid TOML: {message}"));
-    if message.contains("escape") {
-        return (place, problem.hint("in single quotes a backslash is itself: 're:encoder\\.layer\\.0'"));
-    }
-    (place, problem)
+    (place, problem.label("not as TOML has it").hint(hint))
 }
 
 fn node(spanned: Spanned<DeValue<'_>>, placing: Placing<'_>) -> Result<Node, (Place, Problem)> {
     let place = placing(spanned.span());
     let too_large = |digits: &str| {
         let message = format!("the number {} does not fit into 64 bits", super::error::short(digits));
-        (place.clone(), Problem::new("", message))
+        let problem = Problem::new("", message).label("too large");
+        (place.clone(), problem.hint(format!("allowed: up to {}", i64::MAX)))
     };
     let value = match spanned.into_inner() {
         DeValue::String(text) => Value::String(text.into_owned()),

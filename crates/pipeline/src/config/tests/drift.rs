@@ -106,6 +106,43 @@ fn the_schema_and_the_language_have_the_same_keys() {
 }
 
 #[test]
+fn the_schema_describes_every_key_and_every_value_that_is_a_name() {
+    fn walk(schema: &serde_json::Value, at: &str, keys: &mut usize, names: &mut usize) {
+        for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+            let at = format!("{at}.{key}");
+            let text = property["description"].as_str().unwrap_or_default();
+            assert!(text.len() > 1, "{at} has no description");
+            *keys += 1;
+            walk(property, &at, keys, names);
+        }
+        for part in ["oneOf", "anyOf"] {
+            for choice in schema[part].as_array().into_iter().flatten() {
+                if let Some(name) = choice["const"].as_str() {
+                    assert!(choice["description"].is_string(), "{at}: `{name}` has no description");
+                    *names += 1;
+                }
+                walk(choice, at, keys, names);
+            }
+        }
+        assert!(schema["enum"].is_null(), "{at}: a list of names without their descriptions");
+        if schema["items"].is_object() {
+            walk(&schema["items"], at, keys, names);
+        }
+    }
+    let schema = Config::json_schema();
+    let (mut keys, mut names) = (0, 0);
+    walk(&schema, "", &mut keys, &mut names);
+    for (name, definition) in schema["$defs"].as_object().unwrap() {
+        assert!(definition["description"].is_string(), "{name} has no description");
+        walk(definition, name, &mut keys, &mut names);
+    }
+    assert!(keys >= 40 && names >= 20, "{keys} keys and {names} names");
+    for preset in ["w8a8-dynamic", "w8a8-static"] {
+        assert!(schema["$defs"]["Preset"].to_string().contains(preset), "{preset}");
+    }
+}
+
+#[test]
 fn the_schema_and_the_checks_have_the_same_limits() {
     let schema = Config::json_schema();
     let mut checked = 0;
@@ -160,7 +197,7 @@ proptest! {
     fn what_is_resolved_reads_back_the_same(sets in settings()) {
         let config = Config::parse(MODEL, "c.toml", &sets).map_err(|e| TestCaseError::fail(e.to_string()))?;
         let text = config.to_toml();
-        let again = parse(&text).map_err(|e| TestCaseError::fail(e.render()))?;
+        let again = parse(&text).map_err(|e| TestCaseError::fail(e.to_string()))?;
         prop_assert_eq!(&again, &config);
         prop_assert_eq!(again.to_toml(), text);
     }
@@ -173,10 +210,13 @@ proptest! {
         match parse(&text) {
             Ok(config) => prop_assert_eq!(config.validate(), Ok(())),
             Err(error) => {
-                let shown = error.render();
+                let shown = error.to_string();
                 prop_assert!(shown.contains(error.message()));
-                prop_assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+                prop_assert!(!shown.chars().any(char::is_control), "{shown:?}");
                 prop_assert!(error.line().is_none_or(|line| line <= text.lines().count() + 1));
+                prop_assert!(error.hint().is_some(), "{shown:?}: a way out");
+                let marks = error.excerpt().map(Excerpt::marks).unwrap_or_default();
+                prop_assert!(marks.iter().all(|mark| text.get(mark.span.clone()).is_some()), "{marks:?}");
             }
         }
     }

@@ -195,9 +195,54 @@ fn the_names_of_runs_are_names() {
 #[test]
 fn the_configs_of_the_repository_are_valid() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
-    for name in ["quickstart", "minilm-w8a8-dynamic", "minilm-w8a8-static"] {
-        let config =
-            Config::load(&dir.join(format!("{name}.toml")), &[]).unwrap_or_else(|e| panic!("{}", e.render()));
+    let mut found = 0;
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap().to_owned();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let config = Config::load(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(config.output_dir(), format!("runs/{name}"));
+        // What completes its keys in an editor is there.
+        let text = std::fs::read_to_string(&path).unwrap();
+        let schema = text.lines().next().and_then(|line| line.strip_prefix("#:schema ")).expect("a schema line");
+        let schema: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join(schema)).unwrap()).unwrap();
+        assert_eq!(schema["title"], Config::json_schema()["title"], "{name}");
+        found += 1;
     }
+    assert!(found >= 3);
+}
+
+#[test]
+fn a_config_knows_where_its_keys_are_written() {
+    let text = "[model]\nsource = 'm'\n[calibration]\ndata = ['a.txt', { path = 'b.csv', text = 'body' }]\n\
+                [[evaluation.tasks]]\nkind = 'fidelity'\n";
+    let sets = ["quantization.ignore = ['a', \"b\"]".to_owned(), "model.source=n".to_owned()];
+    let config = Config::parse(text, "c.toml", &sets).unwrap().with_output_dir("elsewhere", "--out").unwrap();
+    let at = |key: &str| {
+        let excerpt = config.excerpt(key, "here")?;
+        Some((excerpt.to_string(), excerpt.text()[excerpt.span()].to_owned()))
+    };
+    let cases = [
+        ("calibration.data.0", Some(("c.toml:4:9", "'a.txt'"))),
+        ("calibration.data.1.path", Some(("c.toml:4:27", "'b.csv'"))),
+        ("calibration.data.1.text", Some(("c.toml:4:43", "'body'"))),
+        ("evaluation.tasks.0.kind", Some(("c.toml:6:8", "'fidelity'"))),
+        ("quantization.ignore.1", Some(("--set quantization.ignore = ['a', \"b\"]", "\"b\""))),
+        ("model.source", Some(("--set model.source=n", "n"))),
+        ("output.dir", Some(("--out elsewhere", "elsewhere"))),
+        // Defaults are written nowhere, nor are the tables around them a place of theirs.
+        ("calibration.seed", None),
+        ("calibration.data.0.path", None),
+        ("calibration.data.2", None),
+        ("nothing.at.all", None),
+    ];
+    for (key, expected) in cases {
+        let expected = expected.map(|(place, text)| (place.to_owned(), text.to_owned()));
+        assert_eq!(at(key), expected, "{key}");
+    }
+    assert_eq!(Config::new("m").excerpt("model.source", "here"), None);
+    assert_eq!(config.output_dir(), "elsewhere");
 }
