@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, SourceCode,
+    SourceSpan, SpanContents,
+};
 use zeropoint_pipeline::PipelineError;
 use zeropoint_pipeline::config::{Excerpt, Mark};
 
@@ -86,7 +89,7 @@ impl Diagnostic for Report {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.shown.as_ref().map(|shown| &shown.source as &dyn SourceCode)
+        self.shown.as_ref().map(|shown| shown as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
@@ -98,8 +101,11 @@ impl Diagnostic for Report {
 /// The marked lines of a source as they are fit to be shown.
 #[derive(Debug)]
 struct Shown {
-    source: NamedSource<String>,
+    /// Every line ends with a line end.
+    text: String,
     labels: Vec<LabeledSpan>,
+    /// What stands above each label's lines, by the offset of the label.
+    names: Vec<(usize, String)>,
 }
 
 impl Shown {
@@ -109,10 +115,12 @@ impl Shown {
         let text = excerpt.text();
         let mut marks: Vec<(usize, &Mark)> = excerpt.marks().iter().enumerate().collect();
         marks.sort_by_key(|(_, mark)| mark.span.start);
-        let (mut shown, mut labels) = (String::new(), Vec::new());
+        let (mut shown, mut labels, mut names) = (String::new(), Vec::new(), Vec::new());
         let mut begin = 0;
+        let mut number = 0;
         for line in text.split_inclusive('\n').chain(text.is_empty().then_some("")) {
             let end = begin + line.len();
+            number += 1;
             let is_last = end == text.len();
             let on_line: Vec<&(usize, &Mark)> = marks
                 .iter()
@@ -125,7 +133,13 @@ impl Shown {
                     let (start, end) = (mark.span.start - begin, mark.span.end - begin);
                     let start = window.place(start.min(kept.len()));
                     let length = window.place(end.min(kept.len())).saturating_sub(start);
+                    let column = kept.get(..mark.span.start - begin).unwrap_or(kept).chars().count() + 1;
+                    let name = match excerpt.is_file() {
+                        true => format!("{}:{number}:{column}", excerpt.origin()),
+                        false => excerpt.origin().to_owned(),
+                    };
                     let span = (shown.len() + start, length);
+                    names.push((span.0, name.chars().map(harmless).collect()));
                     let label = Some(mark.label.clone());
                     labels.push(match index {
                         0 => LabeledSpan::new_primary_with_span(label, span),
@@ -134,13 +148,38 @@ impl Shown {
                 }
                 shown.push_str(&window.text);
             }
-            if line.ends_with('\n') {
-                shown.push('\n');
-            }
+            shown.push('\n');
             begin = end;
         }
-        let name: String = if excerpt.is_file() { excerpt.to_string() } else { excerpt.origin().to_owned() };
-        Self { source: NamedSource::new(name, shown), labels }
+        Self { text: shown, labels, names }
+    }
+}
+
+/// Gives whole lines and none around them, whatever is asked for: miette's own sources give the marked bytes alone when
+/// no context is wanted.
+impl SourceCode for Shown {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        _before: usize,
+        _after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let (start, end) = (span.offset(), span.offset() + span.len());
+        let (Some(before), Some(after)) = (self.text.get(..start), self.text.get(end..)) else {
+            return Err(MietteError::OutOfBounds);
+        };
+        let first = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let last = end + after.find('\n').map_or(after.len(), |newline| newline + 1);
+        let name = self.names.iter().find(|(at, _)| *at == start).map(|(_, name)| name.clone());
+        let lines = &self.text[first..last];
+        Ok(Box::new(MietteSpanContents::new_named(
+            name.unwrap_or_default(),
+            lines.as_bytes(),
+            (first, lines.len()).into(),
+            before.matches('\n').count(),
+            0,
+            lines.matches('\n').count(),
+        )))
     }
 }
 

@@ -164,7 +164,7 @@ fn force_never_removes_what_the_run_reads() {
     scene.copy_fixture("bert-mean", "out/base");
     let sets = ["--set", "model.source=out/base", "--set", "evaluation={tasks=[],gate=[]}"];
     let output = scene
-        .ends_with(1, ["run", "config.toml", "--no-cache", "--out", "out", "--force"].iter().chain(&sets));
+        .ends_with(2, ["run", "config.toml", "--no-cache", "--out", "out", "--force"].iter().chain(&sets));
     assert!(stderr(&output).contains("replacing it would remove"), "{}", stderr(&output));
     assert!(scene.path("out/base/model.safetensors").exists());
 }
@@ -175,7 +175,7 @@ fn an_output_file_never_takes_the_place_of_an_input() {
     scene.write("texts.txt", "rain is coming\n");
     for out in ["texts.txt", "out/model/model.safetensors"] {
         let before = std::fs::read(scene.path(out)).expect("it is there");
-        let output = scene.ends_with(1, ["encode", "out/model", "--data", "texts.txt", "--out", out]);
+        let output = scene.ends_with(2, ["encode", "out/model", "--data", "texts.txt", "--out", out]);
         assert!(stderr(&output).contains("which is read here"), "{}", stderr(&output));
         assert_eq!(std::fs::read(scene.path(out)).expect("it is there"), before);
     }

@@ -70,8 +70,8 @@ impl Answers {
     }
 
     /// `run` of a model in the scene.
-    fn model(&mut self, mistake: &str, directory: &str) {
-        self.set(1, mistake, &format!("model.source={directory}"));
+    fn model(&mut self, code: i32, mistake: &str, directory: &str) {
+        self.set(code, mistake, &format!("model.source={directory}"));
     }
 
     #[track_caller]
@@ -249,6 +249,10 @@ fn models() {
         ("a directory that does not exist", "./models/absent"),
         ("a hub id", "sentence-transformers/all-MiniLM-L6-v2"),
         ("a file", "a-file"),
+    ] {
+        answers.model(2, mistake, source);
+    }
+    for (mistake, source) in [
         ("a directory without config.json", "without-config"),
         ("a run directory in place of its model", "finished"),
         ("a model that is quantised already", "finished/model"),
@@ -261,10 +265,10 @@ fn models() {
         ("a shard that is missing", "without-a-shard"),
         ("an index that names a file outside", "index-points-outside"),
     ] {
-        answers.model(mistake, source);
+        answers.model(1, mistake, source);
     }
     answers.set(
-        1,
+        2,
         "a task that the model does not fit",
         &format!("model={{source='{}',task='classification'}}", fixture("bert-mean").display()),
     );
@@ -305,7 +309,7 @@ fn weight_files() {
         damage(&mut file);
         answers.scene.copy_fixture("bert-mean", name);
         answers.scene.write(&format!("{name}/model.safetensors"), file.to_bytes());
-        answers.model(mistake, name);
+        answers.model(1, mistake, name);
     }
     let bytes = whole.to_bytes();
     for (mistake, name, content) in [
@@ -322,7 +326,7 @@ fn weight_files() {
     ] {
         answers.scene.copy_fixture("bert-mean", name);
         answers.scene.write(&format!("{name}/model.safetensors"), content);
-        answers.model(mistake, name);
+        answers.model(1, mistake, name);
     }
     answers.compare("weight_files");
 }
@@ -369,35 +373,43 @@ fn data_files() {
     );
     scene.write("texts.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
     scene.write("pairs.jsonl", "{\"text_a\": \"a\", \"text_b\": \"b\", \"score\": \"good\"}\n");
-    for (mistake, file) in [
-        ("a data file that does not exist", "absent.jsonl"),
-        ("a line that ends early", "broken.jsonl"),
-        ("a line that is no object", "strings.jsonl"),
-        ("an empty file", "empty.jsonl"),
-        ("a file of blank lines", "blank.txt"),
-        ("a csv file with other columns", "columns.csv"),
-        ("a csv file with an unquoted comma", "ragged.csv"),
-        ("a text that is not UTF-8", "latin1.txt"),
+    for (code, mistake, file) in [
+        (2, "a data file that does not exist", "absent.jsonl"),
+        (1, "a line that ends early", "broken.jsonl"),
+        (1, "a line that is no object", "strings.jsonl"),
+        (1, "an empty file", "empty.jsonl"),
+        (1, "a file of blank lines", "blank.txt"),
+        (2, "a csv file with other columns", "columns.csv"),
+        (1, "a csv file with an unquoted comma", "ragged.csv"),
+        (1, "a text that is not UTF-8", "latin1.txt"),
     ] {
-        answers.set(1, mistake, &format!("calibration.data=['{file}']"));
+        answers.set(code, mistake, &format!("calibration.data=['{file}']"));
     }
-    answers.set(1, "a column that does not exist", "calibration.data=[{path='columns.csv',text='body'}]");
-    for (mistake, kind, file) in [
-        ("a label outside the model's", "classification", "labels.jsonl"),
-        ("texts without labels", "classification", "texts.jsonl"),
-        ("similarity of a classifier", "sts", "texts.jsonl"),
+    for (mistake, data) in [
+        ("a column that does not exist", "[{path='columns.csv',text='body'}]"),
+        ("a column beyond the last", "['texts.jsonl',{path='columns.csv',header=false,text=7}]"),
+        ("columns without names or numbers", "[{path='columns.csv',header=false}]"),
+        ("a field that does not exist", "[{path='texts.jsonl',text='body'}]"),
     ] {
-        answers.set(1, mistake, &format!("evaluation.tasks=[{{kind='{kind}',data='{file}'}}]"));
+        answers.set(2, mistake, &format!("calibration.data={data}"));
+    }
+    for (code, mistake, kind, file) in [
+        (1, "a label outside the model's", "classification", "labels.jsonl"),
+        (2, "texts without labels", "classification", "texts.jsonl"),
+        (2, "similarity of a classifier", "sts", "texts.jsonl"),
+        (2, "a task on a file that does not exist", "fidelity", "absent.txt"),
+    ] {
+        answers.set(code, mistake, &format!("evaluation.tasks=[{{kind='{kind}',data='{file}'}}]"));
     }
     let source = format!("model.source={}", fixture("bert-mean").display());
-    for (mistake, kind, file) in [
-        ("similarity without pairs", "sts", "texts.jsonl"),
-        ("a score that is no number", "sts", "pairs.jsonl"),
-        ("classes of an embedding model", "classification", "labels.jsonl"),
+    for (code, mistake, kind, file) in [
+        (2, "similarity without pairs", "sts", "texts.jsonl"),
+        (1, "a score that is no number", "sts", "pairs.jsonl"),
+        (2, "classes of an embedding model", "classification", "labels.jsonl"),
     ] {
         let tasks = format!("evaluation.tasks=[{{kind='{kind}',data='{file}'}}]");
         answers.refused(
-            1,
+            code,
             mistake,
             &["run", "config.toml", "--no-cache", "--out", "out", "--set", &source, "--set", &tasks],
         );
@@ -452,9 +464,24 @@ fn statistics_and_models_of_something_else() {
             "statistics that do not exist",
             &["quantize", "config.toml", "--out", "out", "--statistics", "absent.safetensors"][..],
         ),
+        ("evaluation of a model that does not exist", &["evaluate", "config.toml", "--model", "absent"]),
+        ("evaluation of the float embedded model", &["evaluate", "config.toml", "--model", "embedded"]),
+        ("encoding with the float embedded model", &["encode", "embedded", "--data", "text.txt"]),
+        ("encoding with a model that does not exist", &["encode", "absent", "--data", "text.txt"]),
+        ("encoding a file that does not exist", &["encode", "finished/model", "--data", "absent.txt"]),
+        (
+            "encoding over the texts",
+            &["encode", "finished/model", "--data", "text.txt", "--out", "text.txt"],
+        ),
+        ("inspection of a model that does not exist", &["inspect", "absent"]),
+        ("inspection of a file", &["inspect", "text.txt"]),
+    ] {
+        answers.refused(2, mistake, arguments);
+    }
+    for (mistake, arguments) in [
         (
             "weights in place of statistics",
-            &["quantize", "config.toml", "--out", "out", "--statistics", "finished/model/model.safetensors"],
+            &["quantize", "config.toml", "--out", "out", "--statistics", "finished/model/model.safetensors"][..],
         ),
         (
             "a text in place of statistics",
@@ -471,14 +498,12 @@ fn statistics_and_models_of_something_else() {
                 statistics,
                 "--set",
                 "calibration.seed=7",
-            ],
+            ][..],
         ),
         (
             "statistics of another model",
             &["quantize", "config.toml", "--out", "out", "--statistics", statistics, "--set", &other_model],
         ),
-        ("evaluation of a model that does not exist", &["evaluate", "config.toml", "--model", "absent"]),
-        ("evaluation of the float model", &["evaluate", "config.toml", "--model", "embedded"]),
         (
             "evaluation of another model",
             &["evaluate", "config.toml", "--model", "finished/model", "--set", &other_model],
@@ -488,11 +513,6 @@ fn statistics_and_models_of_something_else() {
             &["evaluate", "config.toml", "--model", &float],
         ),
         ("encoding with a float model", &["encode", &float, "--data", "text.txt"]),
-        ("encoding with the float embedded model", &["encode", "embedded", "--data", "text.txt"]),
-        ("encoding with a model that does not exist", &["encode", "absent", "--data", "text.txt"]),
-        ("encoding a file that does not exist", &["encode", "finished/model", "--data", "absent.txt"]),
-        ("inspection of a model that does not exist", &["inspect", "absent"]),
-        ("inspection of a file", &["inspect", "text.txt"]),
     ] {
         answers.refused(1, mistake, arguments);
     }

@@ -78,7 +78,7 @@ fn a_signal_stops_the_work_and_nothing_is_left() {
     ] {
         let before = scene.tree("");
         let (status, said) = Working::until(scene.zeropoint(command.iter().chain(more)), at).signal(signal);
-        assert_eq!(status.code(), Some(1), "{command:?} {signal}: {said}");
+        assert_eq!(status.code(), Some(130), "{command:?} {signal}: {said}");
         assert!(said.contains("error: stopped as asked; nothing was written"), "{said}");
         scene::assert_same_tree(&scene.tree(""), &before);
         assert_eq!(scene.temporary_files(), [] as [&str; 0]);
@@ -131,6 +131,6 @@ fn two_runs_do_not_write_one_output() {
     assert!(scene.path("out.partial").exists(), "the first run is not disturbed");
     scene.succeeds(["run", "config.toml", "--no-cache", "--out", "elsewhere"]);
     first.send("INT");
-    assert_eq!(first.signal("CONT").0.code(), Some(1));
+    assert_eq!(first.signal("CONT").0.code(), Some(130));
     scene.succeeds(run);
 }

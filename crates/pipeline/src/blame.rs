@@ -17,6 +17,9 @@ pub(crate) fn model(error: PipelineError, config: &Config) -> PipelineError {
         PipelineError::Model(ModelError::NotFound { .. } | ModelError::HubId { .. }) => {
             ("model.source", "not found")
         }
+        PipelineError::Model(ModelError::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => {
+            ("model.source", "not a directory")
+        }
         PipelineError::AlreadyQuantized { .. } => ("model.source", "quantised already"),
         _ => ("model.source", "this model"),
     };
@@ -68,6 +71,7 @@ pub(crate) fn data(error: PipelineError, config: &Config, at: &str) -> PipelineE
         }
         Some(Problem::NoSuchColumn { role, .. }) => (*role, "no such column in this file"),
         Some(Problem::ColumnInJson { .. } | Problem::NameWithoutHeader { .. }) => ("path", "read so"),
+        Some(Problem::Empty) => ("path", "empty"),
         _ => ("path", "this file"),
     };
     let keys = [format!("{at}.{column}"), format!("{at}.path"), at.to_owned()];
@@ -81,9 +85,13 @@ pub(crate) fn task(error: PipelineError, config: &Config, index: usize) -> Pipel
         PipelineError::Task(TaskError::Head { .. }) => {
             error.named_by(config, &[format!("{at}.kind")], "not what this model does")
         }
-        PipelineError::Task(TaskError::Data { .. } | TaskError::Label { .. }) => {
+        PipelineError::Task(TaskError::Data { .. }) => {
             let keys = [format!("{at}.data.path"), format!("{at}.data"), format!("{at}.kind")];
-            error.named_by(config, &keys, "for this task")
+            error.named_by(config, &keys, "lacks what the task needs")
+        }
+        PipelineError::Task(TaskError::Label { .. }) => {
+            let keys = [format!("{at}.data.path"), format!("{at}.data")];
+            error.named_by(config, &keys, "has labels that the model does not have")
         }
         _ => data(error, config, &format!("{at}.data")),
     }

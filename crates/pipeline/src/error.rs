@@ -196,14 +196,34 @@ impl PipelineError {
             Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
             Self::Model(ModelError::Architecture { .. }) => "`zeropoint run --help` lists what is supported",
             Self::Absent { .. } | Self::Model(ModelError::NotFound { .. }) => "a relative path starts at the current directory",
-            Self::Plan(PlanError::NoMatch { .. }) => "`zeropoint inspect MODEL` lists every name",
+            Self::Plan(PlanError::NoMatch { nearest, .. }) => {
+                return Some(format!("the nearest names are {nearest}; `zeropoint inspect MODEL` lists every one"));
+            }
+            Self::Plan(PlanError::OnlyIgnored { .. }) => "`ignore = []` leaves no Linear float",
+            Self::Plan(PlanError::NeverObserved { .. }) => "`model.task` decides what the model runs",
+            Self::Plan(PlanError::Nothing { .. }) => {
+                "a Linear is quantised when neither `ignore` nor an override with the scheme \"none\" matches it"
+            }
+            Self::Model(ModelError::Task { .. }) => "`task = \"auto\"` reads it from the model's files",
+            Self::Model(ModelError::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => {
+                "`zeropoint inspect DIRECTORY` says whether a model is supported"
+            }
             Self::Task(TaskError::Head { .. }) => {
                 "remove the task, or choose a kind that fits; `fidelity` fits every model"
             }
             Self::Task(TaskError::Label { .. }) => {
                 "labels are the names in the model's config.json, or all of them indices into these"
             }
-            Self::InputInside { .. } => "choose another output: `--out DIR`, or `output.dir` in the config",
+            Self::InputInside { .. } => "give another output with `--out`, or with `output.dir` in the config",
+            Self::Data(DatasetError { problem: Problem::MissingField { .. }, .. }) => {
+                "say which field holds what, as in `{ path = \"FILE\", text = \"NAME\" }`"
+            }
+            Self::Data(DatasetError { problem: Problem::NoSuchColumn { .. }, .. }) => {
+                "give the number of a column that is there, or the name of one when the first row names them"
+            }
+            Self::Task(TaskError::Data { source: DatasetError { problem: Problem::Required { .. }, .. }, .. }) => {
+                "add it to the file, or say which field holds it, as in `{ path = \"FILE\", label = \"NAME\" }`"
+            }
             Self::Format(FormatError::Exists { .. }) => {
                 "`--force` replaces what an earlier run wrote, `--out DIR` writes elsewhere"
             }
@@ -212,6 +232,7 @@ impl PipelineError {
             {
                 "a relative path starts at the current directory"
             }
+            Self::Data(_) | Self::Task(TaskError::Data { .. }) => "mend the file: no line is left out silently",
             _ => return None,
         };
         Some(hint.to_owned())

@@ -66,7 +66,7 @@ impl Prepared {
         let settings = &config.calibration;
         let calibration = CalibrationSet::new(
             &texts,
-            &directory.tokenizer(settings.max_length)?,
+            &directory.tokenizer(settings.max_length).map_err(|error| blame::model(error.into(), &config))?,
             settings.samples,
             settings.batch_size,
             settings.seed,

@@ -223,7 +223,10 @@ pub(crate) fn check_out(out: &Path) -> Result<(), PipelineError> {
     if out.is_dir() {
         return Err(PipelineError::Io {
             path: out.to_owned(),
-            source: std::io::ErrorKind::IsADirectory.into(),
+            source: std::io::Error::new(
+                std::io::ErrorKind::IsADirectory,
+                "a directory is given; name a file for the statistics",
+            ),
         });
     }
     match out.ancestors().skip(1).find(|ancestor| ancestor.exists()) {

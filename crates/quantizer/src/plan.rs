@@ -99,7 +99,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PlanError {
     /// A pattern names no layer.
-    #[error("{place}: pattern `{pattern}` matches no Linear of the model; the nearest names are {nearest}")]
+    #[error("{place}: pattern `{pattern}` matches no Linear of the model")]
     NoMatch {
         /// Where in the config.
         place: String,

@@ -169,13 +169,10 @@ fn a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names() {
     for (request, place, pattern, name) in cases {
         let error = Plan::new(&spec, &request).unwrap_err();
         let message = error.to_string();
-        assert!(
-            message.starts_with(&format!("{place}: pattern `{pattern}` matches no Linear of the model; "))
-        );
+        assert_eq!(message, format!("{place}: pattern `{pattern}` matches no Linear of the model"));
         let PlanError::NoMatch { nearest, .. } = error else { panic!("{message}") };
         assert_eq!(nearest.split(", ").count(), 3, "{nearest}");
         assert!(nearest.contains(name), "{name} is not among {nearest}");
-        assert!(message.ends_with(&format!("the nearest names are {nearest}")));
     }
 }
 
@@ -219,9 +216,9 @@ fn an_override_that_later_ones_decide_is_warned_of() {
             &[
                 of(&["re:.*layer\\.0.*query"]),
                 of(&["re:.*query"]),
-                (&["encoder.layer.0.attention.self.query", "pooler.dense"], None),
+                (&["encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense"], None),
             ],
-            &["`quantization.overrides.2` (`encoder.layer.0.attention.self.query`, `pooler.dense`), where the last one holds"],
+            &["`quantization.overrides.2` (`encoder.layer.0.attention.self.query`, `encoder.layer.1.output.dense`), where the last one holds"],
         ),
         // Half of it is left.
         (&[of(&["re:.*query"]), of(&["encoder.layer.1.attention.self.query"])], &[]),

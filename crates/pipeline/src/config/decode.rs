@@ -98,7 +98,9 @@ impl Error {
             Kind::Other(message) if path.is_empty() => Problem::new(path, message),
             // A second line of a message is what to do.
             Kind::Other(message) => match message.split_once('\n') {
-                Some((message, hint)) => Problem::new(path, format!("{here}: {message}")).hint(hint),
+                Some((message, hint)) => {
+                    Problem::new(path, format!("{here}: {message}")).label("not understood").hint(hint)
+                }
                 None => Problem::new(path, format!("{here}: {message}")),
             },
         }
