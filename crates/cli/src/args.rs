@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use zeropoint_pipeline::Shard;
+use zeropoint_pipeline::config::Preset;
 
 /// Post-training INT8 quantisation of Hugging Face models, on the CPU: one config in, a deployable model and its
 /// accuracy report out.
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     Encode(EncodeArgs),
     /// Describe a model: architecture, Linears, parameters, bytes, what is quantised already
     Inspect(InspectArgs),
+    /// Write a commented config for a model, which it inspects
+    Init(InitArgs),
     /// Print the JSON Schema of the config
     Schema,
 }
@@ -204,4 +208,26 @@ pub(crate) struct InspectArgs {
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// A model directory, or "embedded"
+    pub(crate) model: String,
+    /// Write here instead of to standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// The scheme
+    #[arg(
+        long,
+        default_value = Preset::default().as_str(),
+        value_parser = PossibleValuesParser::new(Preset::ALL.map(Preset::as_str))
+    )]
+    pub(crate) scheme: String,
+    /// Write the JSON Schema beside the config, and a line that names it to editors
+    #[arg(long, requires = "out")]
+    pub(crate) schema: bool,
+    /// Replace files that are there
+    #[arg(long, requires = "out")]
+    pub(crate) force: bool,
 }

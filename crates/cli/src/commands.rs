@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use zeropoint_pipeline::config::Config;
+use zeropoint_pipeline::config::{Config, Preset};
 use zeropoint_pipeline::{
     CacheDir, CalibrateOptions, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, calibrate, dry_run,
-    evaluate, inspect, quantize, run,
+    evaluate, inspect, quantize, run, starter, write_starter,
 };
 
 use crate::args::{
-    CacheArgs, CalibrateArgs, Command, ConfigArgs, EvaluateArgs, InspectArgs, OutputArgs, QuantizeArgs,
-    RunArgs,
+    CacheArgs, CalibrateArgs, Command, ConfigArgs, EvaluateArgs, InitArgs, InspectArgs, OutputArgs,
+    QuantizeArgs, RunArgs,
 };
 use crate::terminal::Terminal;
 use crate::{Outcome, encode, render, statistics};
@@ -29,6 +29,7 @@ pub(crate) fn execute(
         Command::Evaluate(args) => evaluate_command(args, terminal, cancel),
         Command::Encode(args) => encode::encode(args, terminal, cancel),
         Command::Inspect(args) => inspect_command(args, terminal),
+        Command::Init(args) => init_command(args, terminal),
         Command::Schema => {
             print_json(&Config::json_schema(), terminal)?;
             Ok(Outcome::Done)
@@ -133,6 +134,19 @@ fn inspect_command(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome, P
         print_json(&json!(inspection), terminal)?;
     } else {
         terminal.print(&render::inspection(&inspection))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn init_command(args: &InitArgs, terminal: &Terminal) -> Result<Outcome, PipelineError> {
+    let named = Preset::ALL.into_iter().find(|preset| preset.as_str() == args.scheme);
+    let text = starter(&args.model, named.unwrap_or_default(), args.schema)?;
+    match &args.out {
+        Some(path) => {
+            write_starter(&text, path, &args.model, args.schema, args.force)?;
+            terminal.say(&format!("Config written to {0}; next: zeropoint run {0} --dry-run", path.display()));
+        }
+        None => terminal.print(&text)?,
     }
     Ok(Outcome::Done)
 }

@@ -53,6 +53,10 @@ fn theme(style: Style) -> GraphicalTheme {
         (false, false) => GraphicalTheme::none(),
     };
     "error:".clone_into(&mut theme.characters.error);
+    if !style.unicode {
+        // A mark of one character is a caret too.
+        theme.characters.underbar = theme.characters.underline;
+    }
     if style.color {
         theme.styles.error = theme.styles.error.bold();
     }

@@ -18,6 +18,7 @@ fn help_of_every_command() {
         "evaluate",
         "encode",
         "inspect",
+        "init",
         "schema",
     ] {
         let output = scene.succeeds(command.split_whitespace().chain(["--help"]));
@@ -40,7 +41,7 @@ fn help_lists_every_command_and_no_other() {
         .collect();
     assert_eq!(
         named,
-        ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "inspect", "schema", "help"]
+        ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "inspect", "init", "schema", "help"]
     );
 }
 

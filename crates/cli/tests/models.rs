@@ -273,3 +273,17 @@ fn a_site_whose_readers_differ_is_a_warning() {
         "{told}"
     );
 }
+
+#[test]
+fn an_override_without_effect_is_a_warning_that_names_both() {
+    let scene = embedded();
+    let set = "quantization.overrides=[{layers=['classifier','re:.*layer\\.0'],scheme='none'},\
+               {layers=['re:bert\\.encoder'],scheme='w8a8-static'}]";
+    let output = scene.succeeds(["run", "config.toml", "--dry-run", "--set", set, "--set", "quantization.ignore=['bert.pooler.dense']"]);
+    assert!(!scene::stdout(&output).contains("no effect"), "the classifier is left to the first");
+    let set = set.replace("'classifier',", "");
+    let output = scene.succeeds(["run", "config.toml", "--no-cache", "--out", "out", "--set", &set]);
+    let expected = "warning: `quantization.overrides.0` (`re:.*layer\\.0`) has no effect: every layer it names is decided \
+                    by `quantization.overrides.1` (`re:bert\\.encoder`), where the last one holds";
+    assert!(scene::stderr(&output).contains(expected), "{}", scene::stderr(&output));
+}

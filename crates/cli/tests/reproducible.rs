@@ -6,6 +6,7 @@ use std::fs;
 
 use scene::{Scene, Tree, data, stderr};
 use serde_json::Value;
+use zeropoint_pipeline::config::{Config, Pattern};
 
 /// The embedded model with few texts; `more` is TOML at the top level.
 fn scene_with(scheme: &str) -> Scene {
@@ -85,6 +86,31 @@ fn the_resolved_config_gives_the_run_again() {
     scene::assert_same_tree(&product(&scene, "again"), &product(&scene, "out"));
     let text = |out: &str| scene.text(&format!("{out}/config.toml"));
     assert_eq!(text("again").replace("dir = \"again\"", "dir = \"out\""), text("out"));
+}
+
+#[test]
+fn what_the_model_decides_is_written_into_the_resolved_config() {
+    for (name, task, length, ignore) in [
+        ("bert-mean", "embedding", 48, &["pooler.dense"][..]),
+        ("bert-cls-sharded", "embedding", 48, &[]),
+        ("bert-classifier-bf16", "classification", 64, &["bert.pooler.dense", "classifier"]),
+    ] {
+        let scene = scene_with("w8a8-static");
+        let source = format!("model.source={}", scene::fixture(name).display());
+        let sets = ["--no-cache", "--set", &source, "--set", "evaluation.tasks=[{kind='fidelity'}]"];
+        run(&scene, "out", &sets);
+        let resolved = Config::load(&scene.path("out/config.toml"), &[]).expect("it is a config");
+        let kept: Vec<&str> = resolved.quantization.ignore.iter().flatten().map(Pattern::as_str).collect();
+        assert_eq!(kept, ignore, "{name}");
+        assert_eq!(resolved.calibration.max_length, Some(length), "{name}");
+        assert!(scene.text("out/config.toml").contains(&format!("task = \"{task}\"\n")), "{name}");
+
+        scene.succeeds(["run", "out/config.toml", "--no-cache", "--out", "again"]);
+        scene::assert_same_tree(&product(&scene, "again"), &product(&scene, "out"));
+        assert_eq!(findings(&scene, "again"), findings(&scene, "out"), "{name}");
+        let text = |out: &str| scene.text(&format!("{out}/config.toml"));
+        assert_eq!(text("again").replace("dir = \"again\"", "dir = \"out\""), text("out"), "{name}");
+    }
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub enum PipelineError {
         task: String,
         /// The metric.
         metric: String,
-        /// Why, and what to use.
+        /// Why.
         reason: String,
     },
     /// `--force` would remove something that the run reads.
@@ -160,6 +160,14 @@ pub enum PipelineError {
         /// `statistics file`, `quantised model directory`, ...
         what: &'static str,
     },
+    /// A file that would be replaced.
+    #[error("{path}: {what} is there already")]
+    Exists {
+        /// The output as it is named.
+        path: PathBuf,
+        /// What is there: `a file`, `a directory`.
+        what: &'static str,
+    },
     /// The user asked to stop.
     #[error("stopped as asked; nothing was written")]
     Cancelled,
@@ -194,7 +202,7 @@ impl PipelineError {
             Self::DiskSpace { .. } => "free some space, or give another place with --out",
             Self::OtherModel { .. } => "give the `model/` directory of a run of this config",
             Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
-            Self::Model(ModelError::Architecture { .. }) => "`zeropoint run --help` lists what is supported",
+            Self::Model(ModelError::Architecture { .. } | ModelError::Config { .. }) => "`zeropoint run --help` lists what is supported",
             Self::Absent { .. } | Self::Model(ModelError::NotFound { .. }) => "a relative path starts at the current directory",
             Self::Plan(PlanError::NoMatch { nearest, .. }) => {
                 return Some(format!("the nearest names are {nearest}; `zeropoint inspect MODEL` lists every one"));
@@ -214,6 +222,8 @@ impl PipelineError {
             Self::Task(TaskError::Label { .. }) => {
                 "labels are the names in the model's config.json, or all of them indices into these"
             }
+            Self::Gate { .. } => "gate a metric that it has, such as `cosine_mean`",
+            Self::Exists { .. } => "`--force` replaces a file, `--out FILE` writes another one",
             Self::InputInside { .. } => "give another output with `--out`, or with `output.dir` in the config",
             Self::Data(DatasetError { problem: Problem::MissingField { .. }, .. }) => {
                 "say which field holds what, as in `{ path = \"FILE\", text = \"NAME\" }`"

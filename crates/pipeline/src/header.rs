@@ -54,9 +54,18 @@ pub struct ShardHeader {
     pub tokens: u64,
 }
 
+/// A statistics file that is named must be there.
+pub(crate) fn expect_file(path: &Path) -> Result<(), PipelineError> {
+    if path.exists() {
+        return Ok(());
+    }
+    Err(PipelineError::Absent { path: path.to_owned(), what: "statistics file" })
+}
+
 impl StatisticsHeader {
     /// Reads the header of a statistics file, and no statistics.
     pub fn load(path: &Path) -> Result<Self, PipelineError> {
+        expect_file(path)?;
         Self::parse(StatisticsFile::load_header(path)?, path)
     }
 

@@ -241,8 +241,7 @@ fn check_gates(config: &Config, directory: &ModelDirectory) -> Result<(), Pipeli
             let error = PipelineError::Gate {
                 task: gate.task.clone(),
                 metric: gate.metric.to_string(),
-                reason: "the model gives sentence vectors, which have no classes; gate cosine_mean instead"
-                    .to_owned(),
+                reason: "the model gives sentence vectors, which have no classes".to_owned(),
             };
             let key = format!("evaluation.gate.{index}.metric");
             Err(error.named_by(config, &[key], "not a metric of this model"))

@@ -14,6 +14,7 @@ use crate::check::{layer_errors, self_check, simulate};
 use crate::deploy::{MODEL_DIR, deploy, output_bytes};
 use crate::evaluate::{gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::header::expect_file;
 use crate::report::{Findings, build, card};
 use crate::statistics::{CacheDir, Origin, collect};
 use crate::system::{free_disk, peak_memory};
@@ -79,9 +80,7 @@ fn produce(
     for warning in &prepared.warnings {
         events.event(Event::Warning(warning.clone()));
     }
-    if let Some(path) = statistics.filter(|path| !path.is_file()) {
-        return Err(PipelineError::Absent { path: path.to_owned(), what: "statistics file" });
-    }
+    statistics.map_or(Ok(()), expect_file)?;
     let target = PathBuf::from(prepared.config.output_dir());
     let at_output = |error: PipelineError| error.named_by(&prepared.config, &["output.dir"], "the output");
     check_disk(prepared, &target).map_err(at_output)?;

@@ -7,7 +7,7 @@ use zeropoint_evaluator::report::OutlierChannel;
 use zeropoint_observer::{ActivationStatistics, STATISTICS_VERSION, StatisticsFile, outlier_channels};
 
 use crate::PipelineError;
-use crate::header::StatisticsHeader;
+use crate::header::{StatisticsHeader, expect_file};
 use crate::report::OUTLIER_RATIO;
 
 /// What a statistics file holds.
@@ -39,6 +39,7 @@ pub struct ShownSite {
 
 /// Reads and checks a statistics file, of a whole set or of a shard.
 pub fn show_statistics(path: &Path) -> Result<ShownStatistics, PipelineError> {
+    expect_file(path)?;
     let StatisticsFile { header, sites } = StatisticsFile::load(path)?;
     let header = StatisticsHeader::parse(header, path)?;
     let sites = sites.iter().map(|(site, statistics)| shown(site, statistics)).collect();

@@ -21,8 +21,8 @@ const FILES: [Generated; 2] = [
 ];
 
 /// The commands of the program in the order of its help.
-const COMMANDS: [&str; 8] =
-    ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "inspect", "schema"];
+const COMMANDS: [&str; 9] =
+    ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "inspect", "init", "schema"];
 
 /// Writes every generated file.
 pub(crate) fn generate(root: &Path) -> Result<(), Error> {
@@ -181,7 +181,7 @@ mod tests {
             format!("About\n\nCommands:\n{entries}  help  Print this\n\nOptions:\n  -h, --help\n")
         };
         assert!(check_commands(&page(&COMMANDS)).is_ok());
-        let error = check_commands(&page(&COMMANDS[..6])).unwrap_err().to_string();
+        let error = check_commands(&page(&COMMANDS[..7])).unwrap_err().to_string();
         assert!(error.contains("generated.rs"), "{error}");
     }
 }

@@ -254,8 +254,10 @@ impl DataSource {
         }
         let message =
             format!("`{at}` is a csv file without a header, so it needs the index of {}", list(&missing));
+        let taken = |index: &usize| columns.iter().any(|(_, column)| *column == Some(&Column::Index(*index)));
+        let free = (0..).filter(|index| !taken(index));
         let example: Vec<String> =
-            missing.iter().enumerate().map(|(index, key)| format!("{key} = {index}")).collect();
+            missing.iter().zip(free).map(|(key, index)| format!("{key} = {index}")).collect();
         let hint = format!("for example `{}`", example.join(", "));
         Err(Problem::new(at, message).label("columns are missing").hint(hint))
     }

@@ -90,6 +90,7 @@ impl Error {
                 let hint = hint.unwrap_or_else(|| match expected.as_str() {
                     "a table" => format!("write `[{path}]` with its keys below it, or `{{ key = value }}`"),
                     "a list" => "a list stands in brackets: `[\"one\", \"two\"]`".to_owned(),
+                    "0 or more" => "the number has no sign here".to_owned(),
                     "a whole number" => "a whole number stands without quotes: 64".to_owned(),
                     _ => format!("write {expected}"),
                 });

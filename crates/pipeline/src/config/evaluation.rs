@@ -1,6 +1,6 @@
 //! `[evaluation]`: what the original and the quantised model are compared on, and how much may be lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -241,7 +241,7 @@ impl Evaluation {
                     .hint("give one of them another `name`"));
             }
         }
-        let mut gated = BTreeSet::new();
+        let mut gated = BTreeMap::new();
         for (index, gate) in self.gate.iter().enumerate() {
             let at = format!("evaluation.gate.{index}");
             let Some(task) = self.tasks.iter().find(|task| task.name == gate.task) else {
@@ -268,9 +268,12 @@ impl Evaluation {
                     .related(format!("evaluation.tasks.{task}.kind"), "its kind")
                     .hint(format!("allowed: {}", list(&allowed))));
             }
-            if !gated.insert((gate.task.as_str(), gate.metric.as_str())) {
+            if let Some(first) = gated.insert((gate.task.as_str(), gate.metric.as_str()), index) {
                 let message = format!("two gates are on `{}` of task `{}`", gate.metric, gate.task);
-                return Err(Problem::new(path, message).label("the second").hint("keep the stricter one"));
+                return Err(Problem::new(path, message)
+                    .label("the second")
+                    .related(format!("evaluation.gate.{first}.metric"), "the first")
+                    .hint("keep the stricter one"));
             }
             within(&format!("{at}.max_drop"), gate.max_drop, 0.0..=1.0)
                 .map_err(|problem| problem.hint("metrics are fractions from 0 to 1: one percent is 0.01"))?;

@@ -188,6 +188,9 @@ pub struct LayerScheme {
 }
 
 impl Preset {
+    /// Every preset.
+    pub const ALL: [Self; 2] = [Self::W8a8Dynamic, Self::W8a8Static];
+
     /// The name used in configs and reports.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -252,6 +255,13 @@ impl Activations {
                 percentile: None,
             },
         }
+    }
+}
+
+impl From<Preset> for Quantization {
+    /// The preset as it is.
+    fn from(scheme: Preset) -> Self {
+        QuantizationKeys::of(scheme).into()
     }
 }
 
@@ -336,7 +346,10 @@ mod tests {
                 "weights int8 per-channel symmetric, activations int8 static per-tensor asymmetric",
             ),
         ];
+        assert_eq!(cases.map(|(preset, _)| preset), Preset::ALL);
         for (preset, text) in cases {
+            assert_eq!(Quantization::from(preset).layer_scheme(), preset.scheme());
+            assert_eq!(serde_json::to_value(preset).unwrap(), preset.as_str());
             assert_eq!(core::Scheme::from(preset.scheme()).to_string(), text);
             assert_eq!(Preset::of(preset.mode()), preset);
         }

@@ -85,6 +85,13 @@ struct OverrideKeys {
     activations: Option<ActivationKeys>,
 }
 
+impl QuantizationKeys {
+    /// A preset and nothing else.
+    pub(super) fn of(scheme: Preset) -> Self {
+        Self { scheme: Some(scheme), ..Self::default() }
+    }
+}
+
 impl WeightKeys {
     fn refine(self, base: Weights) -> Weights {
         Weights {

@@ -118,15 +118,16 @@ type Placing<'a> = &'a dyn Fn(Range<usize>) -> Place;
 fn syntax_error(error: &toml::de::Error) -> (Place, Problem) {
     let message = error.message().lines().collect::<Vec<_>>().join(", ");
     let place = error.span().map_or(Place::Document, Place::Text);
+    let label = if message.contains("duplicate") { "given already" } else { "not as TOML has it" };
     let hint = if message.contains("escape") {
         "in single quotes a backslash is itself: 're:encoder\\.layer\\.0'"
     } else if message.contains("duplicate key") {
         "each key is given once: keep one of them"
     } else {
-        "a value is a string in quotes, a number, `true`, `false`, `[a list]` or `{ key = \"a table\" }`"
+        "`[name]` begins a table; a value is a \"string\", a number, `true`, `false`, `[a, list]` or `{ key = value }`"
     };
     let problem = Problem::new("", format!("this is not valid TOML: {message}"));
-    (place, problem.label("not as TOML has it").hint(hint))
+    (place, problem.label(label).hint(hint))
 }
 
 fn node(spanned: Spanned<DeValue<'_>>, placing: Placing<'_>) -> Result<Node, (Place, Problem)> {

@@ -79,7 +79,7 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
         Case {
             text: "calibration.samples = -3",
             display: "c.toml:1:23: `calibration.samples` must be 0 or more, but is the number -3",
-            hint: "write 0 or more",
+            hint: "the number has no sign here",
         },
         Case {
             text: "calibration.data = 'a.txt'",
@@ -114,7 +114,7 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
         Case {
             text: "[model\nsource = 'm'",
             display: "c.toml:1:7: this is not valid TOML: unclosed table, expected `]`",
-            hint: "a value is a string in quotes",
+            hint: "`[name]` begins a table; a value is",
         },
         Case {
             text: "model.source = 'm'\nmodel.source = 'n'",
@@ -259,7 +259,7 @@ fn contradictions_are_found_at_their_key() {
             "evaluation.tasks.0.data",
             (4, 8),
             "needs the index of `text_b`, `score`",
-            "for example `text_b = 0, score = 1`",
+            "for example `text_b = 1, score = 2`",
         ),
         (
             "[[evaluation.tasks]]\nkind = 'fidelity'\nname = 'a b'",
@@ -442,7 +442,7 @@ fn mistakes_in_set_name_it() {
         (
             "calibration.data=[",
             "the value of `calibration.data` is not valid TOML: unclosed array, expected `]`",
-            "a value is",
+            "`[name]` begins a table",
         ),
         ("model.revision=7", "`model.revision` must be a string, but is the number 7", "quote it twice"),
         ("evaluation.tasks.0.limit=5", "`evaluation.tasks.0.kind` is missing", "add `kind = ...`"),

@@ -1,0 +1,330 @@
+//! A first config for a model: what was found in it, what would happen to it, and the keys worth knowing.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use zeropoint_formats::write_file_atomically;
+use zeropoint_models::{HeadOutput, Problem};
+use zeropoint_quantizer::Decision;
+
+use crate::config::{Calibration, Config, Preset};
+use crate::deploy::output_bytes;
+use crate::{PipelineError, Prepared, inspect};
+
+/// What [`SCHEMA_FILE`] is called beside a config.
+pub const SCHEMA_FILE: &str = "zeropoint.schema.json";
+
+/// A commented config for the model of `source`, which is inspected: no weight is read. With `schema`, its first line
+/// names [`SCHEMA_FILE`] for editors. It runs as it is, on texts built into the program.
+pub fn starter(source: &str, scheme: Preset, schema: bool) -> Result<String, PipelineError> {
+    let mut config = Config::new(source);
+    config.quantization = scheme.into();
+    config.validate()?;
+    let found = inspect(source)?;
+    let prepared = Prepared::new(config)?;
+    let name = plain(&found.name);
+
+    let mut text = String::new();
+    if schema {
+        let _ = writeln!(text, "#:schema ./{SCHEMA_FILE}\n");
+    }
+    let _ = writeln!(
+        text,
+        "# A config of Zeropoint for {name}, as `zeropoint init` writes it. `zeropoint run CONFIG --dry-run` shows what it\n\
+         # would do, `zeropoint run CONFIG` does it. Paths start at the directory that the program is run in.\n#"
+    );
+    text.push_str(&header(&prepared, &found));
+    if !schema {
+        let _ = writeln!(
+            text,
+            "#\n# An editor that knows TOML completes the keys with `zeropoint schema > {SCHEMA_FILE}` and a first line\n\
+             # `#:schema ./{SCHEMA_FILE}`."
+        );
+    }
+    for part in [
+        model(source, &prepared),
+        calibration(&prepared),
+        quantization(scheme, &prepared),
+        evaluation(&prepared),
+        output(&prepared),
+    ] {
+        text.push('\n');
+        text.push_str(&part);
+    }
+    Ok(text)
+}
+
+/// Writes a [`starter`] config to `path`, and with `schema` the schema beside it; each file whole or not at all. What is
+/// there already is replaced only when `force` says so, and never when it belongs to the model of `source`.
+pub fn write_starter(
+    text: &str,
+    path: &Path,
+    source: &str,
+    schema: bool,
+    force: bool,
+) -> Result<(), PipelineError> {
+    let beside = path.with_file_name(SCHEMA_FILE);
+    let mut files: Vec<(PathBuf, String)> = Vec::new();
+    if schema {
+        if path.file_name() == beside.file_name() {
+            let reason = "this is the name of the schema, which is written beside the config; give the config another one";
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, reason);
+            return Err(PipelineError::Io { path: beside, source });
+        }
+        let schema = format!("{:#}\n", Config::json_schema());
+        // The same schema may lie there for another config.
+        if std::fs::read_to_string(&beside).ok().as_ref() != Some(&schema) {
+            files.push((beside, schema));
+        }
+    }
+    files.push((path.to_owned(), text.to_owned()));
+    for (path, _) in &files {
+        if path.is_dir() {
+            return Err(PipelineError::Exists { path: path.clone(), what: "a directory" });
+        }
+        let Ok(real) = path.canonicalize() else { continue };
+        if !force {
+            return Err(PipelineError::Exists { path: path.clone(), what: "a file" });
+        }
+        if Path::new(source).canonicalize().is_ok_and(|model| real.starts_with(model)) {
+            return Err(PipelineError::InputInside { output: path.clone(), input: source.into() });
+        }
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)
+            .map_err(|source| PipelineError::Io { path: parent.to_owned(), source })?;
+    }
+    for (path, content) in files {
+        write_file_atomically(path, content)?;
+    }
+    Ok(())
+}
+
+/// What was found, a line each.
+fn header(prepared: &Prepared, found: &inspect::Inspection) -> String {
+    let quantized = prepared.plan.quantized().count();
+    let bytes = output_bytes(prepared);
+    let ratio = found.bytes as f64 / bytes.max(1) as f64;
+    let mut text = String::new();
+    for (what, content) in [
+        ("architecture", format!("{}: {}", found.architecture, found.head)),
+        (
+            "shape",
+            format!("{} blocks, {} wide, at most {} tokens", found.blocks, found.hidden, found.max_tokens),
+        ),
+        (
+            "parameters",
+            format!(
+                "{}, of them {} in {} Linears",
+                grouped(found.parameters),
+                grouped(found.linear_parameters as u64),
+                found.linears.len()
+            ),
+        ),
+        (
+            "weight file",
+            format!(
+                "{} bytes; {} bytes with {quantized} Linears as INT8, {ratio:.2} times smaller",
+                grouped(found.bytes),
+                grouped(bytes)
+            ),
+        ),
+    ] {
+        let _ = writeln!(text, "#     {what:13} {}", plain(&content));
+    }
+    text
+}
+
+fn model(source: &str, prepared: &Prepared) -> String {
+    let head = prepared.directory.spec().head();
+    let about = match &head.output {
+        HeadOutput::Embedding { .. } => "one vector for each text",
+        HeadOutput::Classification { problem: Problem::Regression, .. } => "one score for each text or pair",
+        HeadOutput::Classification { .. } => "one class for each text",
+        HeadOutput::TokenClassification { .. } => "one class for each token",
+        HeadOutput::MaskedLm => "logits over the vocabulary for each token",
+        HeadOutput::QuestionAnswering => "the span of a text that answers a question",
+    };
+    format!(
+        "version = 1\n\n[model]\nsource = {}\n{}",
+        basic_string(source),
+        commented(&format!("task = \"{}\"", head.task().name()), &format!("{about}; read from the model's files"))
+    )
+}
+
+fn calibration(prepared: &Prepared) -> String {
+    let Calibration { samples, batch_size, seed, .. } = &prepared.config.calibration;
+    let mut text = "[calibration]\n\
+                    # Texts as the model will see them calibrate it best: jsonl, txt or csv files. Without any, English sentences\n\
+                    # built into the program.\n\
+                    # data = [\"texts.jsonl\"]\n"
+        .to_owned();
+    text.push_str(&commented(&format!("samples = {samples}"), "texts taken from the data; which ones, the seed decides"));
+    if let Some(length) = prepared.config.calibration.max_length {
+        text.push_str(&commented(&format!("max_length = {length}"), "tokens, the most that the model takes; longer texts are cut"));
+    }
+    text.push_str(&commented(&format!("batch_size = {batch_size}"), "texts in one forward"));
+    let _ = writeln!(text, "seed = {seed}");
+    text
+}
+
+fn quantization(scheme: Preset, prepared: &Prepared) -> String {
+    let mut text = "[quantization]\n".to_owned();
+    let about = match scheme {
+        Preset::W8a8Dynamic => "activations get a scale for each token at run time; \"w8a8-static\": one from calibration",
+        Preset::W8a8Static => "activations get their scale from calibration; \"w8a8-dynamic\": for each token at run time",
+    };
+    text.push_str(&commented(&format!("scheme = \"{}\"", scheme.as_str()), about));
+    text.push_str("weights = { granularity = \"channel\", observer = \"mse\" }\n");
+    if scheme == Preset::W8a8Static {
+        text.push_str(&commented(
+            "activations = { symmetric = false, observer = \"min-max\" }",
+            "\"mse\" and \"percentile\" clip outliers",
+        ));
+    }
+    let spec = prepared.directory.spec();
+    let checkpoint = prepared.directory.checkpoint();
+    let tables: u64 = spec
+        .tables()
+        .filter_map(|table| checkpoint.get(&table.tensor))
+        .map(zeropoint_formats::TensorInfo::bytes)
+        .sum();
+    text.push_str(&commented(
+        "embeddings = \"keep\"",
+        &format!("embedding tables, {} bytes; \"bf16\" halves those in f32", grouped(tables)),
+    ));
+    text.push_str("# Embedding tables, norms and biases are never INT8.");
+    let kept: Vec<(&str, &str)> = prepared
+        .plan
+        .linears
+        .iter()
+        .filter_map(|linear| match &linear.decision {
+            Decision::Keep { reason } => Some((linear.path.as_str(), reason.as_str())),
+            Decision::Quantize(_) => None,
+        })
+        .collect();
+    if kept.is_empty() {
+        text.push_str(" Every Linear is; `ignore` would leave some float:\n# ignore = []\n");
+    } else {
+        text.push_str(" By default these Linears stay float as well; a list of one's\n# own replaces the default:\n# ignore = [\n");
+        for (path, reason) in kept {
+            let _ = writeln!(text, "#     {}, # {}", basic_string(path), plain(reason));
+        }
+        text.push_str("# ]\n");
+    }
+    // The last reads its activation alone; of those that share one, all would have to be named.
+    let example = prepared.plan.quantized().last().map(|(linear, _)| linear.path.as_str()).unwrap_or_default();
+    let _ = writeln!(
+        text,
+        "\n# Another scheme for some layers, by exact name or by a pattern (`re:` and a regular expression):\n\
+         # [[quantization.overrides]]\n# layers = [{}]\n# scheme = \"none\"",
+        basic_string(example)
+    );
+    text
+}
+
+fn evaluation(prepared: &Prepared) -> String {
+    let mut text = "[[evaluation.tasks]]\n".to_owned();
+    text.push_str(&commented(
+        "kind = \"fidelity\"",
+        "the INT8 outputs against the float ones, by default on the calibration texts",
+    ));
+    let with_gold = match &prepared.directory.spec().head().output {
+        HeadOutput::Embedding { .. } => Some((
+            "Pairs of sentences with the similarity that people gave them say what INT8 costs where it is used:",
+            "sts",
+            "the fields text_a, text_b and score",
+            "spearman",
+        )),
+        HeadOutput::Classification { problem: Problem::SingleLabel, .. } => Some((
+            "Texts with their right class say what INT8 costs where it is used:",
+            "classification",
+            "the fields text and label",
+            "accuracy",
+        )),
+        _ => None,
+    };
+    if let Some((about, kind, columns, _)) = with_gold {
+        let _ = writeln!(
+            text,
+            "\n# {about}\n# [[evaluation.tasks]]\n# kind = \"{kind}\"\n# data = \"{kind}.jsonl\"  # {columns}"
+        );
+    }
+    text.push_str(
+        "\n# A gate ends the run with exit code 3 when more than this is lost; metrics are fractions:\n\
+         # [[evaluation.gate]]\n# task = \"fidelity\"\n# metric = \"cosine_mean\"\n# max_drop = 0.01\n",
+    );
+    if let Some((_, kind, _, metric)) = with_gold {
+        let _ = writeln!(
+            text,
+            "#\n# [[evaluation.gate]]\n# task = \"{kind}\"\n# metric = \"{metric}\"\n# max_drop = 0.005"
+        );
+    }
+    text
+}
+
+fn output(prepared: &Prepared) -> String {
+    format!("[output]\ndir = {}\n", basic_string(&prepared.config.output_dir()))
+}
+
+/// A line with a comment in a column of its own.
+fn commented(line: &str, about: &str) -> String {
+    const COLUMN: usize = 31;
+    format!("{line:COLUMN$} # {about}\n")
+}
+
+/// A string as TOML has it in one line.
+fn basic_string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => {
+                let _ = write!(quoted, "\\u{:04X}", u32::from(c));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// Text from a model's files, fit for a comment.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_in_threes() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn strings_are_read_back_as_they_are() {
+        for text in ["", "models/mini lm", "C:\\models", "a\"b", "é\u{7f}\u{1b}\n# not a comment"] {
+            let line = format!("x = {}", basic_string(text));
+            assert_eq!(line.lines().count(), 1);
+            let table: toml::Table = toml::from_str(&line).unwrap();
+            assert_eq!(table["x"].as_str(), Some(text));
+        }
+    }
+}
