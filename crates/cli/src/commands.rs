@@ -144,7 +144,8 @@ fn init_command(args: &InitArgs, terminal: &Terminal) -> Result<Outcome, Pipelin
     match &args.out {
         Some(path) => {
             write_starter(&text, path, &args.model, args.schema, args.force)?;
-            terminal.say(&format!("Config written to {0}; next: zeropoint run {0} --dry-run", path.display()));
+            terminal
+                .say(&format!("Config written to {0}; next: zeropoint run {0} --dry-run", path.display()));
         }
         None => terminal.print(&text)?,
     }

@@ -9,8 +9,8 @@ mod args;
 mod commands;
 mod encode;
 mod render;
-mod statistics;
 mod report;
+mod statistics;
 mod terminal;
 
 use std::process::ExitCode;

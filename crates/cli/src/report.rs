@@ -3,8 +3,8 @@
 use std::fmt;
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, SourceCode,
-    SourceSpan, SpanContents,
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents,
+    SourceCode, SourceSpan, SpanContents,
 };
 use zeropoint_pipeline::PipelineError;
 use zeropoint_pipeline::config::{Excerpt, Mark};
@@ -29,7 +29,8 @@ pub(crate) fn render(error: &PipelineError, style: Style) -> String {
         PipelineError::Config(config) if config.excerpt().is_some() => config.message().to_owned(),
         other => other.to_string(),
     };
-    let report = Report { message: one_line(&message), hint: error.hint(), shown: error.excerpt().map(Shown::new) };
+    let report =
+        Report { message: one_line(&message), hint: error.hint(), shown: error.excerpt().map(Shown::new) };
     let mut text = String::new();
     let drawn = GraphicalReportHandler::new_themed(theme(style))
         .with_wrap_lines(false)
@@ -259,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_long_line_is_cut_around_the_mistake() {
-        let text = format!("model.source = 'm' # {}\nmodel.task = 'wrong' # {}", "x".repeat(5000), "y".repeat(5000));
+        let text =
+            format!("model.source = 'm' # {}\nmodel.task = 'wrong' # {}", "x".repeat(5000), "y".repeat(5000));
         let left = render(&mistake(&text, &[]), PLAIN);
         let text = format!("model = {{ revision = '{}', task = 'wrong', source = '' }}", "é".repeat(3000));
         let right = render(&mistake(&text, &[]), PLAIN);
@@ -274,11 +276,14 @@ mod tests {
 
     #[test]
     fn nothing_in_a_file_steers_the_terminal() {
-        for text in ["\"a\\u001b[2J\" = 1 # \u{1}\u{9b}", "model.source = 'm\u{1b}]0;title\u{7}'", "a\u{b}\r = ["] {
+        for text in
+            ["\"a\\u001b[2J\" = 1 # \u{1}\u{9b}", "model.source = 'm\u{1b}]0;title\u{7}'", "a\u{b}\r = ["]
+        {
             let shown = render(&mistake(text, &["x=\u{1b}[2J"]), PLAIN);
             assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
         }
-        let shown = render(&mistake("model.source = 'm'", &["calibration.samples=\u{1b}[2J\nerror: no"]), PLAIN);
+        let shown =
+            render(&mistake("model.source = 'm'", &["calibration.samples=\u{1b}[2J\nerror: no"]), PLAIN);
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
     }
 
@@ -290,7 +295,10 @@ mod tests {
                 let Err(error) = Config::parse(broken, "c.toml", &[]) else { continue };
                 let message = error.message().to_owned();
                 let shown = render(&error.into(), PLAIN);
-                assert!(shown.starts_with(&format!("error: ")) && shown.contains(&one_line(&message)), "{shown}");
+                assert!(
+                    shown.starts_with(&format!("error: ")) && shown.contains(&one_line(&message)),
+                    "{shown}"
+                );
                 assert!(!shown.contains("Failed to read"), "{broken:?}: {shown}");
             }
         }

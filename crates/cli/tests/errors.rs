@@ -202,7 +202,10 @@ fn schemes() {
         ("four bits", "[quantization]\nweights.bits = 4\n"),
         ("asymmetric weights", "[quantization]\nweights = { symmetric = false }\n"),
         ("groups", "[quantization]\nweights = { granularity = 'group' }\n"),
-        ("static activations per token", "[quantization]\nactivations = { mode = 'static', granularity = 'token' }\n"),
+        (
+            "static activations per token",
+            "[quantization]\nactivations = { mode = 'static', granularity = 'token' }\n",
+        ),
         (
             "a percentile as a fraction",
             "[quantization]\nscheme = 'w8a8-static'\n\n[quantization.activations]\nobserver = 'percentile'\n\
@@ -256,10 +259,7 @@ fn data_and_tasks() {
         ),
         ("a name with a space", "[[evaluation.tasks]]\nkind = 'fidelity'\nname = 'my task'\n"),
         ("no samples", "[[evaluation.tasks]]\nkind = 'fidelity'\nlimit = 0\n"),
-        (
-            "a gate without its limit",
-            "[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_mean'\n",
-        ),
+        ("a gate without its limit", "[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_mean'\n"),
         (
             "two gates on one metric",
             "[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_min'\nmax_drop = 0.1\n\n\
@@ -295,11 +295,17 @@ fn what_a_config_names() {
     for (code, mistake, text) in [
         (2, "a model that does not exist", "[model]\nsource = './models/absent'\n".to_owned()),
         (1, "a model that is quantised already", "[model]\nsource = 'finished/model'\n".to_owned()),
-        (2, "a task that the model does not fit", "[model]\nsource = 'encoder'\ntask = 'classification'\n".to_owned()),
+        (
+            2,
+            "a task that the model does not fit",
+            "[model]\nsource = 'encoder'\ntask = 'classification'\n".to_owned(),
+        ),
         (
             2,
             "a data file that does not exist",
-            format!("{embedded}[calibration]\ndata = [\n    'texts.jsonl',\n    'absent.jsonl', # to be written\n]\n"),
+            format!(
+                "{embedded}[calibration]\ndata = [\n    'texts.jsonl',\n    'absent.jsonl', # to be written\n]\n"
+            ),
         ),
         (
             2,
@@ -315,7 +321,9 @@ fn what_a_config_names() {
         (
             2,
             "a task on texts without labels",
-            format!("{embedded}[[evaluation.tasks]]\nkind = 'classification'\ndata = {{ path = 'texts.jsonl' }}\n"),
+            format!(
+                "{embedded}[[evaluation.tasks]]\nkind = 'classification'\ndata = {{ path = 'texts.jsonl' }}\n"
+            ),
         ),
         (
             1,
@@ -350,7 +358,9 @@ fn what_a_config_names() {
         (
             2,
             "an override of what stays float anyway",
-            format!("{encoder}[[quantization.overrides]]\nlayers = ['pooler.dense']\nscheme = 'w8a8-static'\n"),
+            format!(
+                "{encoder}[[quantization.overrides]]\nlayers = ['pooler.dense']\nscheme = 'w8a8-static'\n"
+            ),
         ),
         (2, "nothing left to quantise", format!("{encoder}[quantization]\nignore = ['re:.*']\n")),
         (
@@ -696,10 +706,7 @@ fn statistics_and_models_of_something_else() {
         ("encoding with the float embedded model", &["encode", "embedded", "--data", "text.txt"]),
         ("encoding with a model that does not exist", &["encode", "absent", "--data", "text.txt"]),
         ("encoding a file that does not exist", &["encode", "finished/model", "--data", "absent.txt"]),
-        (
-            "encoding over the texts",
-            &["encode", "finished/model", "--data", "text.txt", "--out", "text.txt"],
-        ),
+        ("encoding over the texts", &["encode", "finished/model", "--data", "text.txt", "--out", "text.txt"]),
         ("inspection of a model that does not exist", &["inspect", "absent"]),
         ("inspection of a file", &["inspect", "text.txt"]),
     ] {
@@ -708,7 +715,8 @@ fn statistics_and_models_of_something_else() {
     for (mistake, arguments) in [
         (
             "weights in place of statistics",
-            &["quantize", "config.toml", "--out", "out", "--statistics", "finished/model/model.safetensors"][..],
+            &["quantize", "config.toml", "--out", "out", "--statistics", "finished/model/model.safetensors"]
+                [..],
         ),
         (
             "a text in place of statistics",

@@ -41,7 +41,18 @@ fn help_lists_every_command_and_no_other() {
         .collect();
     assert_eq!(
         named,
-        ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "inspect", "init", "schema", "help"]
+        [
+            "run",
+            "calibrate",
+            "statistics",
+            "quantize",
+            "evaluate",
+            "encode",
+            "inspect",
+            "init",
+            "schema",
+            "help"
+        ]
     );
 }
 

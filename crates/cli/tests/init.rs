@@ -31,7 +31,10 @@ fn a_first_config_says_what_was_found_and_runs_unchanged() {
             assert!(told.contains("zeropoint run configs/first.toml"), "{told}");
             let config = Config::parse(&scene.text("configs/first.toml"), "first.toml", &[])
                 .unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!((config.model.source.as_str(), config.quantization.scheme.as_str()), (&*source, scheme));
+            assert_eq!(
+                (config.model.source.as_str(), config.quantization.scheme.as_str()),
+                (&*source, scheme)
+            );
             assert_ne!(config.model.task, ModelTask::Auto);
             assert_eq!(config.evaluation.tasks[0].kind, TaskKind::Fidelity);
 
@@ -39,12 +42,19 @@ fn a_first_config_says_what_was_found_and_runs_unchanged() {
             let report = scene.json(&format!("{scheme}/report.json"));
             let size = |key: &str| {
                 let bytes = report["size"][key].as_u64().expect("a number").to_string();
-                let digits: Vec<&str> =
-                    bytes.as_bytes().rchunks(3).rev().map(|three| std::str::from_utf8(three).expect("digits")).collect();
+                let digits: Vec<&str> = bytes
+                    .as_bytes()
+                    .rchunks(3)
+                    .rev()
+                    .map(|three| std::str::from_utf8(three).expect("digits"))
+                    .collect();
                 format!("{} bytes", digits.join(","))
             };
             let text = scene.text("configs/first.toml");
-            assert!(text.contains(&size("original_bytes")) && text.contains(&size("quantized_bytes")), "{text}");
+            assert!(
+                text.contains(&size("original_bytes")) && text.contains(&size("quantized_bytes")),
+                "{text}"
+            );
         }
     }
 }
@@ -64,18 +74,25 @@ fn a_first_config_says_nothing_but_defaults() {
 #[test]
 fn what_is_commented_out_is_a_config_too() {
     let scene = Scene::new();
-    for model in FIXTURES.map(|name| fixture(name).to_string_lossy().into_owned()).iter().chain(&["embedded".to_owned()]) {
+    for model in FIXTURES
+        .map(|name| fixture(name).to_string_lossy().into_owned())
+        .iter()
+        .chain(&["embedded".to_owned()])
+    {
         let text: String = written(&scene, &[model])
             .lines()
             .map(|line| {
                 let code = line.strip_prefix("# ").filter(|rest| {
                     let first = rest.split(' ').next().unwrap_or_default();
-                    rest.starts_with(['[', ']']) || rest.starts_with("    \"") || rest[first.len()..].starts_with(" = ")
+                    rest.starts_with(['[', ']'])
+                        || rest.starts_with("    \"")
+                        || rest[first.len()..].starts_with(" = ")
                 });
                 format!("{}\n", code.unwrap_or(line))
             })
             .collect();
-        let config = Config::parse(&text, "first.toml", &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let config =
+            Config::parse(&text, "first.toml", &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!((config.evaluation.tasks.len(), config.evaluation.gate.len()), (2, 2));
         assert_eq!((config.calibration.data.len(), config.quantization.overrides.len()), (1, 1));
         // The names are the model's: the plan accepts them.

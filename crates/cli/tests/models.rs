@@ -279,7 +279,15 @@ fn an_override_without_effect_is_a_warning_that_names_both() {
     let scene = embedded();
     let set = "quantization.overrides=[{layers=['classifier','re:.*layer\\.0'],scheme='none'},\
                {layers=['re:bert\\.encoder'],scheme='w8a8-static'}]";
-    let output = scene.succeeds(["run", "config.toml", "--dry-run", "--set", set, "--set", "quantization.ignore=['bert.pooler.dense']"]);
+    let output = scene.succeeds([
+        "run",
+        "config.toml",
+        "--dry-run",
+        "--set",
+        set,
+        "--set",
+        "quantization.ignore=['bert.pooler.dense']",
+    ]);
     assert!(!scene::stdout(&output).contains("no effect"), "the classifier is left to the first");
     let set = set.replace("'classifier',", "");
     let output = scene.succeeds(["run", "config.toml", "--no-cache", "--out", "out", "--set", &set]);

@@ -12,8 +12,8 @@ use zeropoint_observer::StatisticsFileError;
 use zeropoint_quantizer::{PatternError, PlanError};
 use zeropoint_runtime::RuntimeError;
 
-use crate::merge::MergeError;
 use crate::config::{Config, ConfigError, Excerpt};
+use crate::merge::MergeError;
 
 /// Why a run or one of its stages failed.
 #[derive(Debug, Error)]
@@ -202,10 +202,16 @@ impl PipelineError {
             Self::DiskSpace { .. } => "free some space, or give another place with --out",
             Self::OtherModel { .. } => "give the `model/` directory of a run of this config",
             Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
-            Self::Model(ModelError::Architecture { .. } | ModelError::Config { .. }) => "`zeropoint run --help` lists what is supported",
-            Self::Absent { .. } | Self::Model(ModelError::NotFound { .. }) => "a relative path starts at the current directory",
+            Self::Model(ModelError::Architecture { .. } | ModelError::Config { .. }) => {
+                "`zeropoint run --help` lists what is supported"
+            }
+            Self::Absent { .. } | Self::Model(ModelError::NotFound { .. }) => {
+                "a relative path starts at the current directory"
+            }
             Self::Plan(PlanError::NoMatch { nearest, .. }) => {
-                return Some(format!("the nearest names are {nearest}; `zeropoint inspect MODEL` lists every one"));
+                return Some(format!(
+                    "the nearest names are {nearest}; `zeropoint inspect MODEL` lists every one"
+                ));
             }
             Self::Plan(PlanError::OnlyIgnored { .. }) => "`ignore = []` leaves no Linear float",
             Self::Plan(PlanError::NeverObserved { .. }) => "`model.task` decides what the model runs",
@@ -224,14 +230,19 @@ impl PipelineError {
             }
             Self::Gate { .. } => "gate a metric that it has, such as `cosine_mean`",
             Self::Exists { .. } => "`--force` replaces a file, `--out FILE` writes another one",
-            Self::InputInside { .. } => "give another output with `--out`, or with `output.dir` in the config",
+            Self::InputInside { .. } => {
+                "give another output with `--out`, or with `output.dir` in the config"
+            }
             Self::Data(DatasetError { problem: Problem::MissingField { .. }, .. }) => {
                 "say which field holds what, as in `{ path = \"FILE\", text = \"NAME\" }`"
             }
             Self::Data(DatasetError { problem: Problem::NoSuchColumn { .. }, .. }) => {
                 "give the number of a column that is there, or the name of one when the first row names them"
             }
-            Self::Task(TaskError::Data { source: DatasetError { problem: Problem::Required { .. }, .. }, .. }) => {
+            Self::Task(TaskError::Data {
+                source: DatasetError { problem: Problem::Required { .. }, .. },
+                ..
+            }) => {
                 "add it to the file, or say which field holds it, as in `{ path = \"FILE\", label = \"NAME\" }`"
             }
             Self::Format(FormatError::Exists { .. }) => {
@@ -242,7 +253,9 @@ impl PipelineError {
             {
                 "a relative path starts at the current directory"
             }
-            Self::Data(_) | Self::Task(TaskError::Data { .. }) => "mend the file: no line is left out silently",
+            Self::Data(_) | Self::Task(TaskError::Data { .. }) => {
+                "mend the file: no line is left out silently"
+            }
             _ => return None,
         };
         Some(hint.to_owned())

@@ -148,7 +148,10 @@ fn model(source: &str, prepared: &Prepared) -> String {
     format!(
         "version = 1\n\n[model]\nsource = {}\n{}",
         basic_string(source),
-        commented(&format!("task = \"{}\"", head.task().name()), &format!("{about}; read from the model's files"))
+        commented(
+            &format!("task = \"{}\"", head.task().name()),
+            &format!("{about}; read from the model's files")
+        )
     )
 }
 
@@ -159,9 +162,15 @@ fn calibration(prepared: &Prepared) -> String {
                     # built into the program.\n\
                     # data = [\"texts.jsonl\"]\n"
         .to_owned();
-    text.push_str(&commented(&format!("samples = {samples}"), "texts taken from the data; which ones, the seed decides"));
+    text.push_str(&commented(
+        &format!("samples = {samples}"),
+        "texts taken from the data; which ones, the seed decides",
+    ));
     if let Some(length) = prepared.config.calibration.max_length {
-        text.push_str(&commented(&format!("max_length = {length}"), "tokens, the most that the model takes; longer texts are cut"));
+        text.push_str(&commented(
+            &format!("max_length = {length}"),
+            "tokens, the most that the model takes; longer texts are cut",
+        ));
     }
     text.push_str(&commented(&format!("batch_size = {batch_size}"), "texts in one forward"));
     let _ = writeln!(text, "seed = {seed}");
@@ -171,8 +180,12 @@ fn calibration(prepared: &Prepared) -> String {
 fn quantization(scheme: Preset, prepared: &Prepared) -> String {
     let mut text = "[quantization]\n".to_owned();
     let about = match scheme {
-        Preset::W8a8Dynamic => "activations get a scale for each token at run time; \"w8a8-static\": one from calibration",
-        Preset::W8a8Static => "activations get their scale from calibration; \"w8a8-dynamic\": for each token at run time",
+        Preset::W8a8Dynamic => {
+            "activations get a scale for each token at run time; \"w8a8-static\": one from calibration"
+        }
+        Preset::W8a8Static => {
+            "activations get their scale from calibration; \"w8a8-dynamic\": for each token at run time"
+        }
     };
     text.push_str(&commented(&format!("scheme = \"{}\"", scheme.as_str()), about));
     text.push_str("weights = { granularity = \"channel\", observer = \"mse\" }\n");
@@ -213,7 +226,8 @@ fn quantization(scheme: Preset, prepared: &Prepared) -> String {
         text.push_str("# ]\n");
     }
     // The last reads its activation alone; of those that share one, all would have to be named.
-    let example = prepared.plan.quantized().last().map(|(linear, _)| linear.path.as_str()).unwrap_or_default();
+    let example =
+        prepared.plan.quantized().last().map(|(linear, _)| linear.path.as_str()).unwrap_or_default();
     let _ = writeln!(
         text,
         "\n# Another scheme for some layers, by exact name or by a pattern (`re:` and a regular expression):\n\

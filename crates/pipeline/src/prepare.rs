@@ -54,7 +54,11 @@ impl Prepared {
 
         let (texts, origin) = calibration_texts(&config, &directory)?;
         if texts.is_empty() {
-            return Err(PipelineError::NoSamples { origin }.named_by(&config, &["calibration.data"], "no text"));
+            return Err(PipelineError::NoSamples { origin }.named_by(
+                &config,
+                &["calibration.data"],
+                "no text",
+            ));
         }
         if texts.len() < config.calibration.samples {
             warnings.push(format!(

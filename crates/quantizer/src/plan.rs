@@ -162,9 +162,11 @@ impl Plan {
             // The role says more than that a list names it, and the same whether the list is given or the default.
             let by_role = linear.role.default_ignore_reason().map(str::to_owned);
             let ignored = match &request.ignore {
-                Some(patterns) => patterns.iter().find(|pattern| pattern.matches(&linear.path)).map(|pattern| {
-                    by_role.unwrap_or_else(|| format!("`quantization.ignore` names it (`{pattern}`)"))
-                }),
+                Some(patterns) => {
+                    patterns.iter().find(|pattern| pattern.matches(&linear.path)).map(|pattern| {
+                        by_role.unwrap_or_else(|| format!("`quantization.ignore` names it (`{pattern}`)"))
+                    })
+                }
                 None => by_role,
             };
             let exception = request

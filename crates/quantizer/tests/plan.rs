@@ -120,7 +120,11 @@ fn a_given_ignore_replaces_the_default() {
     let one = Plan::new(&spec, &ignoring(STATIC, &["classifier"])).unwrap();
     assert_eq!(mode_of(&one, "bert.pooler.dense"), Some(STATIC));
     let by_default = Plan::new(&spec, &request(STATIC)).unwrap();
-    assert_eq!(reason(&one, "classifier"), reason(&by_default, "classifier"), "its role is the better reason");
+    assert_eq!(
+        reason(&one, "classifier"),
+        reason(&by_default, "classifier"),
+        "its role is the better reason"
+    );
 
     let layer = r"re:bert\.encoder\.layer\.1\.";
     let plan = Plan::new(&spec, &ignoring(DYNAMIC, &[layer, "re:.*dense"])).unwrap();
@@ -218,7 +222,9 @@ fn an_override_that_later_ones_decide_is_warned_of() {
                 of(&["re:.*query"]),
                 (&["encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense"], None),
             ],
-            &["`quantization.overrides.2` (`encoder.layer.0.attention.self.query`, `encoder.layer.1.output.dense`), where the last one holds"],
+            &[
+                "`quantization.overrides.2` (`encoder.layer.0.attention.self.query`, `encoder.layer.1.output.dense`), where the last one holds",
+            ],
         ),
         // Half of it is left.
         (&[of(&["re:.*query"]), of(&["encoder.layer.1.attention.self.query"])], &[]),

@@ -225,7 +225,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Problem> {
         ErrorKind::IsADirectory => Problem::new("", "this is a directory, not a config file")
             .hint("give the TOML file; `zeropoint init MODEL` writes one"),
         ErrorKind::PermissionDenied => {
-            Problem::new("", "the config file may not be read (permission denied)").hint("check its permissions")
+            Problem::new("", "the config file may not be read (permission denied)")
+                .hint("check its permissions")
         }
         _ => Problem::new("", format!("the config file cannot be read: {error}")),
     };

@@ -144,9 +144,27 @@ fn contradictions_are_found_at_their_key() {
     /// The config, the key that is blamed and where, a part of the sentence, the start of the hint.
     type Case = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
     let cases: &[Case] = &[
-        ("[calibration]\nsamples = 0", "calibration.samples", (3, 11), "between 1 and 1000000, but is 0", "write a number of this range"),
-        ("[calibration]\nmax_length = 2", "calibration.max_length", (3, 14), "between 5 and", "write a number of this range"),
-        ("[calibration]\nbatch_size = 5000", "calibration.batch_size", (3, 14), "between 1 and 4096", "write a number of this range"),
+        (
+            "[calibration]\nsamples = 0",
+            "calibration.samples",
+            (3, 11),
+            "between 1 and 1000000, but is 0",
+            "write a number of this range",
+        ),
+        (
+            "[calibration]\nmax_length = 2",
+            "calibration.max_length",
+            (3, 14),
+            "between 5 and",
+            "write a number of this range",
+        ),
+        (
+            "[calibration]\nbatch_size = 5000",
+            "calibration.batch_size",
+            (3, 14),
+            "between 1 and 4096",
+            "write a number of this range",
+        ),
         ("[output]\ndir = ''", "output.dir", (3, 7), "must not be empty", "name something"),
         (
             "[output]\ndir = 'm'",
@@ -218,7 +236,13 @@ fn contradictions_are_found_at_their_key() {
             "between 50 and 100, but is 0.999",
             "percentiles are in percent",
         ),
-        ("quantization.ignore = ['a', 're:(b']", "quantization.ignore.1", (2, 29), "unclosed group", "close every group"),
+        (
+            "quantization.ignore = ['a', 're:(b']",
+            "quantization.ignore.1",
+            (2, 29),
+            "unclosed group",
+            "close every group",
+        ),
         (
             "quantization.ignore = ['re:']",
             "quantization.ignore.0",
@@ -357,10 +381,7 @@ fn contradictions_are_found_at_their_key() {
 
 fn assert_hint(error: &ConfigError, start: &str) {
     let hint = error.hint().unwrap_or_default();
-    assert!(
-        !start.is_empty() && hint.starts_with(start),
-        "{error}: hint {hint:?}, not {start:?}"
-    );
+    assert!(!start.is_empty() && hint.starts_with(start), "{error}: hint {hint:?}, not {start:?}");
 }
 
 #[test]
@@ -397,8 +418,11 @@ fn a_mistake_has_marks_with_labels() {
         let error = Config::parse(&format!("{MODEL}{text}"), "c.toml", &sets).unwrap_err();
         let excerpt = error.excerpt().unwrap_or_else(|| panic!("{error}"));
         assert_eq!(excerpt.is_file(), sets.is_empty(), "{error}");
-        let marks: Vec<(&str, &str)> =
-            excerpt.marks().iter().map(|mark| (&excerpt.text()[mark.span.clone()], mark.label.as_str())).collect();
+        let marks: Vec<(&str, &str)> = excerpt
+            .marks()
+            .iter()
+            .map(|mark| (&excerpt.text()[mark.span.clone()], mark.label.as_str()))
+            .collect();
         assert_eq!(&marks, expected, "{error}");
     }
 }
@@ -431,13 +455,21 @@ fn mistakes_in_set_name_it() {
         ("calibration..samples=1", "`calibration..samples` is not a key", "write `--set key=value`"),
         ("=1", "`` is not a key", "write `--set key=value`"),
         ("calibration.sample=1", "unknown key `sample` in `calibration`", "did you mean `samples`?"),
-        ("calibration.samples=0", "`calibration.samples` must be between 1 and 1000000, but is 0", "write a number of this range"),
+        (
+            "calibration.samples=0",
+            "`calibration.samples` must be between 1 and 1000000, but is 0",
+            "write a number of this range",
+        ),
         (
             "calibration.samples=few",
             "`calibration.samples` must be a whole number, but is the string \"few\"",
             "a whole number stands without quotes",
         ),
-        ("model.source.x=1", "`model.source` is the string \"m\", so it has no key `x`", "set `model.source` as a whole"),
+        (
+            "model.source.x=1",
+            "`model.source` is the string \"m\", so it has no key `x`",
+            "set `model.source` as a whole",
+        ),
         ("calibration.data.1=a.txt", "`calibration.data` has no entry `1`", "the list is empty"),
         (
             "calibration.data=[",

@@ -206,7 +206,8 @@ fn the_configs_of_the_repository_are_valid() {
         assert_eq!(config.output_dir(), format!("runs/{name}"));
         // What completes its keys in an editor is there.
         let text = std::fs::read_to_string(&path).unwrap();
-        let schema = text.lines().next().and_then(|line| line.strip_prefix("#:schema ")).expect("a schema line");
+        let schema =
+            text.lines().next().and_then(|line| line.strip_prefix("#:schema ")).expect("a schema line");
         let schema: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.join(schema)).unwrap()).unwrap();
         assert_eq!(schema["title"], Config::json_schema()["title"], "{name}");
