@@ -139,9 +139,10 @@ impl Shown {
                     let start = window.place(start.min(kept.len()));
                     let length = window.place(end.min(kept.len())).saturating_sub(start);
                     let column = kept.get(..mark.span.start - begin).unwrap_or(kept).chars().count() + 1;
-                    let name = match excerpt.is_file() {
-                        true => format!("{}:{number}:{column}", excerpt.origin()),
-                        false => excerpt.origin().to_owned(),
+                    let name = if excerpt.is_file() {
+                        format!("{}:{number}:{column}", excerpt.origin())
+                    } else {
+                        excerpt.origin().to_owned()
                     };
                     let span = (shown.len() + start, length);
                     names.push((span.0, name.chars().map(harmless).collect()));
@@ -295,10 +296,7 @@ mod tests {
                 let Err(error) = Config::parse(broken, "c.toml", &[]) else { continue };
                 let message = error.message().to_owned();
                 let shown = render(&error.into(), PLAIN);
-                assert!(
-                    shown.starts_with(&format!("error: ")) && shown.contains(&one_line(&message)),
-                    "{shown}"
-                );
+                assert!(shown.starts_with("error: ") && shown.contains(&one_line(&message)), "{shown}");
                 assert!(!shown.contains("Failed to read"), "{broken:?}: {shown}");
             }
         }

@@ -1,91 +1,18 @@
-//! What each mistake is answered with: one sentence that says what and where, a way out, an exit code, and nothing left
-//! behind. The snapshots are documents to be read: one for each kind of mistake.
+//! What each mistake is answered with. The snapshots are documents to be read: one for each kind of mistake. Those of the
+//! config are in `config_errors.rs`.
 #![cfg(unix)] // the snapshots hold what the system says about files
 
 mod scene;
 
-use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
-use std::process::Command;
 
+use scene::answers::Answers;
+use scene::fixture;
 use scene::safetensors::Safetensors;
-use scene::{Scene, fixture, stderr, workspace};
 use serde_json::{Value, json};
 
-/// A small run of the embedded model.
-const CONFIG: &str = "version = 1\n\n[model]\nsource = \"embedded\"\n\n[calibration]\nsamples = 4\n";
 /// A query weight of the fixture `bert-mean`.
 const QUERY: &str = "encoder.layer.0.attention.self.query.weight";
-
-/// Mistakes made in one scene, and the answers to them as a document.
-struct Answers {
-    scene: Scene,
-    document: String,
-}
-
-impl Answers {
-    /// A scene with a config that works.
-    fn new() -> Self {
-        let scene = Scene::new();
-        scene.write("config.toml", CONFIG);
-        Self { scene, document: String::new() }
-    }
-
-    /// The command line must fail with `code`, say so on standard error alone, and leave the directory as it was.
-    fn refused(&mut self, code: i32, mistake: &str, arguments: &[&str]) {
-        self.refused_in(code, mistake, arguments, |_| ());
-    }
-
-    fn refused_in(
-        &mut self,
-        code: i32,
-        mistake: &str,
-        arguments: &[&str],
-        change: impl FnOnce(&mut Command),
-    ) {
-        let before = self.scene.tree("");
-        let mut command = self.scene.zeropoint(arguments);
-        change(&mut command);
-        let output = command.output().expect("the program starts");
-        let answer = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{mistake}: {answer}");
-        assert!(output.stdout.is_empty(), "{mistake}: standard output is for results");
-        assert_eq!(answer.matches("error: ").count(), 1, "{mistake}: one error, said once: {answer}");
-        scene::assert_same_tree(&self.scene.tree(""), &before);
-        assert_eq!(self.scene.temporary_files(), [] as [&str; 0], "{mistake}");
-        assert!(!self.scene.default_cache().exists(), "{mistake}");
-        let line = arguments.join(" ").replace(workspace().to_string_lossy().as_ref(), "[repository]");
-        let _ = write!(self.document, "# {mistake}\n$ zeropoint {line}\n{answer}exit code {code}\n\n");
-    }
-
-    /// `run` of a config with this text.
-    fn config(&mut self, mistake: &str, text: &str) {
-        self.scene.write("mistake.toml", text);
-        self.refused(2, mistake, &["run", "mistake.toml", "--no-cache", "--out", "out"]);
-    }
-
-    /// `run` of the config that works, with one key changed.
-    fn set(&mut self, code: i32, mistake: &str, change: &str) {
-        self.refused(code, mistake, &["run", "config.toml", "--no-cache", "--out", "out", "--set", change]);
-    }
-
-    /// `run` of a model in the scene.
-    fn model(&mut self, code: i32, mistake: &str, directory: &str) {
-        self.set(code, mistake, &format!("model.source={directory}"));
-    }
-
-    #[track_caller]
-    fn compare(self, name: &str) {
-        let scene = self.scene.root().to_string_lossy().into_owned();
-        let repository = workspace().to_string_lossy().into_owned();
-        let mut settings = insta::Settings::clone_current();
-        settings.add_filter(&scene.replace('.', "\\."), "[scene]");
-        settings.add_filter(&repository.replace('.', "\\."), "[repository]");
-        settings.add_filter("/[^ ]*/zeropoint-embedded-[A-Za-z0-9]+", "[embedded]");
-        settings.add_filter("\\b[0-9a-f]{12}\\b", "[fingerprint]");
-        settings.bind(|| insta::assert_snapshot!(name, self.document.trim_end()));
-    }
-}
 
 #[test]
 fn command_lines() {
@@ -102,340 +29,7 @@ fn command_lines() {
     ] {
         answers.refused(2, mistake, arguments);
     }
-    answers.compare("command_lines");
-}
-
-#[test]
-fn config_files() {
-    let mut answers = Answers::new();
-    answers.scene.write("latin1.toml", b"version = 1\n# caf\xe9\n");
-    answers.scene.write("directory/config.toml", "");
-    for (mistake, file) in [
-        ("a config that does not exist", "absent.toml"),
-        ("a directory", "directory"),
-        ("a config that is not UTF-8", "latin1.toml"),
-    ] {
-        answers.refused(2, mistake, &["run", file, "--no-cache", "--out", "out"]);
-    }
-    let model = "version = 1\nmodel.source = 'embedded'\n";
-    for (mistake, text) in [
-        ("not TOML", "version = 1\nmodel.source = 'embedded\n"),
-        ("an unknown version", "version = 3\nmodel.source = 'embedded'\n"),
-        ("no model", "version = 1\n"),
-        ("a key that is nearly right", &format!("{model}[calibration]\nsamplse = 3\n")),
-        ("a table that is nearly right", &format!("{model}[quantisation]\n")),
-        ("a key from another tool", &format!("{model}[quantization]\ngroup_size = 128\n")),
-        ("a value of another type", &format!("{model}calibration.samples = '64'\n")),
-        ("a value that is not offered", &format!("{model}quantization.scheme = 'w4a16'\n")),
-        ("a number out of range", &format!("{model}calibration.samples = 0\n")),
-        (
-            "keys that contradict each other",
-            &format!("{model}[quantization]\nscheme = 'w8a8-dynamic'\nactivations.observer = 'mse'\n"),
-        ),
-        (
-            "a scheme and a mode that contradict each other",
-            &format!("{model}[quantization]\nscheme = 'w8a8-dynamic'\nactivations.mode = 'static'\n"),
-        ),
-        (
-            "a percentile without its observer",
-            &format!("{model}[quantization]\nscheme = 'w8a8-static'\nactivations.percentile = 99\n"),
-        ),
-        (
-            "a gate on a task that does not exist",
-            &format!("{model}[[evaluation.gate]]\ntask = 'sts'\nmetric = 'spearman'\nmax_drop = 0.1\n"),
-        ),
-        (
-            "a gate on a metric that the task does not have",
-            &format!("{model}[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'accuracy'\nmax_drop = 0.1\n"),
-        ),
-        (
-            "a gate in percent",
-            &format!("{model}[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_mean'\nmax_drop = 5\n"),
-        ),
-        ("a task without data", &format!("{model}[[evaluation.tasks]]\nkind = 'classification'\n")),
-        (
-            "a pattern that is no regular expression",
-            &format!("{model}quantization.ignore = ['re:encoder.(layer']\n"),
-        ),
-        ("data in an unknown format", &format!("{model}calibration.data = ['texts.parquet']\n")),
-    ] {
-        answers.config(mistake, text);
-    }
-    answers.compare("config_files");
-}
-
-#[test]
-fn keys_and_values() {
-    let mut answers = Answers::new();
-    let model = "version = 1\nmodel.source = 'embedded'\n";
-    for (mistake, text) in [
-        ("a key given twice", "calibration.seed = 1\ncalibration.seed = 2\n"),
-        ("a table that is not closed", "[calibration\nsamples = 3\n"),
-        ("a backslash in double quotes", "quantization.ignore = [\"re:bert\\.pooler\"]\n"),
-        ("a number that is too large", "calibration.seed = 99999999999999999999\n"),
-        ("a negative number", "calibration.samples = -3\n"),
-        ("a date", "model.revision = 2024-01-31\n"),
-        ("a string in place of a table", "calibration = 'texts.txt'\n"),
-        ("a string in place of a list", "calibration.data = 'texts.txt'\n"),
-        ("a number among files", "calibration.data = [\n    'texts.txt',\n    3, # the third\n]\n"),
-        ("a flag in quotes", "quantization.activations.symmetric = 'yes'\n"),
-        ("characters of several bytes before it", "model.revision = '\u{2713} caf\u{e9}'; # \u{e4}\n"),
-        ("a control character", "output.dir = \"runs/\\u001b[31m\"\n"),
-        ("an empty path", "output.dir = ''\n"),
-        ("a revision of the embedded model", "model.revision = 'main'\n"),
-        ("a source with a prefix", "model = { source = 'hub:org/model' }\n"),
-        ("a text of two tokens", "calibration.max_length = 2\n"),
-        ("an empty batch", "evaluation.batch_size = 0\n"),
-        ("no format", "output.formats = []\n"),
-        ("an unknown format", "output.formats = ['onnx']\n"),
-    ] {
-        let head = if text.starts_with("model = ") { "version = 1\n" } else { model };
-        answers.config(mistake, &format!("{head}{text}"));
-    }
-    answers.compare("keys_and_values");
-}
-
-#[test]
-fn schemes() {
-    let mut answers = Answers::new();
-    for (mistake, text) in [
-        ("four bits", "[quantization]\nweights.bits = 4\n"),
-        ("asymmetric weights", "[quantization]\nweights = { symmetric = false }\n"),
-        ("groups", "[quantization]\nweights = { granularity = 'group' }\n"),
-        (
-            "static activations per token",
-            "[quantization]\nactivations = { mode = 'static', granularity = 'token' }\n",
-        ),
-        (
-            "a percentile as a fraction",
-            "[quantization]\nscheme = 'w8a8-static'\n\n[quantization.activations]\nobserver = 'percentile'\n\
-             percentile = 0.999\n",
-        ),
-        ("an algorithm that is not here", "[quantization]\nalgorithm = { kind = 'gptq', damping = 0.01 }\n"),
-        ("a pattern without an expression", "[quantization]\nignore = ['classifier', 're:']\n"),
-        ("an override of nothing", "[[quantization.overrides]]\nlayers = []\nscheme = 'none'\n"),
-        ("an override without layers", "[[quantization.overrides]]\nscheme = 'none'\n"),
-        (
-            "how to quantise what stays float",
-            "[[quantization.overrides]]\nlayers = ['classifier']\nscheme = 'none'\nweights = { observer = 'mse' }\n",
-        ),
-        (
-            "an observer of dynamic activations in an override",
-            "[quantization]\nscheme = 'w8a8-static'\n\n[[quantization.overrides]]\nlayers = ['re:.*']\n\
-             scheme = 'w8a8-dynamic'\nactivations = { observer = 'min-max' }\n",
-        ),
-    ] {
-        answers.config(mistake, &format!("version = 1\nmodel.source = 'embedded'\n\n{text}"));
-    }
-    answers.compare("schemes");
-}
-
-#[test]
-fn data_and_tasks() {
-    let mut answers = Answers::new();
-    for (mistake, text) in [
-        ("an unknown key of a file", "calibration.data = [{ path = 'a.csv', heder = false }]\n"),
-        ("a file without its path", "calibration.data = [{ format = 'csv' }]\n"),
-        ("a header of a jsonl file", "calibration.data = [{ path = 'a.jsonl', header = true }]\n"),
-        ("a column of a txt file", "calibration.data = [{ path = 'a.txt', text = 'body' }]\n"),
-        ("the number of a field", "calibration.data = [{ path = 'a.jsonl', text = 0 }]\n"),
-        (
-            "a name without a header",
-            "[[calibration.data]]\npath = 'a.csv'\nheader = false\n\ntext = 'body'\n",
-        ),
-        ("half a column", "calibration.data = [{ path = 'a.csv', text = 1.5 }]\n"),
-        ("a delimiter of two characters", "calibration.data = [{ path = 'a.csv', delimiter = '||' }]\n"),
-        ("a quote as a delimiter", "calibration.data = [{ path = 'a.csv', delimiter = '\"' }]\n"),
-        ("an unknown task", "[[evaluation.tasks]]\nkind = 'retrieval'\n"),
-        ("a task without its kind", "[[evaluation.tasks]]\ndata = 'a.jsonl'\n"),
-        ("pairs in a txt file", "[[evaluation.tasks]]\nkind = 'sts'\ndata = 'pairs.txt'\n"),
-        (
-            "pairs without a column for the score",
-            "[[evaluation.tasks]]\nkind = 'sts'\ndata = { path = 'a.csv', header = false, text_a = 0, text_b = 1 }\n",
-        ),
-        (
-            "two tasks of one name",
-            "[[evaluation.tasks]]\nkind = 'fidelity'\n\n[[evaluation.tasks]]\nkind = 'fidelity'\ndata = 'a.txt'\n",
-        ),
-        ("a name with a space", "[[evaluation.tasks]]\nkind = 'fidelity'\nname = 'my task'\n"),
-        ("no samples", "[[evaluation.tasks]]\nkind = 'fidelity'\nlimit = 0\n"),
-        ("a gate without its limit", "[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_mean'\n"),
-        (
-            "two gates on one metric",
-            "[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_min'\nmax_drop = 0.1\n\n\
-             [[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'cosine_min'\nmax_drop = 0.2\n",
-        ),
-        (
-            "a metric of another task",
-            "[[evaluation.tasks]]\nkind = 'sts'\ndata = 'pairs.jsonl'\n\n[[evaluation.gate]]\ntask = 'sts'\n\
-             metric = 'accuracy'\nmax_drop = 0.1\n",
-        ),
-        (
-            "a gate without any task",
-            "evaluation.tasks = []\n[[evaluation.gate]]\ntask = 'sts'\nmetric = 'spearman'\nmax_drop = 0.1\n",
-        ),
-    ] {
-        answers.config(mistake, &format!("version = 1\nmodel.source = 'embedded'\n\n{text}"));
-    }
-    answers.compare("data_and_tasks");
-}
-
-#[test]
-fn what_a_config_names() {
-    let mut answers = Answers::new();
-    let scene = &answers.scene;
-    scene.write("texts.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
-    scene.write("columns.csv", "sentence,points\nA cold day.,1\n");
-    scene.write("labels.jsonl", "{\"text\": \"a\", \"label\": \"poetry\"}\n");
-    scene.write("broken.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\"\n");
-    scene.copy_fixture("bert-mean", "encoder");
-    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "finished", "--set", "evaluation.tasks=[]"]);
-    let embedded = "[model]\nsource = 'embedded'\n\n";
-    let encoder = "[model]\nsource = 'encoder'\n\n";
-    for (code, mistake, text) in [
-        (2, "a model that does not exist", "[model]\nsource = './models/absent'\n".to_owned()),
-        (1, "a model that is quantised already", "[model]\nsource = 'finished/model'\n".to_owned()),
-        (
-            2,
-            "a task that the model does not fit",
-            "[model]\nsource = 'encoder'\ntask = 'classification'\n".to_owned(),
-        ),
-        (
-            2,
-            "a data file that does not exist",
-            format!(
-                "{embedded}[calibration]\ndata = [\n    'texts.jsonl',\n    'absent.jsonl', # to be written\n]\n"
-            ),
-        ),
-        (
-            2,
-            "a field that the data file does not have",
-            format!("{embedded}[[calibration.data]]\npath = 'columns.csv'\ntext = 'body'\n"),
-        ),
-        (1, "a data file that is broken", format!("{embedded}[calibration]\ndata = ['broken.jsonl']\n")),
-        (
-            2,
-            "a task on a file that does not exist",
-            format!("{embedded}[[evaluation.tasks]]\nkind = 'classification'\ndata = 'absent.jsonl'\n"),
-        ),
-        (
-            2,
-            "a task on texts without labels",
-            format!(
-                "{embedded}[[evaluation.tasks]]\nkind = 'classification'\ndata = {{ path = 'texts.jsonl' }}\n"
-            ),
-        ),
-        (
-            1,
-            "a task on labels of another model",
-            format!("{embedded}[[evaluation.tasks]]\nkind = 'classification'\ndata = 'labels.jsonl'\n"),
-        ),
-        (
-            2,
-            "a task that the model does not do",
-            format!("{encoder}[[evaluation.tasks]]\nkind = 'classification'\ndata = 'labels.jsonl'\n"),
-        ),
-        (
-            2,
-            "a gate that this model cannot hold",
-            format!(
-                "{encoder}[[evaluation.gate]]\ntask = 'fidelity'\nmetric = 'top1_agreement'\nmax_drop = 0.01\n"
-            ),
-        ),
-        (
-            2,
-            "a pattern that matches nothing",
-            format!("{encoder}[quantization]\nignore = [\n    'pooler.dense',\n    'classifier',\n]\n"),
-        ),
-        (
-            2,
-            "an override that matches nothing",
-            format!(
-                "{encoder}[[quantization.overrides]]\nlayers = ['re:encoder\\.layer\\.0', 're:encoder\\.layer\\.9']\n\
-                 scheme = 'none'\n"
-            ),
-        ),
-        (
-            2,
-            "an override of what stays float anyway",
-            format!(
-                "{encoder}[[quantization.overrides]]\nlayers = ['pooler.dense']\nscheme = 'w8a8-static'\n"
-            ),
-        ),
-        (2, "nothing left to quantise", format!("{encoder}[quantization]\nignore = ['re:.*']\n")),
-        (
-            2,
-            "static activations of what the task does not run",
-            format!("{encoder}[quantization]\nscheme = 'w8a8-static'\nignore = []\n"),
-        ),
-        (1, "an output that exists", format!("{embedded}[output]\ndir = 'finished'\n")),
-        (2, "an output that is the model", format!("{encoder}[output]\ndir = 'encoder'\n")),
-    ] {
-        answers.scene.write("mistake.toml", text);
-        answers.refused(code, mistake, &["run", "mistake.toml", "--no-cache"]);
-    }
-    answers.compare("what_a_config_names");
-}
-
-#[test]
-fn first_configs() {
-    let mut answers = Answers::new();
-    let scene = &answers.scene;
-    scene.copy_fixture("bert-mean", "model");
-    scene.write("directory/config.toml", "");
-    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "finished", "--set", "evaluation.tasks=[]"]);
-    for (code, mistake, arguments) in [
-        (2, "no model", &["init"][..]),
-        (2, "a model that does not exist", &["init", "absent"]),
-        (2, "a file", &["init", "config.toml"]),
-        (1, "a model that is quantised already", &["init", "finished/model"]),
-        (2, "an unknown scheme", &["init", "embedded", "--scheme", "w4a16"]),
-        (2, "a schema beside standard output", &["init", "embedded", "--schema"]),
-        (1, "a file that is there", &["init", "embedded", "--out", "config.toml"]),
-        (1, "a directory", &["init", "embedded", "--out", "directory", "--force"]),
-        (2, "a file of the model", &["init", "model", "--out", "model/config.json", "--force"]),
-        (1, "the name of the schema", &["init", "embedded", "--out", "zeropoint.schema.json", "--schema"]),
-    ] {
-        answers.refused(code, mistake, arguments);
-    }
-    answers.compare("first_configs");
-}
-
-#[test]
-fn changes_to_a_config() {
-    let mut answers = Answers::new();
-    for (mistake, change) in [
-        ("no value", "calibration.samples"),
-        ("an unknown key", "calibration.sample=3"),
-        ("a value of another type", "calibration.samples=many"),
-        ("a value that is not TOML", "calibration.data=['texts.txt'"),
-        ("an entry beyond the end of a list", "evaluation.tasks.5.kind=sts"),
-        ("a key of a value", "model.source.name=embedded"),
-    ] {
-        answers.set(2, mistake, change);
-    }
-    answers.compare("changes_to_a_config");
-}
-
-#[test]
-fn patterns() {
-    let mut answers = Answers::new();
-    for (mistake, change) in [
-        ("a name without its prefix", "quantization.ignore=['encoder.layer.0.attention.self.query']"),
-        ("a misspelt name", "quantization.ignore=['bert.encoder.layer.1.intermediate.dens']"),
-        (
-            "an expression that matches nothing",
-            "quantization.overrides=[{layers=['re:bert\\.encoder\\.layer\\.7\\.'],scheme='none'}]",
-        ),
-        ("nothing left to quantise", "quantization.ignore=['re:.*']"),
-        (
-            "an override of what is ignored",
-            "quantization.overrides=[{layers=['classifier'],scheme='w8a8-dynamic'}]",
-        ),
-    ] {
-        answers.set(2, mistake, change);
-    }
-    answers.compare("patterns");
+    answers.compare("errors__command_lines");
 }
 
 #[test]
@@ -509,7 +103,7 @@ fn models() {
         "a task that the model does not fit",
         &format!("model={{source='{}',task='classification'}}", fixture("bert-mean").display()),
     );
-    answers.compare("models");
+    answers.compare("errors__models");
 }
 
 #[test]
@@ -565,7 +159,7 @@ fn weight_files() {
         answers.scene.write(&format!("{name}/model.safetensors"), content);
         answers.model(1, mistake, name);
     }
-    answers.compare("weight_files");
+    answers.compare("errors__weight_files");
 }
 
 #[test]
@@ -590,7 +184,7 @@ fn infinity_in_a_table_that_no_text_reaches() {
         ];
         answers.refused(1, embeddings, &arguments);
     }
-    answers.compare("infinity_in_a_table");
+    answers.compare("errors__infinity_in_a_table");
 }
 
 #[test]
@@ -651,7 +245,7 @@ fn data_files() {
             &["run", "config.toml", "--no-cache", "--out", "out", "--set", &source, "--set", &tasks],
         );
     }
-    answers.compare("data_files");
+    answers.compare("errors__data_files");
 }
 
 #[test]
@@ -684,7 +278,7 @@ fn outputs() {
         "statistics in place of a directory",
         &["calibrate", "config.toml", "--no-cache", "--out", "theirs"],
     );
-    answers.compare("outputs");
+    answers.compare("errors__outputs");
 }
 
 #[test]
@@ -751,7 +345,7 @@ fn statistics_and_models_of_something_else() {
     ] {
         answers.refused(1, mistake, arguments);
     }
-    answers.compare("something_else");
+    answers.compare("errors__something_else");
 }
 
 #[test]
@@ -766,7 +360,7 @@ fn instruction_sets() {
             command.env("ZEROPOINT_ISA", name);
         });
     }
-    answers.compare("instruction_sets");
+    answers.compare("errors__instruction_sets");
 }
 
 /// Rewrites fields of a statistics file's header.

@@ -71,6 +71,16 @@ fn a_first_config_says_nothing_but_defaults() {
     assert_eq!(config, default);
 }
 
+/// The lines that are keys, tables and lists behind a `# `, as they are without it.
+fn uncommented(text: &str) -> String {
+    let is_code = |rest: &&str| {
+        let key = rest.find(' ').unwrap_or_default();
+        rest.starts_with(['[', ']']) || rest.starts_with("    \"") || rest[key..].starts_with(" = ")
+    };
+    let lines = text.lines().map(|line| line.strip_prefix("# ").filter(is_code).unwrap_or(line));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn what_is_commented_out_is_a_config_too() {
     let scene = Scene::new();
@@ -79,18 +89,7 @@ fn what_is_commented_out_is_a_config_too() {
         .iter()
         .chain(&["embedded".to_owned()])
     {
-        let text: String = written(&scene, &[model])
-            .lines()
-            .map(|line| {
-                let code = line.strip_prefix("# ").filter(|rest| {
-                    let first = rest.split(' ').next().unwrap_or_default();
-                    rest.starts_with(['[', ']'])
-                        || rest.starts_with("    \"")
-                        || rest[first.len()..].starts_with(" = ")
-                });
-                format!("{}\n", code.unwrap_or(line))
-            })
-            .collect();
+        let text = uncommented(&written(&scene, &[model]));
         let config =
             Config::parse(&text, "first.toml", &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!((config.evaluation.tasks.len(), config.evaluation.gate.len()), (2, 2));

@@ -1,6 +1,8 @@
 //! A temporary directory with the program in it: its working directory, its temporary files, its default cache.
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+#[cfg(unix)]
+pub(crate) mod answers;
 pub(crate) mod safetensors;
 
 use std::collections::BTreeMap;
