@@ -7,8 +7,8 @@ mod scene;
 use std::os::unix::fs::symlink;
 
 use scene::answers::Answers;
-use scene::fixture;
 use scene::safetensors::Safetensors;
+use scene::{Scene, fixture};
 use serde_json::{Value, json};
 
 /// A query weight of the fixture `bert-mean`.
@@ -470,5 +470,5 @@ fn shards() {
         answers.refused(2, mistake, &arguments);
     }
     answers.refused(2, "nothing shown", &["statistics", "show", "absent"]);
-    answers.compare("shards");
+    answers.compare("errors__shards");
 }

@@ -25,7 +25,7 @@ fn prepared(dir: &Path, model: &str, batch_size: usize) -> Prepared {
     );
     let file = dir.join("config.toml");
     fs::write(&file, text).expect("the directory is writable");
-    let config = Config::load(&file, &[]).unwrap_or_else(|error| panic!("{}", error.render()));
+    let config = Config::load(&file, &[]).unwrap_or_else(|error| panic!("{error}"));
     Prepared::new(config).unwrap_or_else(|error| panic!("{model}: {error}"))
 }
 
