@@ -10,5 +10,8 @@ mod run;
 mod shard;
 
 pub use plan::{BatchPlan, CalibrationSet, choose_samples};
-pub use run::{Calibrated, CalibrationProgress, calibrate, calibrate_batches, graph_fingerprint};
+pub use run::{
+    Begun, Calibrated, CalibrationProgress, Observed, calibrate, calibrate_batches, calibrate_from,
+    graph_fingerprint,
+};
 pub use shard::{Shard, ShardError};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use zeropoint_core::Fingerprint;
 use zeropoint_kernels::Isa;
-use zeropoint_models::{Model, ModelDirectory, ModelError, PackedBatch, SiteId, SiteSink};
+use zeropoint_models::{Model, ModelDirectory, ModelError, PackedBatch, Site, SiteId, SiteSink};
 use zeropoint_observer::ActivationStatistics;
 
 use crate::plan::{BatchPlan, CalibrationSet};
@@ -53,6 +53,34 @@ pub enum Calibrated {
     Cancelled,
 }
 
+/// The part of an observing pass that was done before it was interrupted.
+#[derive(Debug, Clone, Default)]
+pub struct Begun {
+    /// Batches of the plan that were observed, from the first one on.
+    pub batches: usize,
+    /// Statistics of every site after them; nothing before the first batch.
+    pub sites: BTreeMap<String, ActivationStatistics>,
+    /// Time that they took.
+    pub elapsed: Duration,
+}
+
+/// An observing pass between two batches.
+pub struct Observed<'a> {
+    /// How far it is.
+    pub progress: CalibrationProgress,
+    /// Batches of the plan that are done.
+    pub batches: usize,
+    sites: (&'a [Site], &'a [ActivationStatistics]),
+}
+
+impl Observed<'_> {
+    /// A copy of the statistics so far, by [`Site::id`].
+    pub fn sites(&self) -> BTreeMap<String, ActivationStatistics> {
+        let (sites, statistics) = self.sites;
+        sites.iter().map(|site| site.id.clone()).zip(statistics.iter().cloned()).collect()
+    }
+}
+
 /// Runs the float model over the set and collects statistics of every site. `progress` is called after each batch and
 /// may end the pass.
 ///
@@ -74,22 +102,54 @@ pub fn calibrate_batches(
     plan: &BatchPlan,
     progress: &mut dyn FnMut(CalibrationProgress) -> ControlFlow<()>,
 ) -> Result<Calibrated, ModelError> {
+    calibrate_from(model, set, plan, Begun::default(), &mut |observed| progress(observed.progress))
+}
+
+/// As [`calibrate_batches`], from where an earlier pass over the same batches with the same model was interrupted. The
+/// result is that of an uninterrupted pass to the bit. `after_batch` may keep what is done so far, or end the pass.
+///
+/// Refused: a beginning that is not of this model and these batches.
+pub fn calibrate_from(
+    model: &Model,
+    set: &CalibrationSet,
+    plan: &BatchPlan,
+    mut begun: Begun,
+    after_batch: &mut dyn FnMut(&Observed<'_>) -> ControlFlow<()>,
+) -> Result<Calibrated, ModelError> {
     let spec = model.spec();
+    let batches = plan.batches();
+    let mut take = |site: &Site| {
+        if begun.batches == 0 {
+            return Ok(ActivationStatistics::new(site.channels));
+        }
+        begun
+            .sites
+            .remove(&site.id)
+            .filter(|found| found.channels() == site.channels && begun.batches <= batches.len())
+            .ok_or_else(|| {
+                let reason = "is not in the statistics that the pass was to go on with".to_owned();
+                ModelError::Site { site: site.id.clone(), reason }
+            })
+    };
     let mut sink = StatisticsSink {
         isa: model.isa(),
-        sites: spec.sites.iter().map(|site| ActivationStatistics::new(site.channels)).collect(),
+        sites: spec.sites.iter().map(&mut take).collect::<Result<_, _>>()?,
     };
     let started = Instant::now();
     let (total, total_tokens) = (plan.samples(), set.tokens_in(plan));
-    let (mut done, mut tokens) = (0, 0);
-    for indices in plan.batches() {
+    let before = batches.iter().take(begun.batches).flatten();
+    let (mut done, mut tokens) =
+        before.fold((0, 0), |(done, tokens), &i| (done + 1, tokens + set.sequences[i].len()));
+    for (index, indices) in batches.iter().enumerate().skip(begun.batches) {
         let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i]))?;
         model.forward_observed(&batch, &mut sink)?;
         done += batch.len();
         tokens += batch.tokens();
         tracing::debug!(done, total, tokens, "batch observed");
-        let report = CalibrationProgress { done, total, tokens, total_tokens, elapsed: started.elapsed() };
-        if progress(report).is_break() {
+        let elapsed = begun.elapsed + started.elapsed();
+        let progress = CalibrationProgress { done, total, tokens, total_tokens, elapsed };
+        let observed = Observed { progress, batches: index + 1, sites: (&spec.sites, &sink.sites) };
+        if after_batch(&observed).is_break() {
             return Ok(Calibrated::Cancelled);
         }
     }

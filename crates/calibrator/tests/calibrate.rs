@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use zeropoint_calibrator::{BatchPlan, Calibrated, CalibrationProgress, CalibrationSet, calibrate};
+use zeropoint_calibrator::{
+    BatchPlan, Begun, Calibrated, CalibrationProgress, CalibrationSet, calibrate, calibrate_from,
+};
 use zeropoint_core::Rng;
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
@@ -254,5 +256,52 @@ fn an_overflow_names_the_site_that_sees_it_first() {
         let error = calibrate(&model, &set(8), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
         assert!(error.starts_with(&format!("site `{site}`: ")), "{tensor}: {error}");
         assert!(error.contains(&format!("channel {at}")), "{tensor}: {error}");
+    }
+}
+
+#[test]
+fn a_pass_that_goes_on_anywhere_ends_in_the_bits_of_an_uninterrupted_one() {
+    let model = model(fixture("bert-mean"));
+    let set = set(4);
+    let whole = calibrated(&model, &set);
+    for batches in 0..=set.plan.batches().len() {
+        let mut begun = Begun::default();
+        let mut stop = |observed: &zeropoint_calibrator::Observed<'_>| {
+            if observed.batches < batches {
+                return ControlFlow::Continue(());
+            }
+            let elapsed = observed.progress.elapsed;
+            begun = Begun { batches: observed.batches, sites: observed.sites(), elapsed };
+            ControlFlow::Break(())
+        };
+        if batches > 0 {
+            calibrate_from(&model, &set, &set.plan, Begun::default(), &mut stop).expect("the pass succeeds");
+        }
+        let mut last = None;
+        let mut watch = |observed: &zeropoint_calibrator::Observed<'_>| {
+            last = Some((observed.progress.done, observed.progress.tokens));
+            ControlFlow::Continue(())
+        };
+        match calibrate_from(&model, &set, &set.plan, begun, &mut watch).expect("the pass succeeds") {
+            Calibrated::Done(statistics) => assert_eq!(statistics, whole, "from batch {batches}"),
+            Calibrated::Cancelled => panic!("nobody cancelled"),
+        }
+        let all = (batches < set.plan.batches().len()).then(|| (SAMPLES, set.tokens()));
+        assert_eq!(last, all, "progress counts what was done before");
+    }
+}
+
+#[test]
+fn a_beginning_of_something_else_is_refused() {
+    let (first, second) = (model(fixture("bert-mean")), model(fixture("bert-classifier-bf16")));
+    let set = set(4);
+    let mut go_on = |_: &zeropoint_calibrator::Observed<'_>| ControlFlow::Continue(());
+    for begun in [
+        Begun { batches: 1, ..Begun::default() },
+        Begun { batches: 1, sites: calibrated(&second, &set), ..Begun::default() },
+        Begun { batches: 99, sites: calibrated(&first, &set), ..Begun::default() },
+    ] {
+        let error = calibrate_from(&first, &set, &set.plan, begun, &mut go_on).expect_err("it does not fit");
+        assert!(error.to_string().contains("statistics that the pass was to go on with"), "{error}");
     }
 }

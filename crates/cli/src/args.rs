@@ -97,6 +97,9 @@ pub(crate) struct OutputArgs {
     /// Replace the directory if an earlier run wrote it
     #[arg(long)]
     pub(crate) force: bool,
+    /// Begin anew instead of going on with what an interrupted run has left
+    #[arg(long)]
+    pub(crate) restart: bool,
 }
 
 #[derive(Debug, Args)]

@@ -53,10 +53,15 @@ fn cache(args: &CacheArgs) -> CacheDir {
     }
 }
 
+fn options(args: &OutputArgs, cache: CacheDir) -> RunOptions {
+    RunOptions { force: args.force, restart: args.restart, cache }
+}
+
 fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
     let prepared = Prepared::new(load(&args.config, args.output.out.as_ref())?)?;
+    let options = options(&args.output, cache(&args.cache));
     if args.dry_run {
-        let plan = dry_run(&prepared)?;
+        let plan = dry_run(&prepared, &options)?;
         if args.json {
             print_json(&json!(plan), terminal)?;
         } else {
@@ -64,7 +69,6 @@ fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<O
         }
         return Ok(Outcome::Done);
     }
-    let options = RunOptions { force: args.output.force, cache: cache(&args.cache) };
     let outcome = run(&prepared, &options, terminal, cancel)?;
     finish(&outcome, args.json, terminal)
 }
@@ -74,9 +78,8 @@ fn quantize_command(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
-    let OutputArgs { out, force } = &args.output;
-    let prepared = Prepared::new(load(&args.config, out.as_ref())?)?;
-    let options = RunOptions { force: *force, cache: CacheDir::None };
+    let prepared = Prepared::new(load(&args.config, args.output.out.as_ref())?)?;
+    let options = options(&args.output, CacheDir::None);
     let outcome = quantize(&prepared, &args.statistics, &options, terminal, cancel)?;
     finish(&outcome, args.json, terminal)
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{self, ReadOptions};
 use zeropoint_evaluator::metrics::fidelity::argmax;
+use zeropoint_formats::staged::check_writable;
 use zeropoint_formats::write_file_atomically;
 use zeropoint_models::{HeadOutput, ModelError, PackedBatch, Task};
 use zeropoint_pipeline::{Cancel, PipelineError};
@@ -22,6 +23,7 @@ pub(crate) fn encode(
 ) -> Result<Outcome, PipelineError> {
     if let Some(out) = &args.out {
         keep_inputs(out, args)?;
+        check_writable(out)?;
     }
     if !args.model.is_dir() {
         return Err(PipelineError::Absent { path: args.model.clone(), what: "quantised model directory" });

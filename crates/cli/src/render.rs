@@ -69,10 +69,11 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
     text.push_str(&table(&rows));
     let _ = writeln!(
         text,
-        "\ncalibration  {} samples, {} tokens, {} pass",
+        "\ncalibration  {} samples, {} tokens, {} pass{}",
         plan.samples,
         HumanCount(plan.tokens as u64),
-        plan.passes
+        plan.passes,
+        if plan.cached { "; none if the statistics in the cache are of these weights" } else { "" }
     );
     for (task, samples) in &plan.tasks {
         let _ = writeln!(text, "evaluation   {task}, {samples} samples");
@@ -84,9 +85,28 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
         HumanCount(plan.quantized_bytes),
         plan.original_bytes as f64 / plan.quantized_bytes as f64
     );
+    if let files @ [_, _, ..] = &plan.files[..] {
+        let _ = writeln!(text, "             in {} files", files.len());
+    }
+    let free =
+        plan.disk_free_bytes.map_or_else(String::new, |free| format!("; {} are free", BinaryBytes(free)));
+    let _ = writeln!(text, "disk         at most {}{free}", BinaryBytes(plan.disk_bytes));
     let _ = writeln!(text, "memory       about {}", BinaryBytes(plan.memory_bytes));
     let _ = writeln!(text, "time         about {:.1} s on this machine", plan.seconds);
     let _ = writeln!(text, "output       {}", plan.output);
+    if let Some(left) = &plan.interrupted {
+        let partial = left.partial.display();
+        let _ = match (&left.next, &left.difference) {
+            (Some(next), _) => writeln!(text, "resume       {partial} would be gone on with: {next}"),
+            (None, Some(reason)) => {
+                writeln!(
+                    text,
+                    "warning: {partial} holds an interrupted run that cannot be continued: {reason}"
+                )
+            }
+            (None, None) => Ok(()),
+        };
+    }
     for warning in &plan.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }

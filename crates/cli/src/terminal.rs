@@ -127,6 +127,9 @@ impl Events for Terminal {
                 };
                 self.say(line);
             }
+            Event::Resumed { partial, next } => {
+                self.say(&format!("Going on with the interrupted run in {}: {next}", partial.display()));
+            }
             Event::Calibrated(progress) => self.progress(
                 progress.done as u64,
                 progress.total as u64,

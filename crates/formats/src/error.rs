@@ -219,10 +219,12 @@ impl FormatError {
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "; check the path",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "; check the permissions",
+        io::ErrorKind::PermissionDenied => "; check the permissions",
+        io::ErrorKind::ReadOnlyFilesystem => "; choose a place that can be written",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "; free some space or choose another disk"
         }
+        io::ErrorKind::FileTooLarge => "; raise the limit on file sizes (`ulimit -f`) or choose another disk",
         io::ErrorKind::UnexpectedEof => "; the file is shorter than it was: fetch it again",
         _ => "",
     }

@@ -30,7 +30,7 @@ pub use compressed_tensors::{
 };
 pub use error::FormatError;
 pub use safetensors::{
-    Checkpoint, CheckpointWriter, Dtype, SafetensorsFile, SafetensorsWriter, TensorInfo, TensorSpec,
-    planned_bytes,
+    Checkpoint, CheckpointWriter, Dtype, PlannedCheckpoint, SafetensorsFile, SafetensorsWriter, TensorInfo,
+    TensorSpec, planned_bytes,
 };
 pub use staged::{AtomicFile, StagedDir, copy_companions, write_file_atomically};

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use proptest::prelude::*;
 use zeropoint_formats::{
-    Checkpoint, CheckpointWriter, Dtype, FormatError, SafetensorsFile, SafetensorsWriter, TensorSpec,
-    planned_bytes,
+    Checkpoint, CheckpointWriter, Dtype, FormatError, PlannedCheckpoint, SafetensorsFile, SafetensorsWriter,
+    TensorSpec, planned_bytes,
     safetensors::element::{bf16_bytes, f16_bytes, f32_bytes},
 };
 
@@ -97,6 +97,27 @@ fn shards_round_trip_and_fingerprint_as_one_file_does() {
         checkpoint.content_fingerprint().unwrap(),
         Checkpoint::open(one.path()).unwrap().content_fingerprint().unwrap()
     );
+}
+
+#[test]
+fn planned_files_are_those_that_are_written_to_the_byte() {
+    for max_shard_bytes in [0, 1, 6, 14, 15, 31, 32, u64::MAX] {
+        let dir = tempfile::tempdir().unwrap();
+        write_checkpoint(dir.path(), max_shard_bytes);
+        let planned = PlannedCheckpoint::new(specs(), max_shard_bytes);
+        let mut expected: Vec<(String, u64)> = planned.files.clone();
+        if planned.files.len() > 1 {
+            expected.push(("model.safetensors.index.json".to_owned(), planned.index_bytes));
+        }
+        let mut written: Vec<(String, u64)> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len()))
+            .collect();
+        written.sort();
+        assert_eq!(written, expected, "shards of {max_shard_bytes}");
+        assert_eq!(planned.weight_bytes(), Checkpoint::open(dir.path()).unwrap().weight_bytes());
+    }
 }
 
 #[test]

@@ -221,7 +221,7 @@ mod tests {
     use crate::config::Config;
     use crate::deploy::deploy;
     use crate::events::Cancel;
-    use crate::statistics::{CacheDir, Origin, collect};
+    use crate::statistics::{Origin, Pass, observe};
     use zeropoint_models::Task;
 
     fn directory(variable: &str) -> PathBuf {
@@ -243,7 +243,9 @@ mod tests {
             let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
             let origin = Origin::of(&prepared, weights).unwrap();
             let cancel = Cancel::default();
-            let (statistics, _) = collect(&prepared, origin, &float, &CacheDir::None, &(), &cancel).unwrap();
+            let pass = Pass::whole(&prepared);
+            let statistics =
+                observe(&prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
             let out = tempfile::tempdir().unwrap();
             let deployed = deploy(&prepared, &statistics, float.isa(), out.path(), &(), &cancel).unwrap();
             let written = QuantizedModel::load(out.path(), Task::Embedding).unwrap();

@@ -12,7 +12,7 @@ use zeropoint_formats::compressed_tensors::{
 use zeropoint_formats::safetensors::element::{bf16_bytes, floats_from_bytes};
 use zeropoint_formats::staged::copy_companions;
 use zeropoint_formats::{
-    CheckpointWriter, Dtype, TensorInfo, TensorSpec, planned_bytes, write_file_atomically,
+    CheckpointWriter, Dtype, PlannedCheckpoint, TensorInfo, TensorSpec, write_file_atomically,
 };
 use zeropoint_kernels::Isa;
 use zeropoint_models::{ActivationQuantizer, HeadOutput, LinearSpec, ModelError, SentenceStep};
@@ -132,9 +132,14 @@ pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
         .collect()
 }
 
-/// Bytes of the output's weight files. Exact for one file; a sharded output has a header in each.
-pub(crate) fn output_bytes(prepared: &Prepared) -> u64 {
-    planned_bytes(&output_specs(prepared))
+/// The output's weight files and index, to the byte.
+pub(crate) fn planned_output(prepared: &Prepared) -> PlannedCheckpoint {
+    PlannedCheckpoint::new(output_specs(prepared), MAX_SHARD_BYTES)
+}
+
+/// Whether a path in a model directory is a run of ours, or the lock of one: no part of the model.
+pub(crate) fn is_output(source: &Path, path: &Path) -> bool {
+    source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock")
 }
 
 /// Writes weights, config.json and the source's other files into `dir`, which exists.
@@ -146,10 +151,22 @@ pub(crate) fn deploy(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<BTreeMap<usize, DeployedLinear>, PipelineError> {
+    deploy_in_shards(prepared, statistics, isa, dir, MAX_SHARD_BYTES, events, cancel)
+}
+
+fn deploy_in_shards(
+    prepared: &Prepared,
+    statistics: &StatisticsFile,
+    isa: Isa,
+    dir: &Path,
+    max_shard_bytes: u64,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<BTreeMap<usize, DeployedLinear>, PipelineError> {
     let checkpoint = prepared.directory.checkpoint();
     let spec = prepared.directory.spec();
     let total = prepared.plan.quantized().count();
-    let mut writer = CheckpointWriter::create(dir, output_specs(prepared), MAX_SHARD_BYTES)?;
+    let mut writer = CheckpointWriter::create(dir, output_specs(prepared), max_shard_bytes)?;
     let mut deployed = BTreeMap::new();
     let fates = Fates::of(prepared);
     for info in checkpoint.tensors() {
@@ -197,10 +214,7 @@ pub(crate) fn deploy(
     write_config(prepared, dir)?;
     let source = prepared.directory.path();
     // Runs of ours that lie inside the source, this one among them, are not a part of it.
-    let ours = |path: &Path| {
-        source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock")
-    };
-    copy_companions(source, dir, |path| path == Path::new("README.md") || ours(path))?;
+    copy_companions(source, dir, |path| path == Path::new("README.md") || is_output(source, path))?;
     for folder in dense_folders(prepared) {
         // Not a weight file of the transformer, and so never left out.
         let file = Path::new(folder).join("model.safetensors");
@@ -246,12 +260,7 @@ fn quantize_linear(
         scheme.weight_observer,
     )
     .map_err(|error| failed(error.to_string()))?;
-    let observed =
-        linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
-    let quantizer = match (linear.site, scheme.scheme.activations.mode) {
-        (None, ActivationMode::Dynamic) => None,
-        _ => Some(site_quantizer(observed, scheme).map_err(|error| failed(error.to_string()))?),
-    };
+    let quantizer = input_quantizer(prepared, statistics, linear, scheme)?;
     let input = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(params),
         _ => None,
@@ -271,6 +280,23 @@ fn quantize_linear(
     }
     let weight = QuantizedWeight { values: stored.weight, ..weight };
     Ok(DeployedLinear { weight, scheme: *scheme, quantizer, bytes })
+}
+
+/// How the input of a Linear becomes INT8; `None` for one that the task does not run and whose scheme needs nothing.
+pub(crate) fn input_quantizer(
+    prepared: &Prepared,
+    statistics: &StatisticsFile,
+    linear: &LinearSpec,
+    scheme: &LayerScheme,
+) -> Result<Option<ActivationQuantizer>, PipelineError> {
+    let observed =
+        linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
+    match (linear.site, scheme.scheme.activations.mode) {
+        (None, ActivationMode::Dynamic) => Ok(None),
+        _ => site_quantizer(observed, scheme)
+            .map(Some)
+            .map_err(|error| PipelineError::Layer { path: linear.path.clone(), reason: error.to_string() }),
+    }
 }
 
 fn finite(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<f32>, PipelineError> {

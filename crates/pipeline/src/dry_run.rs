@@ -1,14 +1,21 @@
 //! The plan of a run with its sizes, memory and time, without reading a weight.
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
+use zeropoint_formats::staged::StagedDir;
 use zeropoint_models::{ModelError, TokenSequence};
 use zeropoint_quantizer::Decision;
 
-use crate::deploy::output_bytes;
-use crate::{PipelineError, Prepared};
+use crate::deploy::planned_output;
+use crate::identity::Identity;
+use crate::journal::Journal;
+use crate::run::{MARKER, RunOptions};
+use crate::statistics::is_likely_cached;
+use crate::system::free_disk;
+use crate::{PipelineError, Prepared, disk, memory};
 
 /// One Linear of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,24 +49,58 @@ pub struct DryRun {
     pub tokens: usize,
     /// Observing passes over them. A run takes none when its cache has the statistics already, which only the weights tell.
     pub passes: usize,
+    /// Whether the cache holds statistics of these texts for a model with these sites. They are used if it is the same
+    /// model, which only its weights tell.
+    pub cached: bool,
     /// Evaluation tasks with their samples.
     pub tasks: Vec<(String, usize)>,
     /// Bytes of the source's weight files.
     pub original_bytes: u64,
-    /// Bytes of the output's weight files.
+    /// Bytes of the output's weight files, exactly.
     pub quantized_bytes: u64,
+    /// The output's weight files with their exact sizes.
+    pub files: Vec<(String, u64)>,
+    /// Bytes that the run needs on the disk of the output, rounded up.
+    pub disk_bytes: u64,
+    /// Bytes that are free there, where the system tells.
+    pub disk_free_bytes: Option<u64>,
     /// Estimated peak memory in bytes.
     pub memory_bytes: u64,
     /// Estimated seconds, from a short measurement of this machine.
     pub seconds: f64,
     /// Where the output would go.
     pub output: String,
+    /// What an interrupted run has left there.
+    pub interrupted: Option<InterruptedRun>,
     /// What works but should be known.
     pub warnings: Vec<String>,
 }
 
-/// Plans a run and estimates what it takes.
-pub fn dry_run(prepared: &Prepared) -> Result<DryRun, PipelineError> {
+/// What an interrupted run has left, and what would become of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InterruptedRun {
+    /// Its partial directory.
+    pub partial: PathBuf,
+    /// What would come next, such as `calibration, batch 65 of 188`; `None` when it cannot be continued.
+    pub next: Option<String>,
+    /// Why it cannot be continued, as the run would say.
+    pub difference: Option<String>,
+}
+
+/// Plans a run and estimates what it takes. Writes nothing and reads no weights.
+pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, PipelineError> {
+    let output = prepared.config.output_dir();
+    let interrupted = match StagedDir::interrupted(&output, MARKER)? {
+        Some(partial) if !options.restart => {
+            let (next, difference) = match Journal::look(&partial, &Identity::of(prepared, None, None)?)? {
+                Ok(done) => (Some(done.next(prepared.tasks.len())), None),
+                Err(difference) => (None, Some(difference)),
+            };
+            Some(InterruptedRun { partial, next, difference })
+        }
+        _ => None,
+    };
+    let planned = planned_output(prepared);
     let spec = prepared.directory.spec();
     let layers = prepared.plan.linears.iter().map(|plan| {
         let linear = &spec.linears[plan.linear];
@@ -80,35 +121,19 @@ pub fn dry_run(prepared: &Prepared) -> Result<DryRun, PipelineError> {
         samples: prepared.calibration.sequences.len(),
         tokens: prepared.calibration.tokens(),
         passes: 1,
+        cached: is_likely_cached(prepared, &options.cache),
         tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.samples.len())).collect(),
         original_bytes: prepared.directory.checkpoint().weight_bytes(),
-        quantized_bytes: output_bytes(prepared),
-        memory_bytes: memory(prepared),
+        quantized_bytes: planned.weight_bytes(),
+        files: planned.files,
+        disk_bytes: disk::needed(prepared)?,
+        disk_free_bytes: free_disk(Path::new(&output)),
+        memory_bytes: memory::peak(prepared),
         seconds: seconds(prepared)?,
-        output: prepared.config.output_dir(),
+        output,
+        interrupted,
         warnings: prepared.warnings.clone(),
     })
-}
-
-/// Memory at the peak, the self-check: the float model, the simulated Linears, the INT8 model with its own tables, the
-/// quantised weights, and the activations of the largest batch.
-fn memory(prepared: &Prepared) -> u64 {
-    const PROGRAM: usize = 40 << 20;
-    let spec = prepared.directory.spec();
-    let linears: usize = spec.linears.iter().filter(|l| l.site.is_some()).map(|l| l.weights() * 4).sum();
-    let quantized: usize =
-        prepared.plan.quantized().map(|(plan, _)| spec.linears[plan.linear].weights()).sum();
-    let tables: usize = spec.tables().map(|table| table.rows * table.width * 4).sum();
-    let tower = &spec.towers[0];
-    let widest = spec.linears.iter().map(|linear| linear.outputs).max().unwrap_or(0);
-    let batch = prepared.calibration.plan.batches().iter().map(|batch| {
-        let lengths = batch.iter().map(|&i| prepared.calibration.sequences[i].len());
-        let heads = tower.blocks.first().map_or(0, |block| block.attention.heads);
-        let scores: usize = lengths.clone().map(|n| n * n * heads).max().unwrap_or(0);
-        (lengths.sum::<usize>() * (widest * 2 + tower.hidden * 6) + scores * rayon::current_num_threads()) * 4
-    });
-    // Float and simulated Linears; the quantised values once as stored and once packed; tables of both models.
-    (PROGRAM + 2 * linears + 2 * quantized + 2 * tables + batch.max().unwrap_or(0)) as u64
 }
 
 /// Float operations of a forward pass over some sequences: two for each weight and token, and attention's two products.

@@ -181,14 +181,86 @@ pub enum PipelineError {
         /// What is wrong.
         error: Box<PipelineError>,
     },
+    /// An interrupted run lies where this one would work, and it is not this one.
+    #[error("{partial} holds an interrupted run that cannot be continued: {difference}")]
+    OtherRun {
+        /// The partial directory.
+        partial: PathBuf,
+        /// What is other now.
+        difference: String,
+    },
+    /// A run that was stopped, by its user, its disk or its file system, and can be continued.
+    #[error("{}; what is done so far is kept in {partial}", without_advice(source))]
+    Interrupted {
+        /// The partial directory.
+        partial: PathBuf,
+        /// Bytes that a full disk is short of.
+        missing: Option<u64>,
+        /// What stopped it.
+        source: Box<PipelineError>,
+    },
+}
+
+/// What stopped a run, without saying that nothing is left.
+fn without_advice(error: &PipelineError) -> String {
+    match error {
+        PipelineError::Cancelled => "stopped as asked".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 impl PipelineError {
+    /// What the operating system said, if it was the system that refused something.
+    fn io(&self) -> Option<&std::io::Error> {
+        let of_format = |error| match error {
+            &FormatError::Io { ref reason, .. } => Some(reason),
+            _ => None,
+        };
+        let of_model = |error| match error {
+            &ModelError::Io { ref source, .. } => Some(source),
+            ModelError::Format(error) => of_format(error),
+            _ => None,
+        };
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Format(error)
+            | Self::Statistics(StatisticsFileError::Format(error))
+            | Self::Runtime(RuntimeError::Format(error)) => of_format(error),
+            Self::Model(error)
+            | Self::Runtime(RuntimeError::Model(error))
+            | Self::Task(TaskError::Model(error)) => of_model(error),
+            Self::Interrupted { source, .. } => source.io(),
+            _ => None,
+        }
+    }
+
+    /// Whether the same run may succeed later: it was stopped, or the system refused something.
+    pub(crate) fn is_resumable(&self) -> bool {
+        matches!(self, Self::Cancelled) || self.io().is_some()
+    }
+
+    pub(crate) fn is_full_disk(&self) -> bool {
+        self.io()
+            .is_some_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    }
+
     /// What to do about it, where that is not in the sentence itself.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Config(error) => return error.hint().map(str::to_owned),
             Self::Named { error, .. } => return error.hint(),
+            Self::Interrupted { missing: Some(missing), .. } => {
+                return Some(format!(
+                    "about {missing} bytes more are needed there: free them, and the same command goes on from there"
+                ));
+            }
+            Self::Interrupted { missing: None, .. } => {
+                "the same command goes on from there; with `--restart` it begins anew"
+            }
+            Self::OtherRun { .. } => {
+                "put back what has changed to go on with it, discard it with `--restart`, or write elsewhere with \
+                 `--out DIR`"
+            }
             Self::AlreadyQuantized { .. } => "start from the float model that it was made from",
             Self::NoSamples { .. } => "add texts to the file, or name another one in `calibration.data`",
             Self::ForeignStatistics { .. } => {
@@ -266,6 +338,7 @@ impl PipelineError {
     /// is no such mistake.
     pub fn is_usage(&self) -> bool {
         match self {
+            Self::Interrupted { source, .. } => source.is_usage(),
             Self::Config(_)
             | Self::Plan(_)
             | Self::Pattern(_)

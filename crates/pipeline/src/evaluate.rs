@@ -4,40 +4,31 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use zeropoint_evaluator::report::{Gate, Metric};
-use zeropoint_evaluator::tasks::{Models, TaskError, run_task};
+use zeropoint_evaluator::tasks::{Models, Task, TaskError, run_task};
 use zeropoint_models::{Model, SourceRef};
 use zeropoint_runtime::QuantizedModel;
 
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::{PipelineError, Prepared, convert};
 
-/// Runs every task on both models.
+/// Runs one task on both models.
 pub(crate) fn measure(
     prepared: &Prepared,
+    task: &Task,
     original: &Model,
     quantized: &QuantizedModel,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Vec<Metric>, PipelineError> {
-    if prepared.tasks.is_empty() {
-        return Ok(Vec::new());
-    }
-    events.event(Event::Started(Stage::Evaluate));
     let models = Models { original, quantized: quantized.model(), tokenizer: &prepared.tokenizer };
-    let mut metrics = Vec::new();
-    for task in &prepared.tasks {
-        let mut progress = |done, total| -> ControlFlow<()> {
-            events.event(Event::Evaluated { task: task.name.clone(), done, total });
-            cancel.flow()
-        };
-        metrics.extend(run_task(task, &models, prepared.options, &mut progress).map_err(
-            |error| match error {
-                TaskError::Cancelled => PipelineError::Cancelled,
-                error => error.into(),
-            },
-        )?);
-    }
-    Ok(metrics)
+    let mut progress = |done, total| -> ControlFlow<()> {
+        events.event(Event::Evaluated { task: task.name.clone(), done, total });
+        cancel.flow()
+    };
+    run_task(task, &models, prepared.options, &mut progress).map_err(|error| match error {
+        TaskError::Cancelled => PipelineError::Cancelled,
+        error => error.into(),
+    })
 }
 
 /// The gates of the config against these metrics.
@@ -88,7 +79,13 @@ pub fn evaluate(
     }
     let quantized = QuantizedModel::from_directory(directory)?;
     let original = Model::load(&prepared.directory)?;
-    let metrics = measure(prepared, &original, &quantized, events, cancel)?;
+    if !prepared.tasks.is_empty() {
+        events.event(Event::Started(Stage::Evaluate));
+    }
+    let mut metrics = Vec::new();
+    for task in &prepared.tasks {
+        metrics.extend(measure(prepared, task, &original, &quantized, events, cancel)?);
+    }
     let gates = gates(prepared, &metrics);
     Ok((metrics, gates))
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use zeropoint_calibrator::CalibrationProgress;
@@ -40,6 +41,13 @@ impl fmt::Display for Stage {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
+    /// What an interrupted run has left is gone on with.
+    Resumed {
+        /// Where it lies.
+        partial: PathBuf,
+        /// What comes next, such as `calibration, batch 65 of 188`.
+        next: String,
+    },
     /// A stage begins.
     Started(Stage),
     /// A batch of the observing pass is done.

@@ -2,31 +2,36 @@
 //!
 //! [`run`] does what `zeropoint run` does; the stages are there one by one as well. Nothing here prints or parses
 //! arguments: progress comes as [`Event`]s, failure as a [`PipelineError`] with a hint, and a [`Cancel`] stops the work
-//! at the next batch or layer, leaving nothing behind.
+//! at the next batch or layer. A run that was interrupted, in whatever way, is gone on with by the next one.
 
 mod blame;
 mod check;
 pub mod config;
 mod convert;
 mod deploy;
+mod disk;
 mod dry_run;
 mod error;
 mod evaluate;
 mod events;
 mod header;
+mod identity;
 mod init;
 mod inspect;
+mod journal;
+mod memory;
 mod merge;
 mod prepare;
 mod report;
 mod run;
 mod show;
+mod stages;
 mod statistics;
 mod system;
 
 pub use check::LayerErrors;
 pub use deploy::MODEL_DIR;
-pub use dry_run::{DryRun, PlannedLayer, dry_run};
+pub use dry_run::{DryRun, InterruptedRun, PlannedLayer, dry_run};
 pub use error::PipelineError;
 pub use evaluate::evaluate;
 pub use events::{Cancel, Event, Events, Stage};

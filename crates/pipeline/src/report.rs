@@ -9,12 +9,11 @@ use zeropoint_evaluator::report::{
 };
 use zeropoint_formats::{Checkpoint, Dtype};
 use zeropoint_models::{ActivationQuantizer, InputSpec, Task};
-use zeropoint_observer::{StatisticsFile, clipped_fraction, outlier_channels, sqnr_db};
-use zeropoint_quantizer::Decision;
+use zeropoint_observer::{StatisticsFile, clipped_fraction, outlier_channels};
+use zeropoint_quantizer::{Decision, LayerScheme};
 
 use crate::Prepared;
-use crate::check::LayerErrors;
-use crate::deploy::DeployedLinear;
+use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
 
 /// A channel is an outlier when its largest value is this many times the median channel's (as in Bondarenko et al.
@@ -23,14 +22,20 @@ pub(crate) const OUTLIER_RATIO: f32 = 6.0;
 /// Outlier channels named for one layer.
 const OUTLIERS_NAMED: usize = 8;
 
+/// What the report says of a quantised Linear: found out when the model was made, or read from the journal of then.
+pub(crate) struct LayerFacts {
+    pub(crate) scheme: LayerScheme,
+    pub(crate) quantizer: Option<ActivationQuantizer>,
+    pub(crate) done: LinearDone,
+}
+
 /// What the stages of a run found out.
 pub(crate) struct Findings<'a> {
     pub(crate) weights: Fingerprint,
     pub(crate) statistics: &'a StatisticsFile,
     pub(crate) observed: bool,
-    pub(crate) deployed: &'a BTreeMap<usize, DeployedLinear>,
+    pub(crate) layers: &'a BTreeMap<usize, LayerFacts>,
     pub(crate) output: &'a Checkpoint,
-    pub(crate) errors: LayerErrors,
     pub(crate) self_check: SelfCheck,
     pub(crate) metrics: Vec<Metric>,
     pub(crate) gates: Vec<Gate>,
@@ -38,18 +43,8 @@ pub(crate) struct Findings<'a> {
 }
 
 pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
-    let Findings {
-        weights,
-        statistics,
-        observed,
-        deployed,
-        output,
-        errors,
-        self_check,
-        metrics,
-        gates,
-        timing,
-    } = findings;
+    let Findings { weights, statistics, observed, layers, output, self_check, metrics, gates, timing } =
+        findings;
     let checkpoint = prepared.directory.checkpoint();
     let spec = prepared.directory.spec();
     let parameters =
@@ -77,7 +72,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
         size: Size::new(checkpoint.weight_bytes(), output.weight_bytes()),
         metrics,
         gates,
-        layers: deployed.iter().map(|(&id, done)| layer(prepared, statistics, &errors, id, done)).collect(),
+        layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
         not_quantized: not_quantized(prepared, output),
         self_check: Some(self_check),
         timing: Timing { processor: processor(), ..timing },
@@ -104,28 +99,23 @@ fn config_fingerprint(prepared: &Prepared) -> Fingerprint {
     Fingerprint::builder("config").field("toml", config.to_toml()).finish()
 }
 
-fn layer(
-    prepared: &Prepared,
-    statistics: &StatisticsFile,
-    errors: &LayerErrors,
-    id: usize,
-    done: &DeployedLinear,
-) -> Layer {
+fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &LayerFacts) -> Layer {
+    let LayerFacts { scheme, quantizer, done } = facts;
     let spec = prepared.directory.spec();
     let linear = &spec.linears[id];
     let observed = linear.site.and_then(|site| statistics.sites.get(&spec.sites[site].id));
     let outliers = observed.map(|observed| outlier_channels(observed, OUTLIER_RATIO)).unwrap_or_default();
     Layer {
         path: linear.path.clone(),
-        weights: done.scheme.scheme.weights.to_string(),
-        activations: done.scheme.scheme.activations.to_string(),
-        weight_sqnr_db: sqnr_db(done.weight.signal, done.weight.noise),
-        activation_sqnr_db: errors.input_sqnr_db.get(&id).copied(),
-        output_sqnr_db: errors.output_sqnr_db.get(&id).copied(),
+        weights: scheme.scheme.weights.to_string(),
+        activations: scheme.scheme.activations.to_string(),
+        weight_sqnr_db: done.weight_sqnr_db.0,
+        activation_sqnr_db: done.input_sqnr_db.map(|Exact(value)| value),
+        output_sqnr_db: done.output_sqnr_db.map(|Exact(value)| value),
         input_range: observed.map(|observed| [f64::from(observed.min()), f64::from(observed.max())]),
-        clipped_fraction: match (observed, done.quantizer) {
+        clipped_fraction: match (observed, quantizer) {
             (Some(observed), Some(ActivationQuantizer::Static(params))) => {
-                Some(clipped_fraction(observed, params))
+                Some(clipped_fraction(observed, *params))
             }
             _ => None,
         },

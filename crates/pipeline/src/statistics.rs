@@ -1,11 +1,13 @@
 //! The observing pass with its cache: statistics are made once for a model and a calibration set.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use zeropoint_calibrator::{
-    BatchPlan, Calibrated, CalibrationProgress, Shard, calibrate_batches, graph_fingerprint,
+    BatchPlan, Begun, Calibrated, Observed, Shard, calibrate_from, graph_fingerprint,
 };
 use zeropoint_core::Fingerprint;
+use zeropoint_formats::staged::check_writable;
 use zeropoint_kernels::Isa;
 use zeropoint_models::Model;
 use zeropoint_observer::StatisticsFile;
@@ -102,70 +104,111 @@ impl Origin {
             .field(GRAPH, self.graph.to_string())
             .field(DATA, self.data.to_string())
             .finish();
-        format!("{key}.statistics.safetensors")
+        format!("{}-{key}.statistics.safetensors", self.data.short())
     }
 }
 
-/// Statistics for a run: from the cache if it has them, otherwise by running the float model over the calibration set.
-/// Returns whether the model was run.
-pub(crate) fn collect(
+/// Statistics that an earlier run has put into the cache, with this run's header.
+pub(crate) fn cached(
     prepared: &Prepared,
     origin: Origin,
-    model: &Model,
     cache: &CacheDir,
     events: &dyn Events,
-    cancel: &Cancel,
-) -> Result<(StatisticsFile, bool), PipelineError> {
-    let cached = cache.path().map(|dir| dir.join(origin.cache_key()));
-    if let Some(path) = cached.as_deref().filter(|path| path.exists()) {
-        match StatisticsFile::load(path).map_err(PipelineError::from).and_then(|file| {
-            origin.check(&file, path)?;
-            Ok(file)
-        }) {
-            Ok(file) => {
-                events.event(Event::StatisticsReused);
-                // The data may have been chosen in another way; what was chosen is the same.
-                return Ok((
-                    StatisticsFile { header: origin.header(prepared, None).to_map(), ..file },
-                    false,
-                ));
-            }
-            Err(error) => {
-                events.event(Event::Warning(format!("the cached statistics are not used: {error}")));
-            }
+) -> Option<StatisticsFile> {
+    let path = cache.path()?.join(origin.cache_key());
+    if !path.exists() {
+        return None;
+    }
+    let loaded = StatisticsFile::load(&path).map_err(PipelineError::from).and_then(|file| {
+        origin.check(&file, &path)?;
+        Ok(file)
+    });
+    match loaded {
+        Ok(file) => {
+            events.event(Event::StatisticsReused);
+            // The data may have been chosen in another way; what was chosen is the same.
+            Some(StatisticsFile { header: origin.header(prepared, None).to_map(), ..file })
+        }
+        Err(error) => {
+            events.event(Event::Warning(format!("the cached statistics are not used: {error}")));
+            None
         }
     }
-    let file = observe(prepared, origin, model, &prepared.calibration.plan, None, events, cancel)?;
-    if let Some(path) = cached {
-        // A cache that cannot be written costs time later, not this run.
-        let kept = path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|error| error.to_string());
-        if let Err(reason) = kept.and_then(|()| file.save(&path).map_err(|error| error.to_string())) {
-            events.event(Event::Warning(format!("the statistics are not kept for later runs: {reason}")));
-        }
-    }
-    Ok((file, true))
 }
 
-/// Runs the float model over some batches of the calibration set.
-fn observe(
+/// Puts statistics into the cache. A cache that cannot be written costs time later, not this run.
+pub(crate) fn keep(file: &StatisticsFile, origin: Origin, cache: &CacheDir, events: &dyn Events) {
+    let Some(dir) = cache.path() else { return };
+    let path = dir.join(origin.cache_key());
+    let kept = std::fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()));
+    if let Err(reason) = kept.and_then(|()| file.save(&path).map_err(|error| error.to_string())) {
+        events.event(Event::Warning(format!("the statistics are not kept for later runs: {reason}")));
+    }
+}
+
+/// Whether the cache holds statistics of these texts for a model with the same sites. Whether it is the same model, only
+/// its weights tell.
+pub(crate) fn is_likely_cached(prepared: &Prepared, cache: &CacheDir) -> bool {
+    let Some(entries) = cache.path().and_then(|dir| std::fs::read_dir(dir).ok()) else { return false };
+    let prefix = prepared.calibration.fingerprint().short();
+    let sites = &prepared.directory.spec().sites;
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .filter_map(|entry| StatisticsFile::load(entry.path()).ok())
+        .any(|file| {
+            file.sites.len() == sites.len()
+                && sites.iter().all(|site| {
+                    file.sites.get(&site.id).is_some_and(|found| found.channels() == site.channels)
+                })
+        })
+}
+
+/// What an observing pass goes over.
+pub(crate) struct Pass<'a> {
+    /// The batches: all of the calibration set, or those of a shard.
+    pub(crate) plan: &'a BatchPlan,
+    pub(crate) shard: Option<ShardHeader>,
+    /// What an interrupted pass over them has done.
+    pub(crate) begun: Begun,
+}
+
+impl<'a> Pass<'a> {
+    /// Over the whole calibration set, from its beginning.
+    pub(crate) fn whole(prepared: &'a Prepared) -> Self {
+        Self { plan: &prepared.calibration.plan, shard: None, begun: Begun::default() }
+    }
+}
+
+/// Runs the float model over batches of the calibration set. `after_batch` sees the pass after every one of them and may
+/// end it with an error.
+pub(crate) fn observe(
     prepared: &Prepared,
     origin: Origin,
     model: &Model,
-    plan: &BatchPlan,
-    shard: Option<ShardHeader>,
+    pass: Pass<'_>,
+    after_batch: &mut dyn FnMut(&Observed<'_>) -> Result<(), PipelineError>,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<StatisticsFile, PipelineError> {
     events.event(Event::Started(Stage::Calibrate));
-    let mut progress = |report: CalibrationProgress| {
-        events.event(Event::Calibrated(report));
-        cancel.flow()
+    let mut failed = None;
+    let mut after = |observed: &Observed<'_>| {
+        events.event(Event::Calibrated(observed.progress));
+        match after_batch(observed) {
+            Ok(()) => cancel.flow(),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
     };
-    match calibrate_batches(model, &prepared.calibration, plan, &mut progress)? {
+    let Pass { plan, shard, begun } = pass;
+    match calibrate_from(model, &prepared.calibration, plan, begun, &mut after)? {
         Calibrated::Done(sites) => {
             Ok(StatisticsFile { header: origin.header(prepared, shard).to_map(), sites })
         }
-        Calibrated::Cancelled => Err(PipelineError::Cancelled),
+        Calibrated::Cancelled => Err(failed.unwrap_or(PipelineError::Cancelled)),
     }
 }
 
@@ -204,9 +247,21 @@ pub fn calibrate(
             header.shard
         )));
     }
-    let file = match &part {
-        None => collect(prepared, origin, &model, &options.cache, events, cancel)?.0,
-        Some((plan, header)) => observe(prepared, origin, &model, plan, Some(*header), events, cancel)?,
+    let at_hand =
+        if part.is_none() { cached(prepared, origin, &options.cache, events) } else { None };
+    let file = match at_hand {
+        Some(file) => file,
+        None => {
+            let pass = match &part {
+                None => Pass::whole(prepared),
+                Some((plan, header)) => Pass { plan, shard: Some(*header), begun: Begun::default() },
+            };
+            let file = observe(prepared, origin, &model, pass, &mut |_| Ok(()), events, cancel)?;
+            if part.is_none() {
+                keep(&file, origin, &options.cache, events);
+            }
+            file
+        }
     };
     create_parent(out)?;
     file.save(out)?;
@@ -229,11 +284,18 @@ pub(crate) fn check_out(out: &Path) -> Result<(), PipelineError> {
             ),
         });
     }
+    let out = std::path::absolute(out)
+        .map_err(|source| PipelineError::Io { path: out.to_owned(), source })?;
     match out.ancestors().skip(1).find(|ancestor| ancestor.exists()) {
         Some(file) if !file.is_dir() => {
             Err(PipelineError::Io { path: file.to_owned(), source: std::io::ErrorKind::NotADirectory.into() })
         }
-        _ => Ok(()),
+        // The file itself, or the first of the directories that will lead to it.
+        Some(dir) => {
+            let next = out.strip_prefix(dir).ok().and_then(|rest| rest.iter().next());
+            Ok(check_writable(dir.join(next.unwrap_or_default()))?)
+        }
+        None => Ok(()),
     }
 }
 

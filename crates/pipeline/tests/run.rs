@@ -11,7 +11,7 @@ use zeropoint_pipeline::{
     dry_run, quantize, run,
 };
 
-const OPTIONS: RunOptions = RunOptions { force: false, cache: CacheDir::None };
+const OPTIONS: RunOptions = RunOptions { force: false, restart: false, cache: CacheDir::None };
 const STAGES: [Stage; 6] =
     [Stage::Load, Stage::Calibrate, Stage::Quantize, Stage::SelfCheck, Stage::Evaluate, Stage::Publish];
 
@@ -184,7 +184,8 @@ fn a_plan_needs_no_weights() {
         std::fs::copy(source.join(name), hollow.join(name)).expect("it is there");
     }
     let plan = |model: &Path| {
-        let plan = dry_run(&prepared(dir.path(), &model.to_string_lossy(), &[])).expect("it is planned");
+        let plan =
+            dry_run(&prepared(dir.path(), &model.to_string_lossy(), &[]), &OPTIONS).expect("it is planned");
         (plan.layers, plan.quantized_bytes, plan.tokens, plan.memory_bytes)
     };
     let weights = hollow.join("model.safetensors");

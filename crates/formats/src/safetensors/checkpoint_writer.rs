@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     INDEX_FILE, SINGLE_FILE, SafetensorsWriter, TensorSpec,
-    layout::{Layout, pt_metadata},
+    layout::{Layout, planned_bytes, pt_metadata},
 };
 use crate::{FormatError, staged::write_file_atomically};
 
@@ -41,10 +41,7 @@ impl CheckpointWriter {
         let data_bytes = Layout::new(&dir.join(SINGLE_FILE), specs.clone())?.data_bytes;
         specs.sort_by(|a, b| a.name.cmp(&b.name));
         let plan = split(specs, max_shard_bytes);
-        let names: Vec<String> = match plan.len() {
-            1 => vec![SINGLE_FILE.to_owned()],
-            count => (1..=count).map(|i| format!("model-{i:05}-of-{count:05}.safetensors")).collect(),
-        };
+        let names = file_names(plan.len());
         let mut places = BTreeMap::new();
         let mut shards = Vec::with_capacity(plan.len());
         for (place, (specs, name)) in plan.into_iter().zip(&names).enumerate() {
@@ -88,13 +85,57 @@ impl CheckpointWriter {
             shard.finish()?;
         }
         if sharded {
-            let map: BTreeMap<&String, &String> =
-                self.places.iter().map(|(name, &place)| (name, &self.names[place])).collect();
-            let index = json!({ "metadata": { "total_size": self.data_bytes }, "weight_map": map });
-            write_file_atomically(self.dir.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?;
+            let index = index_json(&self.places, &self.names, self.data_bytes);
+            write_file_atomically(self.dir.join(INDEX_FILE), index)?;
         }
         Ok(())
     }
+}
+
+/// The files that a [`CheckpointWriter`] would make, known before any tensor exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedCheckpoint {
+    /// Names and exact sizes of the weight files, headers included.
+    pub files: Vec<(String, u64)>,
+    /// Exact size of the index; 0 when there is one file, which needs none.
+    pub index_bytes: u64,
+}
+
+impl PlannedCheckpoint {
+    /// Plans the files for these tensors and this limit on a shard's data, as [`CheckpointWriter::create`] would.
+    pub fn new(mut specs: Vec<TensorSpec>, max_shard_bytes: u64) -> Self {
+        specs.sort_by(|a, b| a.name.cmp(&b.name));
+        let data_bytes = specs.iter().fold(0u64, |sum, spec| sum.saturating_add(spec.bytes()));
+        let plan = split(specs, max_shard_bytes);
+        let names = file_names(plan.len());
+        let places = plan
+            .iter()
+            .enumerate()
+            .flat_map(|(place, specs)| specs.iter().map(move |spec| (spec.name.clone(), place)))
+            .collect();
+        let index_bytes =
+            if plan.len() > 1 { index_json(&places, &names, data_bytes).len() as u64 } else { 0 };
+        let files = names.into_iter().zip(plan.iter().map(|specs| planned_bytes(specs))).collect();
+        Self { files, index_bytes }
+    }
+
+    /// Exact size of all weight files together, without the index.
+    pub fn weight_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
+}
+
+fn file_names(count: usize) -> Vec<String> {
+    match count {
+        1 => vec![SINGLE_FILE.to_owned()],
+        count => (1..=count).map(|i| format!("model-{i:05}-of-{count:05}.safetensors")).collect(),
+    }
+}
+
+fn index_json(places: &BTreeMap<String, usize>, names: &[String], data_bytes: u64) -> String {
+    let map: BTreeMap<&String, &String> = places.iter().map(|(name, &place)| (name, &names[place])).collect();
+    let index = json!({ "metadata": { "total_size": data_bytes }, "weight_map": map });
+    format!("{index:#}\n")
 }
 
 /// Cuts the list greedily; always at least one part, so that a checkpoint without tensors is still a file.

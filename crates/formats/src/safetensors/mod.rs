@@ -14,7 +14,7 @@ mod positioned;
 mod writer;
 
 pub use checkpoint::Checkpoint;
-pub use checkpoint_writer::CheckpointWriter;
+pub use checkpoint_writer::{CheckpointWriter, PlannedCheckpoint};
 pub use dtype::Dtype;
 pub use file::SafetensorsFile;
 pub use header::{MAX_HEADER_BYTES, TensorInfo};

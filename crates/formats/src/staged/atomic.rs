@@ -24,6 +24,12 @@ impl AtomicFile {
     /// Begins a file at `path`, whose directory must exist.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, FormatError> {
         let path = path.as_ref();
+        let refused = |reason| FormatError::io("write", path)(io::Error::other(reason));
+        match kind_of(path)? {
+            Kind::File => {}
+            Kind::Directory => return Err(refused("it is a directory; give the name of a file")),
+            Kind::Stream => return Err(refused("it is a device or a pipe; give the name of a file")),
+        }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".zeropoint-").suffix(".tmp");
         #[cfg(unix)]
@@ -67,10 +73,47 @@ impl Seek for AtomicFile {
 }
 
 /// Writes a whole file so that its name always stands for either the old bytes or all of the new ones.
+///
+/// A device or a pipe, such as `/dev/stdout`, has no old bytes: it is written to and stays what it is.
 pub fn write_file_atomically(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), FormatError> {
+    let place = path.as_ref();
+    if kind_of(place)? == Kind::Stream {
+        let mut stream = File::options().write(true).open(place).map_err(FormatError::io("open", place))?;
+        return stream.write_all(bytes.as_ref()).map_err(FormatError::io("write", place));
+    }
     let mut file = AtomicFile::create(&path)?;
     file.write_all(bytes.as_ref()).map_err(FormatError::io("write", path.as_ref()))?;
     file.persist()
+}
+
+/// Makes sure that a file can be made at `path`, before the work whose result it will hold. Leaves nothing there.
+pub fn check_writable(path: impl AsRef<Path>) -> Result<(), FormatError> {
+    let path = path.as_ref();
+    if kind_of(path)? == Kind::Stream {
+        return File::options().write(true).open(path).map(drop).map_err(FormatError::io("open", path));
+    }
+    AtomicFile::create(path).map(drop)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A regular file, or nothing yet.
+    File,
+    Directory,
+    /// A device, a pipe or a socket: what is renamed to its place would put an end to it.
+    Stream,
+}
+
+/// What a path stands for, symbolic links followed.
+fn kind_of(path: &Path) -> Result<Kind, FormatError> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(Kind::File),
+        Ok(found) if found.is_dir() => Ok(Kind::Directory),
+        Ok(_) => Ok(Kind::Stream),
+        // A link that leads nowhere is replaced like one that leads to a file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Kind::File),
+        Err(error) => Err(FormatError::io("write", path)(error)),
+    }
 }
 
 /// The directory of a path; `.` for a bare name, whose parent is empty.
@@ -129,6 +172,37 @@ mod tests {
         let message = write_file_atomically(dir.path().join("no/file"), "").unwrap_err().to_string();
         assert!(message.contains("no/file") && message.contains("check the path"), "{message}");
         assert_eq!(directory_of(Path::new("bare")), Path::new("."));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn devices_are_written_to_and_never_replaced() {
+        use std::os::unix::fs::{FileTypeExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        symlink("/dev/full", &link).unwrap();
+        write_file_atomically("/dev/null", "gone").unwrap();
+        check_writable("/dev/null").unwrap();
+        for path in [Path::new("/dev/full"), &link] {
+            let message = write_file_atomically(path, "1").unwrap_err().to_string();
+            assert!(message.contains("No space left") && message.contains("free some space"), "{message}");
+            let message = AtomicFile::create(path).unwrap_err().to_string();
+            assert!(message.contains("it is a device or a pipe"), "{message}");
+        }
+        for device in ["/dev/null", "/dev/full"] {
+            assert!(fs::metadata(device).unwrap().file_type().is_char_device(), "{device}");
+        }
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn whether_a_file_can_be_made_is_known_beforehand() {
+        let dir = tempfile::tempdir().unwrap();
+        check_writable(dir.path().join("out")).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(check_writable(dir.path().join("no/out")).is_err());
+        let message = check_writable(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("it is a directory; give the name of a file"), "{message}");
     }
 
     #[cfg(unix)]

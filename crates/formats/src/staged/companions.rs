@@ -60,7 +60,7 @@ pub fn copy_companions(
     // The destination may lie inside the source; it does not belong to the model.
     let own = fs::canonicalize(dest).map_err(FormatError::io("read", dest))?;
     let mut found = Vec::new();
-    collect(source, Path::new(""), &own, &skip, &mut found)?;
+    collect(source, Path::new(""), Some(&own), &skip, &mut found)?;
     found.sort();
     let mut copied = Vec::with_capacity(found.len());
     for relative in found {
@@ -71,11 +71,23 @@ pub fn copy_companions(
     Ok(copied)
 }
 
+/// The files that [`copy_companions`] would copy into an empty directory elsewhere: their paths relative to the source,
+/// sorted.
+pub fn companion_files(
+    source_dir: impl AsRef<Path>,
+    skip: impl Fn(&Path) -> bool,
+) -> Result<Vec<PathBuf>, FormatError> {
+    let mut found = Vec::new();
+    collect(source_dir.as_ref(), Path::new(""), None, &skip, &mut found)?;
+    found.sort();
+    Ok(found)
+}
+
 /// Adds the relative paths of the files under `relative` that are to be copied.
 fn collect(
     source: &Path,
     relative: &Path,
-    own: &Path,
+    own: Option<&Path>,
     skip: &impl Fn(&Path) -> bool,
     found: &mut Vec<PathBuf>,
 ) -> Result<(), FormatError> {
@@ -86,10 +98,8 @@ fn collect(
         let kind = entry.file_type().map_err(FormatError::io("read", &path))?;
         if kind.is_dir() {
             let foreign = FOREIGN_DIRS.iter().any(|dir| entry.file_name() == OsStr::new(dir));
-            if !foreign
-                && fs::canonicalize(&path).map_err(FormatError::io("read", &path))? != own
-                && !skip(&name)
-            {
+            let real = fs::canonicalize(&path).map_err(FormatError::io("read", &path))?;
+            if !foreign && own != Some(real.as_path()) && !skip(&name) {
                 collect(source, &name, own, skip, found)?;
             }
         } else if !is_weight_file(&name) && !skip(&name) {
@@ -168,6 +178,8 @@ mod tests {
         let copied =
             copy_companions(source.path(), dest.path(), |path| path == Path::new("README.md")).unwrap();
         assert_eq!(copied, kept.map(PathBuf::from));
+        let listed = companion_files(source.path(), |path| path == Path::new("README.md")).unwrap();
+        assert_eq!(listed, copied);
         for file in kept {
             assert_eq!(fs::read_to_string(dest.path().join(file)).unwrap(), file);
         }

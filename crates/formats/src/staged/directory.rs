@@ -4,68 +4,88 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{
     atomic::{directory_of, sync_directory, write_file_atomically},
+    exchange::exchange,
     lock::{OutputLock, symlink_metadata},
 };
 use crate::FormatError;
 
+const PARTIAL_SUFFIX: &str = ".partial";
+const LOCK_SUFFIX: &str = ".partial.lock";
 const MARKER_TEXT: &str = "This directory was written by Zeropoint, which may replace it when asked to.\n";
 
 /// An output directory that is built as `TARGET.partial` and takes its name in one step.
 ///
 /// While it is built, a lock beside it (`TARGET.partial.lock`) keeps other processes away. Dropped without
-/// [`publish`](Self::publish), the partial directory is removed. After a crash it stays, and the next run removes it,
-/// because it holds our marker file and its lock is free. Nothing that lacks the marker is ever removed, and nothing is
-/// removed through a symbolic link.
+/// [`publish`](Self::publish), the partial directory is removed, unless it is to be [kept](Self::keep). After a crash it
+/// stays, its lock free; the next one removes it ([`create`](Self::create)) or goes on with it ([`resume`](Self::resume)).
+/// Nothing that lacks our marker file is ever removed, and nothing is removed through a symbolic link.
 #[derive(Debug)]
 pub struct StagedDir {
     target: PathBuf,
     partial: PathBuf,
     marker: String,
     force: bool,
-    /// Cleared when there is nothing left to remove.
-    unpublished: bool,
+    resumed: bool,
+    /// Whether dropping leaves the partial directory where it is.
+    kept: bool,
     /// Last, so that the lock is released after the partial directory is gone.
     _lock: OutputLock,
 }
 
 impl StagedDir {
     /// Begins a directory that will be `target`; parents are created. `marker` is the name of the file that says a
-    /// directory is ours, such as `.zeropoint`; it is written into the directory and published with it.
+    /// directory is ours, such as `.zeropoint`; it is written into the directory and published with it. What an
+    /// interrupted writer of ours has left is removed.
     ///
     /// Refused: a target that is a file or a symbolic link; one that exists and is not empty, unless `force` is given
     /// and it holds the marker; a partial directory without the marker; a target that another process is writing.
     pub fn create(target: impl AsRef<Path>, marker: &str, force: bool) -> Result<Self, FormatError> {
-        let given = target.as_ref();
+        Self::begin(target.as_ref(), marker, force, false)
+    }
+
+    /// As [`create`](Self::create), but takes over what an interrupted writer of ours has left, if there is anything.
+    /// A directory that was taken over is [kept](Self::keep) from the beginning.
+    pub fn resume(target: impl AsRef<Path>, marker: &str, force: bool) -> Result<Self, FormatError> {
+        Self::begin(target.as_ref(), marker, force, true)
+    }
+
+    fn begin(given: &Path, marker: &str, force: bool, resume: bool) -> Result<Self, FormatError> {
         let refused =
             |reason: &str| FormatError::Target { path: given.to_owned(), reason: reason.to_owned() };
         let mut components = Path::new(marker).components();
-        if !matches!((components.next(), components.next()), (Some(std::path::Component::Normal(_)), None)) {
+        if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
             return Err(refused(&format!("the marker `{marker}` is not a plain file name; choose one")));
         }
-        let target = std::path::absolute(given).map_err(FormatError::io("find", given))?;
-        let Some(name) = target.file_name() else {
-            return Err(refused("it has no name of its own; name a directory that can be created"));
-        };
-        // Put together anew, without a separator at its end.
+        let target = absolute_target(given)?;
         let parent = directory_of(&target);
-        let target = parent.join(name);
         fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
 
-        let lock = OutputLock::acquire(with_suffix(&target, ".partial.lock"), &target)?;
+        let lock = OutputLock::acquire(with_suffix(&target, LOCK_SUFFIX), &target)?;
+        put_back_old(&target, marker)?;
         check_target(&target, marker, force)?;
-        let partial = with_suffix(&target, ".partial");
-        remove_stale(&partial, marker)?;
+        let partial = with_suffix(&target, PARTIAL_SUFFIX);
+        let (marker, resumed) = (marker.to_owned(), resume && is_ours(&partial, marker)?);
+        if resumed {
+            return Ok(Self { target, partial, marker, force, resumed, kept: true, _lock: lock });
+        }
+        remove_stale(&partial, &marker)?;
         fs::create_dir(&partial).map_err(FormatError::io("create", &partial))?;
         // From here on dropping cleans up.
-        let staged =
-            Self { target, partial, marker: marker.to_owned(), force, unpublished: true, _lock: lock };
-        write_file_atomically(staged.partial.join(marker), MARKER_TEXT)?;
+        let staged = Self { target, partial, marker, force, resumed, kept: false, _lock: lock };
+        write_file_atomically(staged.partial.join(&staged.marker), MARKER_TEXT)?;
         Ok(staged)
+    }
+
+    /// The directory that an interrupted writer of `target` has left and [`resume`](Self::resume) would take over.
+    /// Touches nothing.
+    pub fn interrupted(target: impl AsRef<Path>, marker: &str) -> Result<Option<PathBuf>, FormatError> {
+        let partial = with_suffix(&absolute_target(target.as_ref())?, PARTIAL_SUFFIX);
+        Ok(is_ours(&partial, marker)?.then_some(partial))
     }
 
     /// Where to write; valid until the directory is published or dropped.
@@ -78,19 +98,81 @@ impl StagedDir {
         &self.target
     }
 
+    /// Whether it was begun by a writer that was interrupted.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Decides whether dropping leaves the partial directory where it is, for [`resume`](Self::resume) to go on with.
+    pub fn keep(&mut self, keep: bool) {
+        self.kept = keep;
+    }
+
+    /// Removes every file that `wanted`, given its path in the directory, does not want, and every directory that is
+    /// empty then. The marker stays.
+    pub fn retain(&self, wanted: impl Fn(&Path) -> bool) -> Result<(), FormatError> {
+        let marker = Path::new(&self.marker);
+        retain_in(&self.partial, Path::new(""), &|path| path == marker || wanted(path)).map(drop)
+    }
+
     /// Syncs every file and directory and puts the whole under its name.
     ///
-    /// An older output that is replaced is first renamed aside (`TARGET.old-...`) and removed once the new one has its
-    /// name. When that fails half-way the old one is put back.
-    pub fn publish(mut self) -> Result<PathBuf, FormatError> {
+    /// An older output that is replaced changes places with the new one in one step and is removed then. Where the
+    /// system cannot do that, it is first renamed aside (`TARGET.old-...`); when something fails half-way it is put
+    /// back, at once or, after a crash, by the next writer.
+    pub fn publish(self) -> Result<PathBuf, FormatError> {
+        self.publish_as(None)
+    }
+
+    /// As [`publish`](Self::publish), without the file of this name, which belongs to the work and not to the output. It
+    /// is removed as the last thing before the directory takes its name, and written again when that fails.
+    pub fn publish_without(self, work_file: &str) -> Result<PathBuf, FormatError> {
+        let path = self.partial.join(work_file);
+        self.publish_as(Some(&path))
+    }
+
+    fn publish_as(mut self, work_file: Option<&Path>) -> Result<PathBuf, FormatError> {
         // Looked at again: what was absent at the beginning may have come since.
         let found = check_target(&self.target, &self.marker, self.force)?;
         sync_tree(&self.partial)?;
+        let content = work_file.map(|path| {
+            let content = fs::read(path).map_err(FormatError::io("read", path))?;
+            fs::remove_file(path).map_err(FormatError::io("remove", path))?;
+            Ok((path, content))
+        });
+        let content = content.transpose()?;
+        let old = match self.rename(&found) {
+            Ok(old) => old,
+            Err(error) => {
+                if let Some((path, content)) = content
+                    && let Err(error) = write_file_atomically(path, content)
+                {
+                    tracing::error!(path = %path.display(), %error, "what was done so far is lost");
+                }
+                return Err(error);
+            }
+        };
+        // The partial directory has another name now, or holds the old output.
+        self.kept = true;
+        sync_directory(directory_of(&self.target))?;
+        if let Some(old) = old
+            && let Err(error) = fs::remove_dir_all(&old)
+        {
+            tracing::warn!(path = %old.display(), %error, "the old output could not be removed");
+        }
+        Ok(self.target.clone())
+    }
+
+    /// Gives the partial directory its name; returns where the old output is now.
+    fn rename(&self, found: &Found) -> Result<Option<PathBuf>, FormatError> {
         let mut old = None;
         match found {
             Found::Nothing => {}
             Found::Empty => fs::remove_dir(&self.target).map_err(FormatError::io("replace", &self.target))?,
             Found::Ours => {
+                if exchange(&self.partial, &self.target).map_err(FormatError::io("replace", &self.target))? {
+                    return Ok(Some(self.partial.clone()));
+                }
                 let aside = unused_name(&self.target)?;
                 fs::rename(&self.target, &aside).map_err(FormatError::io("rename", &self.target))?;
                 old = Some(aside);
@@ -104,23 +186,28 @@ impl StagedDir {
             }
             return Err(FormatError::io("create", &self.target)(error));
         }
-        self.unpublished = false;
-        sync_directory(directory_of(&self.target))?;
-        if let Some(old) = old
-            && let Err(error) = fs::remove_dir_all(&old)
-        {
-            tracing::warn!(path = %old.display(), %error, "the old output could not be removed");
-        }
-        Ok(self.target.clone())
+        Ok(old)
     }
 }
 
 impl Drop for StagedDir {
     fn drop(&mut self) {
-        if self.unpublished
+        if !self.kept
             && let Err(error) = fs::remove_dir_all(&self.partial)
         {
             tracing::warn!(path = %self.partial.display(), %error, "unfinished output left behind");
+        }
+    }
+}
+
+/// The absolute form of an output's path, without a separator at its end.
+fn absolute_target(given: &Path) -> Result<PathBuf, FormatError> {
+    let target = std::path::absolute(given).map_err(FormatError::io("find", given))?;
+    match target.file_name() {
+        Some(name) => Ok(directory_of(&target).join(name)),
+        None => {
+            let reason = "it has no name of its own; name a directory that can be created".to_owned();
+            Err(FormatError::Target { path: given.to_owned(), reason })
         }
     }
 }
@@ -160,6 +247,44 @@ fn remove_stale(partial: &Path, marker: &str) -> Result<(), FormatError> {
     fs::remove_dir_all(partial).map_err(FormatError::io("remove", partial))
 }
 
+/// Whether there is a directory of ours at the path itself.
+fn is_ours(dir: &Path, marker: &str) -> Result<bool, FormatError> {
+    Ok(symlink_metadata(dir)?.is_some_and(|found| found.is_dir()) && has_marker(dir, marker)?)
+}
+
+/// Puts an old output back whose writer died after it was renamed aside and before the new one had its name.
+fn put_back_old(target: &Path, marker: &str) -> Result<(), FormatError> {
+    let aside = old_name(target, 0);
+    if symlink_metadata(target)?.is_some() || !is_ours(&aside, marker)? {
+        return Ok(());
+    }
+    tracing::info!(path = %target.display(), "putting an old output back under its name");
+    fs::rename(&aside, target).map_err(FormatError::io("rename", &aside))
+}
+
+/// Returns whether nothing is left in the directory.
+fn retain_in(dir: &Path, relative: &Path, wanted: &impl Fn(&Path) -> bool) -> Result<bool, FormatError> {
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut empty = true;
+    for entry in entries.map_err(FormatError::io("read", dir))? {
+        let (path, name) = (entry.path(), relative.join(entry.file_name()));
+        let kind = entry.file_type().map_err(FormatError::io("read", &path))?;
+        let removed = if kind.is_dir() {
+            let left_empty = retain_in(&path, &name, wanted)?;
+            if left_empty { Some(fs::remove_dir(&path)) } else { None }
+        } else if wanted(&name) {
+            None
+        } else {
+            Some(fs::remove_file(&path))
+        };
+        match removed {
+            Some(result) => result.map_err(FormatError::io("remove", &path))?,
+            None => empty = false,
+        }
+    }
+    Ok(empty)
+}
+
 fn has_marker(dir: &Path, marker: &str) -> Result<bool, FormatError> {
     Ok(symlink_metadata(&dir.join(marker))?.is_some_and(|found| found.is_file()))
 }
@@ -174,10 +299,14 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+fn old_name(target: &Path, number: u32) -> PathBuf {
+    with_suffix(target, &format!(".old-{number:04}"))
+}
+
 /// A name for the old output that nothing bears. The lock keeps others from taking it meanwhile.
 fn unused_name(target: &Path) -> Result<PathBuf, FormatError> {
     for number in 0..10_000 {
-        let name = with_suffix(target, &format!(".old-{number:04}"));
+        let name = old_name(target, number);
         if symlink_metadata(&name)?.is_none() {
             return Ok(name);
         }
@@ -273,22 +402,94 @@ mod tests {
     }
 
     #[test]
-    #[expect(
-        clippy::used_underscore_binding,
-        reason = "the lock is held for its destructor; here it must die early"
-    )]
     fn what_a_crash_leaves_is_removed_and_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        // A process that dies runs no destructor, but the system closes its files: forgotten, then unlocked.
-        let staged = std::mem::ManuallyDrop::new(StagedDir::create(&target, MARKER, false).unwrap());
+        let staged = StagedDir::create(&target, MARKER, false).unwrap();
         fs::write(staged.path().join("half-written"), "1").unwrap();
-        staged._lock.file.unlock().unwrap();
+        abandon(staged);
         assert_eq!(names(dir.path()), ["out.partial", "out.partial.lock"]);
         let again = StagedDir::create(&target, MARKER, false).unwrap();
         assert_eq!(names(again.path()), [MARKER]);
         again.publish().unwrap();
         assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    /// What a process leaves that dies: no destructor has run, but the system has released the lock.
+    fn abandon(staged: StagedDir) {
+        let staged = std::mem::ManuallyDrop::new(staged);
+        #[expect(
+            clippy::used_underscore_binding,
+            reason = "the lock is held for its destructor; here it must die early"
+        )]
+        staged._lock.file.unlock().unwrap();
+    }
+
+    #[test]
+    fn what_was_interrupted_is_taken_over_and_published_without_its_work_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        assert_eq!(StagedDir::interrupted(&target, MARKER).unwrap(), None);
+        let staged = StagedDir::resume(&target, MARKER, false).unwrap();
+        assert!(!staged.is_resumed());
+        for file in ["done", "journal", "half-written"] {
+            fs::write(staged.path().join(file), file).unwrap();
+        }
+        fs::create_dir_all(staged.path().join("empty/er")).unwrap();
+        abandon(staged);
+        assert_eq!(StagedDir::interrupted(&target, MARKER).unwrap(), Some(dir.path().join("out.partial")));
+
+        let staged = StagedDir::resume(&target, MARKER, false).unwrap();
+        assert!(staged.is_resumed());
+        staged.retain(|path| [Path::new("done"), Path::new("journal")].contains(&path)).unwrap();
+        assert_eq!(names(staged.path()), [MARKER, "done", "journal"]);
+        drop(staged);
+        assert_eq!(names(dir.path()), ["out.partial"], "it is kept, and the lock is gone");
+
+        let staged = StagedDir::resume(&target, MARKER, false).unwrap();
+        staged.publish_without("journal").unwrap();
+        assert_eq!(names(&target), [MARKER, "done"]);
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn what_is_kept_stays_and_what_is_not_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        for (keep, left) in [(true, vec!["out.partial"]), (false, vec![])] {
+            let mut staged = StagedDir::resume(&target, MARKER, false).unwrap();
+            staged.keep(keep);
+            drop(staged);
+            assert_eq!(names(dir.path()), left);
+        }
+    }
+
+    #[test]
+    fn a_work_file_is_back_when_the_name_cannot_be_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let mut staged = StagedDir::create(&target, MARKER, false).unwrap();
+        staged.keep(true);
+        fs::write(staged.path().join("journal"), "what was done").unwrap();
+        fs::write(&target, "a file that came meanwhile").unwrap();
+        assert!(staged.publish_without("journal").is_err());
+        assert_eq!(fs::read_to_string(dir.path().join("out.partial/journal")).unwrap(), "what was done");
+    }
+
+    #[test]
+    fn an_old_output_whose_replacement_died_half_way_is_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        publish(&target, false, "old").unwrap();
+        fs::rename(&target, dir.path().join("out.old-0000")).unwrap();
+        assert!(matches!(StagedDir::resume(&target, MARKER, false), Err(FormatError::Exists { .. })));
+        assert_eq!(text(&target), "old");
+        assert_eq!(names(dir.path()), ["out"]);
+        // What is not ours is not touched, whatever its name.
+        fs::create_dir(dir.path().join("out.old-0000")).unwrap();
+        fs::remove_dir_all(&target).unwrap();
+        publish(&target, false, "new").unwrap();
+        assert_eq!(names(dir.path()), ["out", "out.old-0000"]);
     }
 
     #[test]

@@ -5,9 +5,12 @@
 
 mod atomic;
 mod companions;
+mod digest;
 mod directory;
+mod exchange;
 mod lock;
 
-pub use atomic::{AtomicFile, write_file_atomically};
-pub use companions::{copy_companions, is_weight_file};
+pub use atomic::{AtomicFile, check_writable, write_file_atomically};
+pub use companions::{companion_files, copy_companions, is_weight_file};
+pub use digest::{FileDigest, file_digest};
 pub use directory::StagedDir;
