@@ -1,4 +1,5 @@
-//! A run that is stopped, killed or not alone: its output is whole or absent, and the next run is not in its way.
+//! A run that is stopped, killed or not alone: its output is whole or absent, and what it has done is not lost. That it goes
+//! on to the same bytes is in `resume.rs`.
 #![cfg(unix)]
 
 mod scene;
@@ -66,19 +67,34 @@ impl Working {
 }
 
 #[test]
-fn a_signal_stops_the_work_and_nothing_is_left() {
+fn a_signal_stops_the_work_and_what_is_done_is_kept() {
     let scene = long();
     let run = ["run", "config.toml", "--no-cache", "--out", "out"];
-    let calibrate = ["calibrate", "config.toml", "--no-cache", "--out", "out"];
-    for (command, more, at, signal) in [
-        (&run, &LONG_CALIBRATION[..], "Calibrating", "INT"),
-        (&run, &LONG_EVALUATION, "Evaluating", "INT"),
-        (&run, &LONG_EVALUATION, "Evaluating", "TERM"),
-        (&calibrate, &LONG_CALIBRATION, "Calibrating", "INT"),
-    ] {
+    for signal in ["INT", "TERM"] {
+        let command = scene.zeropoint(run.iter().chain(&LONG_EVALUATION));
+        let (status, said) = Working::until(command, "Evaluating").signal(signal);
+        assert_eq!(status.code(), Some(130), "{signal}: {said}");
+        let kept = scene.path("out.partial");
+        let told = format!("error: stopped as asked; what is done so far is kept in {}", kept.display());
+        assert!(said.contains(&told) && said.contains("hint: the same command goes on from there"), "{said}");
+        assert!(kept.join("journal.jsonl").is_file() && !scene.path("out").exists());
+        assert!(!scene.path("out.partial.lock").exists());
+        assert_eq!(scene.temporary_files(), [] as [&str; 0]);
+    }
+    scene.succeeds(run.iter().chain(&["--restart"]));
+    assert!(!scene.path("out.partial").exists());
+}
+
+#[test]
+fn a_signal_before_anything_is_done_leaves_nothing() {
+    let scene = long();
+    // With batches of this size the first checkpoint is far away.
+    let large = ["--set", "calibration.batch_size=512"];
+    for command in [["run", "config.toml", "--no-cache"], ["calibrate", "config.toml", "--no-cache"]] {
         let before = scene.tree("");
-        let (status, said) = Working::until(scene.zeropoint(command.iter().chain(more)), at).signal(signal);
-        assert_eq!(status.code(), Some(130), "{command:?} {signal}: {said}");
+        let arguments = command.iter().chain(&["--out", "out"]).chain(&LONG_CALIBRATION).chain(&large);
+        let (status, said) = Working::until(scene.zeropoint(arguments), "Calibrating").signal("INT");
+        assert_eq!(status.code(), Some(130), "{command:?}: {said}");
         assert!(said.contains("error: stopped as asked; nothing was written"), "{said}");
         scene::assert_same_tree(&scene.tree(""), &before);
         assert_eq!(scene.temporary_files(), [] as [&str; 0]);
@@ -95,7 +111,13 @@ fn a_run_that_was_killed_is_not_taken_for_a_whole_one() {
         assert!(!scene.path("out").exists(), "only what is whole has the name");
         assert!(scene.path("out.partial").exists(), "what was half-written lies beside it");
 
-        scene.succeeds(run);
+        let before = scene.tree("out.partial");
+        let told = scene::stderr(&scene.ends_with(1, run));
+        assert!(told.contains("interrupted run that cannot be continued: `"), "another config: {told}");
+        assert!(told.contains("hint: put back what has changed"), "{told}");
+        scene::assert_same_tree(&scene.tree("out.partial"), &before);
+
+        scene.succeeds(run.iter().chain(&["--restart"]));
         let names: Vec<String> = scene.tree("").into_keys().filter(|name| !name.contains('/')).collect();
         assert_eq!(names, ["config.toml", "long.txt", "short.txt"], "nothing else is left beside `out/`");
         assert!(!scene.path("out.partial").exists());
@@ -113,7 +135,7 @@ fn a_run_that_is_killed_leaves_the_earlier_one() {
     let force = run.iter().chain(&["--force"]).chain(&LONG_EVALUATION);
     Working::until(scene.zeropoint(force), "Evaluating").signal("KILL");
     scene::assert_same_tree(&scene.tree("out"), &before);
-    scene.succeeds(run.iter().chain(&["--force"]));
+    scene.succeeds(run.iter().chain(&["--force", "--restart"]));
     assert!(!scene.path("out.partial").exists());
 }
 
@@ -132,5 +154,5 @@ fn two_runs_do_not_write_one_output() {
     scene.succeeds(["run", "config.toml", "--no-cache", "--out", "elsewhere"]);
     first.send("INT");
     assert_eq!(first.signal("CONT").0.code(), Some(130));
-    scene.succeeds(run);
+    scene.succeeds(run.iter().chain(&["--restart"]));
 }

@@ -122,3 +122,37 @@ fn the_bytes_do_not_depend_on_the_threads() {
         scene::assert_same_tree(&product("1"), &product("2"));
     }
 }
+
+#[test]
+#[ignore = "needs ZEROPOINT_MODELS"]
+fn the_dry_run_foretells_the_peak_memory_within_a_quarter() {
+    let scene = Scene::new();
+    let model = format!("model.source={}", from_environment("ZEROPOINT_MODELS", "minilm").display());
+    // Short and long texts, small and large batches: which stage has the peak differs.
+    let long_text = "the doctor sent the tax bill by train to the garden ".repeat(24) + "\n";
+    scene.write("long.txt", long_text.repeat(96));
+    scene.write("config.toml", "version = 1\nmodel.source = 'replaced'\ncalibration.samples = 96\n");
+    let long = "calibration={data=['long.txt'],samples=96,batch_size=48}";
+    let none = "evaluation.tasks=[]";
+    let large = "evaluation={batch_size=64,tasks=[{kind='fidelity',data='long.txt'}]}";
+    for (about, sets) in [
+        ("short texts", &[none][..]),
+        ("bf16 tables", &[none, "quantization.embeddings=bf16"]),
+        ("static", &[none, "quantization.scheme=w8a8-static"]),
+        ("long calibration", &[none, long]),
+        ("long evaluation", &[large]),
+    ] {
+        let arguments =
+            ["run", "config.toml", "--no-cache", "--out", "out", "--force", "--json", "--set", &model];
+        let mut arguments = arguments.to_vec();
+        arguments.extend(sets.iter().flat_map(|set| ["--set", *set]));
+        let plan = scene.succeeds(arguments.iter().chain(&["--dry-run"]));
+        let plan: Value = serde_json::from_slice(&plan.stdout).expect("it is JSON");
+        scene.succeeds(&arguments);
+        let report = scene.json("out/report.json");
+        let (foretold, found) = (number(&plan["memory_bytes"]), number(&report["timing"]["peak_rss_bytes"]));
+        let ratio = foretold / found;
+        println!("{about}: {:.1} MiB foretold, {:.1} MiB found", foretold / 1048576.0, found / 1048576.0);
+        assert!((0.75..=1.25).contains(&ratio), "{about}: {foretold} bytes foretold, {found} found");
+    }
+}

@@ -86,6 +86,11 @@ fn probes(prepared: &Prepared) -> Vec<(usize, &TokenSequence)> {
     chosen
 }
 
+/// The lengths of the samples that the check runs as one batch, in tokens.
+pub(crate) fn probe_lengths(prepared: &Prepared) -> Vec<usize> {
+    probes(prepared).into_iter().map(|(_, sequence)| sequence.len()).collect()
+}
+
 /// Runs the written model beside the simulation and refuses it when they disagree.
 pub(crate) fn self_check(
     prepared: &Prepared,

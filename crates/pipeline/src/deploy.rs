@@ -137,6 +137,18 @@ pub(crate) fn planned_output(prepared: &Prepared) -> PlannedCheckpoint {
     PlannedCheckpoint::new(output_specs(prepared), MAX_SHARD_BYTES)
 }
 
+/// Bytes of memory for the largest tensor on its way into the output.
+pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
+    let tensors = prepared.directory.checkpoint().tensors();
+    let bytes = tensors.map(|info| match fate(prepared, info) {
+        // In f32, and what it is rounded to.
+        Fate::Quantized(..) => info.elements() * 5,
+        Fate::Bf16 => info.elements() * 6,
+        Fate::Kept => info.bytes() as usize,
+    });
+    bytes.max().unwrap_or(0)
+}
+
 /// Whether a path in a model directory is a run of ours, or the lock of one: no part of the model.
 pub(crate) fn is_output(source: &Path, path: &Path) -> bool {
     source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock")
@@ -364,4 +376,51 @@ fn unused_linears(prepared: &Prepared) -> impl Iterator<Item = String> + '_ {
             checkpoint.get(tensor).is_some_and(|info| info.dtype.is_float() && info.shape.len() == 2);
         tensor.strip_suffix(".weight").filter(|_| matrix).map(str::to_owned)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::events::Cancel;
+    use crate::statistics::{Origin, observe};
+    use zeropoint_calibrator::Begun;
+    use zeropoint_formats::Checkpoint;
+    use zeropoint_models::Model;
+
+    #[test]
+    fn the_planned_files_are_the_written_ones_to_the_byte_in_any_number_of_shards() {
+        let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+        for name in ["bert-mean", "bert-cls-sharded", "bert-max-f16", "bert-classifier-bf16"] {
+            for quantization in ["scheme = 'w8a8-dynamic'", "scheme = 'w8a8-static'\nembeddings = 'bf16'"] {
+                let mut config = Config::new(fixtures.join(name).to_string_lossy());
+                config.quantization = toml::from_str(quantization).unwrap();
+                config.calibration.samples = 4;
+                let prepared = Prepared::new(config).unwrap();
+                let float = Model::load(&prepared.directory).unwrap();
+                let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
+                let (origin, cancel) = (Origin::of(&prepared, weights).unwrap(), Cancel::default());
+                let mut go_on = |_: &zeropoint_calibrator::Observed<'_>| Ok(());
+                let statistics =
+                    observe(&prepared, origin, &float, Begun::default(), &mut go_on, &(), &cancel).unwrap();
+                for max_shard_bytes in [MAX_SHARD_BYTES, 20_000, 3_000, 0] {
+                    let planned = PlannedCheckpoint::new(output_specs(&prepared), max_shard_bytes);
+                    let dir = tempfile::tempdir().unwrap();
+                    let shards = max_shard_bytes;
+                    deploy_in_shards(&prepared, &statistics, float.isa(), dir.path(), shards, &(), &cancel)
+                        .unwrap();
+                    let size = |name: &str| std::fs::metadata(dir.path().join(name)).map_or(0, |m| m.len());
+                    let written: Vec<(String, u64)> =
+                        planned.files.iter().map(|(name, _)| (name.clone(), size(name))).collect();
+                    assert_eq!(written, planned.files, "{name} {quantization} {max_shard_bytes}");
+                    assert_eq!(size("model.safetensors.index.json"), planned.index_bytes);
+                    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+                    assert_eq!(checkpoint.files().len(), planned.files.len());
+                    assert_eq!(checkpoint.weight_bytes(), planned.weight_bytes());
+                }
+            }
+        }
+    }
 }

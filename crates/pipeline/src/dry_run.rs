@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
+use zeropoint_evaluator::tasks::{Task, TaskKind};
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_models::{ModelError, TokenSequence};
 use zeropoint_quantizer::Decision;
@@ -100,6 +101,10 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         }
         _ => None,
     };
+    let evaluation =
+        prepared.tasks.iter().map(|task| sequences(prepared, task)).collect::<Result<Vec<_>, _>>()?;
+    let size = prepared.options.batch_size;
+    let batches: Vec<_> = evaluation.iter().map(|sequences| memory::lengths(sequences, size)).collect();
     let planned = planned_output(prepared);
     let spec = prepared.directory.spec();
     let layers = prepared.plan.linears.iter().map(|plan| {
@@ -128,8 +133,8 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         files: planned.files,
         disk_bytes: disk::needed(prepared)?,
         disk_free_bytes: free_disk(Path::new(&output)),
-        memory_bytes: memory::peak(prepared),
-        seconds: seconds(prepared)?,
+        memory_bytes: memory::peak(prepared, &batches),
+        seconds: seconds(prepared, &evaluation)?,
         output,
         interrupted,
         warnings: prepared.warnings.clone(),
@@ -150,19 +155,26 @@ fn operations<'a>(prepared: &Prepared, sequences: impl Iterator<Item = &'a Token
         .sum()
 }
 
+/// The sequences that a task runs both models on: the two texts of a pair whose similarity is asked for are two.
+fn sequences(prepared: &Prepared, task: &Task) -> Result<Vec<TokenSequence>, PipelineError> {
+    let mut texts: Vec<(&str, Option<&str>)> = Vec::new();
+    for sample in &task.samples {
+        match (&sample.text_b, task.kind) {
+            (Some(second), TaskKind::Sts) => texts.extend([(&*sample.text_a, None), (&**second, None)]),
+            (second, _) => texts.push((&sample.text_a, second.as_deref())),
+        }
+    }
+    Ok(prepared.tokenizer.encode_all(&texts)?)
+}
+
 /// Time: the float work at the pace of a short measured product. Evaluation runs the float and the INT8 model.
-fn seconds(prepared: &Prepared) -> Result<f64, PipelineError> {
+fn seconds(prepared: &Prepared, evaluation: &[Vec<TokenSequence>]) -> Result<f64, PipelineError> {
     /// Share of the time in matrix products; the rest is norms, softmax, activations and observing.
     const PRODUCT_SHARE: f64 = 0.6;
     /// The INT8 model takes about a third of the float one's time.
     const BOTH_MODELS: f64 = 1.35;
     let calibration = operations(prepared, prepared.calibration.sequences.iter());
-    let mut evaluation = 0.0;
-    for task in &prepared.tasks {
-        let texts: Vec<(&str, Option<&str>)> =
-            task.samples.iter().map(|s| (s.text_a.as_str(), s.text_b.as_deref())).collect();
-        evaluation += operations(prepared, prepared.tokenizer.encode_all(&texts)?.iter());
-    }
+    let evaluation: f64 = evaluation.iter().map(|task| operations(prepared, task.iter())).sum();
     let pace = operations_per_second().map_err(ModelError::from)?;
     let read = prepared.directory.checkpoint().weight_bytes() as f64 / 1e9;
     Ok(read + (calibration + evaluation * BOTH_MODELS) / (pace * PRODUCT_SHARE))

@@ -9,6 +9,12 @@ pub(crate) fn peak_memory() -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
+/// The resident memory of this process now, in bytes.
+pub(crate) fn resident_memory() -> Option<u64> {
+    let line = proc_line("/proc/self/status", "VmRSS:")?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// The processor's name, where the system tells.
 pub(crate) fn processor() -> Option<String> {
     proc_line("/proc/cpuinfo", "model name").map(|line| line.trim_start_matches([':', ' ', '\t']).to_owned())

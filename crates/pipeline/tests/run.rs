@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use tempfile::TempDir;
+use zeropoint_evaluator::report::{Report, Timing};
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
     CacheDir, CalibrateOptions, Cancel, Event, Events, PipelineError, Prepared, RunOptions, Stage, calibrate,
@@ -142,18 +143,99 @@ fn the_events_tell_every_stage_and_its_progress() {
     assert_eq!(evaluated.last(), Some(&(2004, 2004)), "fidelity takes all calibration texts");
 }
 
+/// The product of a run: everything of which the bytes are promised.
+fn product(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files: Vec<PathBuf> =
+        names(&dir.join("model")).iter().map(|name| dir.join("model").join(name)).collect();
+    files.push(dir.join("statistics.safetensors"));
+    files
+        .into_iter()
+        .map(|file| (file.clone(), std::fs::read(&file).expect("it is a file")))
+        .map(|(file, bytes)| (file.strip_prefix(dir).expect("it is below").to_owned(), bytes))
+        .collect()
+}
+
 #[test]
-fn a_run_that_is_cancelled_at_any_stage_leaves_nothing() {
+fn a_run_that_is_cancelled_at_any_stage_goes_on_there() {
+    let changes = [
+        "evaluation.tasks=[{kind='fidelity',limit=40}]",
+        "calibration.batch_size=1",
+        "calibration.samples=200",
+    ];
+    let reference = directory();
+    let uninterrupted =
+        run(&prepared(reference.path(), "embedded", &changes), &OPTIONS, &(), &Cancel::default())
+            .expect("the run succeeds");
     for (i, stage) in STAGES.into_iter().enumerate() {
         let dir = directory();
-        let prepared = prepared(dir.path(), "embedded", &["evaluation.tasks=[{kind='fidelity',limit=40}]"]);
+        let prepared = prepared(dir.path(), "embedded", &changes);
         let cancel = Cancel::default();
         let recorder = Recorder::new(&cancel, stage, |event, at| *event == Event::Started(at));
         let error = run(&prepared, &OPTIONS, &recorder, &cancel).expect_err("it was asked to stop");
-        assert!(matches!(error, PipelineError::Cancelled), "{stage}: {error}");
-        assert_eq!(names(dir.path()), ["config.toml"], "{stage}");
         assert!(recorder.stages().len() <= i + 2, "{stage}: it goes on to {:?}", recorder.stages());
+        // Before the first checkpoint there is nothing to keep.
+        let kept = stage > Stage::Calibrate;
+        match error {
+            PipelineError::Cancelled => assert!(!kept, "{stage}"),
+            PipelineError::Interrupted { partial, .. } => {
+                assert!(kept, "{stage}");
+                assert_eq!(partial, dir.path().join("out.partial"));
+            }
+            other => panic!("{stage}: {other}"),
+        }
+        let left = if kept { vec!["config.toml", "out.partial"] } else { vec!["config.toml"] };
+        assert_eq!(names(dir.path()), left, "{stage}");
+
+        let cancel = Cancel::default();
+        let recorder = Recorder::new(&cancel, stage, |_, _| false);
+        let outcome = run(&prepared, &OPTIONS, &recorder, &cancel).expect("it goes on");
+        // A stage that was done is not run again. The check is not interrupted: it is short.
+        let expected = match stage {
+            Stage::Load | Stage::Calibrate => &STAGES[..],
+            Stage::Quantize => {
+                &[Stage::Load, Stage::Quantize, Stage::SelfCheck, Stage::Evaluate, Stage::Publish]
+            }
+            Stage::SelfCheck | Stage::Evaluate => &[Stage::Load, Stage::Evaluate, Stage::Publish],
+            Stage::Publish => &[Stage::Load, Stage::Publish],
+        };
+        assert_eq!(recorder.stages(), expected, "{stage}");
+        assert_eq!(names(dir.path()), ["config.toml", "out"]);
+        let found = Report { timing: Timing::default(), ..outcome.report };
+        assert_eq!(found, Report { timing: Timing::default(), ..uninterrupted.report.clone() }, "{stage}");
+        assert_eq!(product(&dir.path().join("out")), product(&reference.path().join("out")), "{stage}");
     }
+}
+
+#[test]
+fn an_observing_pass_that_is_cancelled_goes_on_at_its_last_checkpoint() {
+    // Checkpoints come every 64 batches.
+    let changes = ["evaluation.tasks=[]", "calibration.batch_size=1", "calibration.samples=200"];
+    let dir = directory();
+    let (prepared, cancel) = (prepared(dir.path(), "embedded", &changes), Cancel::default());
+    let recorder = Recorder::new(
+        &cancel,
+        Stage::Calibrate,
+        |event, _| matches!(event, Event::Calibrated(progress) if progress.done == 150),
+    );
+    let error = run(&prepared, &OPTIONS, &recorder, &cancel).expect_err("it was asked to stop");
+    assert!(matches!(error, PipelineError::Interrupted { missing: None, .. }), "{error}");
+    assert_eq!(
+        names(&dir.path().join("out.partial")),
+        [".zeropoint", "calibration-00000128.safetensors", "config.toml", "journal.jsonl"]
+    );
+    let planned =
+        dry_run(&prepared, &OPTIONS).expect("it is planned").interrupted.expect("it was interrupted");
+    assert_eq!(planned.next.as_deref(), Some("calibration, batch 129 of 200"));
+
+    let cancel = Cancel::default();
+    let recorder = Recorder::new(&cancel, Stage::Load, |_, _| false);
+    run(&prepared, &OPTIONS, &recorder, &cancel).expect("it goes on");
+    let events = recorder.events.into_inner().expect("no thread has panicked");
+    let done = events.iter().find_map(|event| match event {
+        Event::Calibrated(progress) => Some(progress.done),
+        _ => None,
+    });
+    assert_eq!(done, Some(129), "batch 129 comes first");
 }
 
 #[test]
@@ -186,7 +268,7 @@ fn a_plan_needs_no_weights() {
     let plan = |model: &Path| {
         let plan =
             dry_run(&prepared(dir.path(), &model.to_string_lossy(), &[]), &OPTIONS).expect("it is planned");
-        (plan.layers, plan.quantized_bytes, plan.tokens, plan.memory_bytes)
+        (plan.layers, plan.files, plan.tokens, plan.disk_bytes)
     };
     let weights = hollow.join("model.safetensors");
     let bytes = std::fs::read(&weights).expect("it is there");
