@@ -249,8 +249,7 @@ mod tests {
             let origin = Origin::of(&prepared, weights).unwrap();
             let cancel = Cancel::default();
             let pass = Pass::whole(&prepared);
-            let statistics =
-                observe(&prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
+            let statistics = observe(&prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
             let out = tempfile::tempdir().unwrap();
             let deployed = deploy(&prepared, &statistics, float.isa(), out.path(), &(), &cancel).unwrap();
             let written = QuantizedModel::load(out.path(), Task::Embedding).unwrap();

@@ -139,10 +139,10 @@ pub(crate) fn planned_output(prepared: &Prepared) -> PlannedCheckpoint {
 
 /// Bytes of memory for the largest tensor on its way into the output.
 pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
-    let tensors = prepared.directory.checkpoint().tensors();
-    let bytes = tensors.map(|info| match fate(prepared, info) {
+    let (tensors, fates) = (prepared.directory.checkpoint().tensors(), Fates::of(prepared));
+    let bytes = tensors.map(|info| match fates.get(&info.name) {
         // In f32, and what it is rounded to.
-        Fate::Quantized(..) => info.elements() * 5,
+        Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => info.elements() * 5,
         Fate::Bf16 => info.elements() * 6,
         Fate::Kept => info.bytes() as usize,
     });
@@ -385,8 +385,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::events::Cancel;
-    use crate::statistics::{Origin, observe};
-    use zeropoint_calibrator::Begun;
+    use crate::statistics::{Origin, Pass, observe};
     use zeropoint_formats::Checkpoint;
     use zeropoint_models::Model;
 
@@ -402,9 +401,9 @@ mod tests {
                 let float = Model::load(&prepared.directory).unwrap();
                 let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
                 let (origin, cancel) = (Origin::of(&prepared, weights).unwrap(), Cancel::default());
-                let mut go_on = |_: &zeropoint_calibrator::Observed<'_>| Ok(());
                 let statistics =
-                    observe(&prepared, origin, &float, Begun::default(), &mut go_on, &(), &cancel).unwrap();
+                    observe(&prepared, origin, &float, Pass::whole(&prepared), &mut |_| Ok(()), &(), &cancel)
+                        .unwrap();
                 for max_shard_bytes in [MAX_SHARD_BYTES, 20_000, 3_000, 0] {
                     let planned = PlannedCheckpoint::new(output_specs(&prepared), max_shard_bytes);
                     let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 //! What lives at the same time is counted stage by stage and the largest sum is the answer. It is within a quarter of what
 //! a run of a real model measures (`VmHWM`); a test holds it to that.
 
-use zeropoint_models::{HeadSpec, LinearSpec, ModelSpec, TokenSequence};
+use zeropoint_models::{LinearSpec, ModelSpec, TokenSequence};
 use zeropoint_observer::BINS;
 use zeropoint_quantizer::EmbeddingPrecision;
 
@@ -21,7 +21,7 @@ const PROGRAM: u64 = 32 << 20;
 /// The program, its data sets and tokenizers are measured: the caller holds what a run holds at that point.
 pub(crate) fn peak(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> u64 {
     let spec = prepared.directory.spec();
-    let tables: usize = spec.embeddings.iter().map(|table| table.rows * spec.hidden * F32).sum();
+    let tables: usize = spec.tables().map(|table| table.rows * table.width * F32).sum();
     let run = |linear: &&LinearSpec| linear.site.is_some();
     let linears: usize = spec.linears.iter().filter(run).map(|linear| linear.weights() * F32).sum();
     let quantized: usize = prepared
@@ -57,10 +57,8 @@ fn batches(prepared: &Prepared) -> impl Iterator<Item = Vec<usize>> + '_ {
 
 /// The largest batch of any task, with the outputs of both models that are kept to its end.
 fn evaluated(spec: &ModelSpec, evaluation: &[Vec<Vec<usize>>]) -> usize {
-    let columns = match &spec.head {
-        HeadSpec::Embedding { pooling, .. } => spec.hidden * pooling.len(),
-        HeadSpec::Classification { labels, .. } => labels.len(),
-    };
+    // A vector for each sequence; a classifier's row of logits is shorter.
+    let columns = spec.towers[0].hidden;
     let of_task = |batches: &Vec<Vec<usize>>| {
         let sequences: usize = batches.iter().map(Vec::len).sum();
         let largest = batches.iter().map(|lengths| activations(spec, lengths)).max().unwrap_or(0);
@@ -75,11 +73,11 @@ fn evaluated(spec: &ModelSpec, evaluation: &[Vec<Vec<usize>>]) -> usize {
 fn activations(spec: &ModelSpec, lengths: &[usize]) -> usize {
     let tokens: usize = lengths.iter().sum();
     let longest = lengths.iter().copied().max().unwrap_or(0);
-    let heads = spec.blocks.first().map_or(0, |block| block.attention.heads);
+    let tower = &spec.towers[0];
+    let (hidden, heads) = (tower.hidden, tower.blocks.first().map_or(0, |block| block.attention.heads));
     let threads = rayon::current_num_threads().min(lengths.len());
-    let in_attention =
-        tokens * 6 * spec.hidden + threads * (5 * longest * spec.hidden + heads * longest * longest);
-    let at_the_end = tokens * (8 * spec.hidden + widest(spec));
+    let in_attention = tokens * 6 * hidden + threads * (5 * longest * hidden + heads * longest * longest);
+    let at_the_end = tokens * (8 * hidden + widest(spec));
     in_attention.max(at_the_end) * F32
 }
 

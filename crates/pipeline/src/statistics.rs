@@ -247,8 +247,7 @@ pub fn calibrate(
             header.shard
         )));
     }
-    let at_hand =
-        if part.is_none() { cached(prepared, origin, &options.cache, events) } else { None };
+    let at_hand = if part.is_none() { cached(prepared, origin, &options.cache, events) } else { None };
     let file = match at_hand {
         Some(file) => file,
         None => {
@@ -284,8 +283,8 @@ pub(crate) fn check_out(out: &Path) -> Result<(), PipelineError> {
             ),
         });
     }
-    let out = std::path::absolute(out)
-        .map_err(|source| PipelineError::Io { path: out.to_owned(), source })?;
+    let out =
+        std::path::absolute(out).map_err(|source| PipelineError::Io { path: out.to_owned(), source })?;
     match out.ancestors().skip(1).find(|ancestor| ancestor.exists()) {
         Some(file) if !file.is_dir() => {
             Err(PipelineError::Io { path: file.to_owned(), source: std::io::ErrorKind::NotADirectory.into() })

@@ -71,13 +71,20 @@ impl StagedDir {
         let partial = with_suffix(&target, PARTIAL_SUFFIX);
         let (marker, resumed) = (marker.to_owned(), resume && is_ours(&partial, marker)?);
         if resumed {
+            // A crash may have torn it.
+            let path = partial.join(&marker);
+            if fs::read(&path).map_err(FormatError::io("read", &path))? != MARKER_TEXT.as_bytes() {
+                write_file_atomically(&path, MARKER_TEXT)?;
+            }
             return Ok(Self { target, partial, marker, force, resumed, kept: true, _lock: lock });
         }
         remove_stale(&partial, &marker)?;
         fs::create_dir(&partial).map_err(FormatError::io("create", &partial))?;
         // From here on dropping cleans up.
         let staged = Self { target, partial, marker, force, resumed, kept: false, _lock: lock };
-        write_file_atomically(staged.partial.join(&staged.marker), MARKER_TEXT)?;
+        // Under its own name from the first byte on: a crash leaves an empty directory or one that is known as ours.
+        let path = staged.partial.join(&staged.marker);
+        fs::write(&path, MARKER_TEXT).map_err(FormatError::io("write", &path))?;
         Ok(staged)
     }
 
@@ -156,7 +163,7 @@ impl StagedDir {
         self.kept = true;
         sync_directory(directory_of(&self.target))?;
         if let Some(old) = old
-            && let Err(error) = fs::remove_dir_all(&old)
+            && let Err(error) = remove_ours(&old, &self.marker)
         {
             tracing::warn!(path = %old.display(), %error, "the old output could not be removed");
         }
@@ -193,7 +200,7 @@ impl StagedDir {
 impl Drop for StagedDir {
     fn drop(&mut self) {
         if !self.kept
-            && let Err(error) = fs::remove_dir_all(&self.partial)
+            && let Err(error) = remove_ours(&self.partial, &self.marker)
         {
             tracing::warn!(path = %self.partial.display(), %error, "unfinished output left behind");
         }
@@ -244,7 +251,19 @@ fn remove_stale(partial: &Path, marker: &str) -> Result<(), FormatError> {
         return Err(FormatError::NotOurs { path: partial.to_owned(), marker: marker.to_owned() });
     }
     tracing::info!(path = %partial.display(), "removing what an interrupted run has left");
-    fs::remove_dir_all(partial).map_err(FormatError::io("remove", partial))
+    remove_ours(partial, marker)
+}
+
+/// Removes a directory of ours, the marker last: a crash in between leaves what is still known as ours.
+fn remove_ours(dir: &Path, marker: &str) -> Result<(), FormatError> {
+    retain_in(dir, Path::new(""), &|path| path == Path::new(marker))?;
+    match fs::remove_file(dir.join(marker)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(FormatError::io("remove", &dir.join(marker))(error));
+        }
+        _ => {}
+    }
+    fs::remove_dir(dir).map_err(FormatError::io("remove", dir))
 }
 
 /// Whether there is a directory of ours at the path itself.
@@ -490,6 +509,26 @@ mod tests {
         fs::remove_dir_all(&target).unwrap();
         publish(&target, false, "new").unwrap();
         assert_eq!(names(dir.path()), ["out", "out.old-0000"]);
+    }
+
+    #[test]
+    fn a_crash_while_something_is_removed_leaves_what_is_known_as_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let staged = StagedDir::create(&target, MARKER, false).unwrap();
+        fs::create_dir(staged.path().join("sub")).unwrap();
+        fs::write(staged.path().join("sub/file"), "1").unwrap();
+        // Removing stops at what cannot be removed, and the marker is still there.
+        let guard = staged.path().join(MARKER);
+        retain_in(staged.path(), Path::new(""), &|path| path == Path::new(MARKER)).unwrap();
+        assert_eq!((names(staged.path()), guard.is_file()), (vec![MARKER.to_owned()], true));
+        abandon(staged);
+        // A crash before the marker was whole.
+        fs::write(&guard, "This dir").unwrap();
+        let again = StagedDir::resume(&target, MARKER, false).unwrap();
+        assert!(again.is_resumed());
+        again.publish().unwrap();
+        assert_eq!(fs::read_to_string(target.join(MARKER)).unwrap(), MARKER_TEXT);
     }
 
     #[test]
