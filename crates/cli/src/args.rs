@@ -20,7 +20,7 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage or config, or one that names a model or file that does not exist; 3 an \
-accuracy gate was not met (the outputs are kept); 130 stopped by a signal (nothing was written).
+accuracy gate was not met (the outputs are kept); 130 stopped by a signal.
 Environment: ZEROPOINT_ISA=scalar|avx2|avx512vnni chooses the instruction set, NO_COLOR turns colour off.";
 
 const SUPPORTED: &str = "\

@@ -46,8 +46,8 @@ fn main() -> ExitCode {
         Ok(Outcome::GateNotMet) => ExitCode::from(3),
         Err(error) => {
             terminal.error(&error);
-            match error {
-                PipelineError::Cancelled => ExitCode::from(INTERRUPTED),
+            match &error {
+                error if error.is_cancelled() => ExitCode::from(INTERRUPTED),
                 error if error.is_usage() => ExitCode::from(2),
                 _ => ExitCode::FAILURE,
             }

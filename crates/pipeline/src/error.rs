@@ -333,6 +333,15 @@ impl PipelineError {
         Some(hint.to_owned())
     }
 
+    /// Whether the user asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled => true,
+            Self::Interrupted { source, .. } => source.is_cancelled(),
+            _ => false,
+        }
+    }
+
     /// Whether the config or the command line is to be changed, exit code 2: it contradicts itself, names something that
     /// does not exist, or asks for something that what it names does not have. What is there and damaged, or not supported,
     /// is no such mistake.

@@ -8,7 +8,7 @@ use zeropoint_models::{HeadOutput, Problem};
 use zeropoint_quantizer::Decision;
 
 use crate::config::{Calibration, Config, Preset};
-use crate::deploy::output_bytes;
+use crate::deploy::planned_output;
 use crate::{PipelineError, Prepared, inspect};
 
 /// What [`SCHEMA_FILE`] is called beside a config.
@@ -103,7 +103,7 @@ pub fn write_starter(
 /// What was found, a line each.
 fn header(prepared: &Prepared, found: &inspect::Inspection) -> String {
     let quantized = prepared.plan.quantized().count();
-    let bytes = output_bytes(prepared);
+    let bytes = planned_output(prepared).weight_bytes();
     let ratio = found.bytes as f64 / bytes.max(1) as f64;
     let mut text = String::new();
     for (what, content) in [

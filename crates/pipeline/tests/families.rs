@@ -8,7 +8,7 @@ use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{CacheDir, Cancel, MODEL_DIR, Prepared, RunOptions, run};
 use zeropoint_runtime::QuantizedModel;
 
-const OPTIONS: RunOptions = RunOptions { force: false, cache: CacheDir::None };
+const OPTIONS: RunOptions = RunOptions { force: false, restart: false, cache: CacheDir::None };
 
 /// A fixture, and the Linears that stay float by default.
 struct Case {
