@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
+use zeropoint_evaluator::compare::MetricName;
 use zeropoint_pipeline::Shard;
 use zeropoint_pipeline::config::Preset;
+
+use crate::compare;
 
 /// Post-training INT8 quantisation of Hugging Face models, on the CPU: one config in, a deployable model and its
 /// accuracy report out.
@@ -59,6 +62,8 @@ pub(crate) enum Command {
     Evaluate(EvaluateArgs),
     /// Embed or classify texts with a quantised model on the INT8 runtime, one JSON object a line
     Encode(EncodeArgs),
+    /// Compare runs of one model: accuracy against size, and which runs no other one beats
+    Compare(CompareArgs),
     /// Describe a model: architecture, Linears, parameters, bytes, what is quantised already
     Inspect(InspectArgs),
     /// Write a commented config for a model, which it inspects
@@ -202,6 +207,22 @@ pub(crate) struct EncodeArgs {
     /// Texts in a batch
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) batch_size: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Run directories, such as runs/NAME
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The metric to compare (default: the first that most of the runs have measured against labels)
+    #[arg(long, value_name = "TASK.METRIC", value_parser = compare::metric)]
+    pub(crate) metric: Option<MetricName>,
+    /// The directory for compare.html, compare.csv, compare.json and compare.svg; an earlier comparison is replaced
+    #[arg(long, value_name = "DIR", default_value = "compare")]
+    pub(crate) out: PathBuf,
+    /// Print the comparison as JSON on standard output instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

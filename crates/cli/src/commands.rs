@@ -14,7 +14,7 @@ use crate::args::{
     QuantizeArgs, RunArgs,
 };
 use crate::terminal::Terminal;
-use crate::{Outcome, encode, render, statistics};
+use crate::{Outcome, compare, encode, render, statistics};
 
 pub(crate) fn execute(
     command: &Command,
@@ -28,6 +28,7 @@ pub(crate) fn execute(
         Command::Quantize(args) => quantize_command(args, terminal, cancel),
         Command::Evaluate(args) => evaluate_command(args, terminal, cancel),
         Command::Encode(args) => encode::encode(args, terminal, cancel),
+        Command::Compare(args) => compare::compare_command(args, terminal),
         Command::Inspect(args) => inspect_command(args, terminal),
         Command::Init(args) => init_command(args, terminal),
         Command::Schema => {

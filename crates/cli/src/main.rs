@@ -7,6 +7,7 @@
 
 mod args;
 mod commands;
+mod compare;
 mod encode;
 mod render;
 mod report;

@@ -20,7 +20,7 @@ pub(crate) fn summary(outcome: &RunOutcome) -> String {
     if let Some(check) = &report.self_check {
         let _ = writeln!(text, "self-check: cosine to the simulation at least {:.6}", check.cosine_min);
     }
-    let _ = write!(text, "report: {}", outcome.dir.join("report.md").display());
+    let _ = write!(text, "report: {}", outcome.dir.join("report.html").display());
     text
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use zeropoint_evaluator::report::Report;
 
 /// Every file of a finished run of the embedded model.
-const RUN_DIRECTORY: [&str; 11] = [
+const RUN_DIRECTORY: [&str; 12] = [
     ".zeropoint",
     "config.toml",
     "model/",
@@ -19,6 +19,7 @@ const RUN_DIRECTORY: [&str; 11] = [
     "model/model.safetensors",
     "model/tokenizer.json",
     "model/tokenizer_config.json",
+    "report.html",
     "report.json",
     "report.md",
     "statistics.safetensors",

@@ -4,7 +4,8 @@
 //! - [`metrics`]: correlations, classification scores and fidelity to the original, as pure functions over slices.
 //! - [`bootstrap`]: how far a loss would move with another sample of the same data.
 //! - [`tasks`]: both models on the same batches, metric by metric.
-//! - [`report`]: the types of `report.json`, its Markdown form, and the model card.
+//! - [`report`]: the types of `report.json`, its HTML and Markdown forms, and the model card.
+//! - [`compare`]: several reports of one model as accuracy against size.
 //!
 //! ```
 //! use zeropoint_evaluator::{bootstrap::paired_standard_error, metrics::correlation::spearman};
@@ -24,6 +25,8 @@
 //! ```
 
 pub mod bootstrap;
+pub mod compare;
 pub mod metrics;
 pub mod report;
+mod svg;
 pub mod tasks;

@@ -1,16 +1,18 @@
-//! The report of a run: `report.json`, and its Markdown and model card forms.
+//! The report of a run: `report.json`, and its HTML, Markdown and model card forms.
 //!
 //! `report.json` is an interface: other tools rely on its keys, and [`SCHEMA`] changes when one changes its meaning.
 //! JSON has no infinity and no NaN. A measured number without a value is written as `null` and read back as NaN; an
 //! SQNR is capped instead (see [`sqnr_db`](crate::metrics::fidelity::sqnr_db)), because "exact" is not "unknown".
 
 mod card;
-mod escape;
+pub(crate) mod escape;
 mod front_matter;
+pub(crate) mod html;
 mod markdown;
 
 pub use card::CardInfo;
 pub use front_matter::{FrontMatter, FrontValue, parse_front_matter};
+pub use html::{Bins, Details, LayerDetails};
 
 use serde::{Deserialize, Serialize};
 use zeropoint_core::Fingerprint;
@@ -62,6 +64,9 @@ pub struct Report {
     /// The written directory, loaded back and run beside the simulation; `None` when it was not run.
     #[serde(default)]
     pub self_check: Option<SelfCheck>,
+    /// What the run warned about.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Wall time and memory.
     pub timing: Timing,
 }
@@ -265,15 +270,37 @@ pub struct Layer {
     pub output_sqnr_db: Option<f64>,
     /// Smallest and largest value of the input; `None` when it was not observed.
     pub input_range: Option<[f64; 2]>,
+    /// Interval that the input's static parameters represent without saturation; `None` when they are dynamic.
+    #[serde(default)]
+    pub activation_range: Option<[f64; 2]>,
     /// Fraction of the input's values that fell outside the chosen range; `None` when not measured.
     #[serde(default)]
     pub clipped_fraction: Option<f64>,
+    /// What the scales of the weight represent without saturation; `None` when not recorded.
+    #[serde(default)]
+    pub weight_range: Option<WeightRange>,
+    /// Fraction of the weight's values that fell outside the range of their channel; `None` when not recorded.
+    #[serde(default)]
+    pub weight_clipped_fraction: Option<f64>,
     /// Input channels far larger than the others.
     #[serde(default)]
     pub outlier_channels: Vec<OutlierChannel>,
     /// Bytes of its tensors in the quantised model.
     #[serde(default)]
     pub bytes: u64,
+    /// Bytes of its weight in the source; `None` when not recorded.
+    #[serde(default)]
+    pub original_bytes: Option<u64>,
+}
+
+/// The intervals that a weight's scales represent without saturation: those of the smallest and of the largest scale,
+/// which are the same when one scale serves the whole tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WeightRange {
+    /// Of the smallest scale.
+    pub narrowest: [f64; 2],
+    /// Of the largest scale.
+    pub widest: [f64; 2],
 }
 
 /// An input channel far larger than the others.
@@ -284,6 +311,9 @@ pub struct OutlierChannel {
     /// Its largest absolute value.
     #[serde(with = "number")]
     pub absmax: f64,
+    /// `absmax` over the median of all channels' largest absolute values; NaN when that is 0 or not recorded.
+    #[serde(default = "number::unknown", with = "number")]
+    pub times_median: f64,
 }
 
 /// A tensor that stays float.
@@ -295,6 +325,9 @@ pub struct NotQuantized {
     pub dtype: String,
     /// Its bytes in the quantised model.
     pub bytes: u64,
+    /// Its bytes in the source; `None` when not recorded.
+    #[serde(default)]
+    pub original_bytes: Option<u64>,
     /// Why, in a few words; tensors with the same reason are listed together.
     pub reason: String,
 }
@@ -335,15 +368,20 @@ pub struct Timing {
 }
 
 /// A measured number: not finite is `null` in JSON, and `null` is NaN in memory.
-mod number {
+pub(crate) mod number {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
-    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
         value.is_finite().then_some(*value).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    /// What stands for a number that an older report does not have.
+    pub(crate) fn unknown() -> f64 {
+        f64::NAN
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
         Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
     }
 }

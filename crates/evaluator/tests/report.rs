@@ -3,7 +3,7 @@
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
     Calibration, CardInfo, Gate, Layer, Metric, Model, NotQuantized, OutlierChannel, Report, ReportError,
-    SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, parse_front_matter,
+    SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange, Zeropoint, parse_front_matter,
 };
 
 fn metric(
@@ -36,14 +36,18 @@ fn layer(path: &str, weight: f64, input: Option<f64>, output: Option<f64>) -> La
         activation_sqnr_db: input,
         output_sqnr_db: output,
         input_range: Some([-4.25, 6.5]),
+        activation_range: Some([-4.258, 6.5]),
         clipped_fraction: Some(0.0),
+        weight_range: Some(WeightRange { narrowest: [-0.15, 0.149], widest: [-0.42, 0.417] }),
+        weight_clipped_fraction: Some(0.000_2),
         outlier_channels: Vec::new(),
         bytes: 148_992,
+        original_bytes: Some(589_824),
     }
 }
 
 fn float(tensor: &str, bytes: u64, reason: &str) -> NotQuantized {
-    NotQuantized { tensor: tensor.to_owned(), dtype: "F32".to_owned(), bytes, reason: reason.to_owned() }
+    NotQuantized { tensor: tensor.to_owned(), dtype: "F32".to_owned(), bytes, original_bytes: Some(bytes), reason: reason.to_owned() }
 }
 
 fn rich() -> Report {
@@ -84,18 +88,19 @@ fn rich() -> Report {
             Layer {
                 clipped_fraction: Some(0.001_23),
                 outlier_channels: outliers
-                    .map(|(channel, absmax)| OutlierChannel { channel, absmax })
+                    .map(|(channel, absmax)| OutlierChannel { channel, absmax, times_median: absmax / 1.5 })
                     .to_vec(),
                 ..layer("encoder.layer.0.output.dense", 41.9, Some(24.4), Some(23.75))
             },
             Layer {
                 activations: "int8 dynamic per-token symmetric".to_owned(),
                 input_range: None,
+                activation_range: None,
                 clipped_fraction: None,
                 ..layer("encoder.layer.1.`odd|name`", 31.2, Some(40.3), Some(31.0))
             },
             Layer {
-                outlier_channels: vec![OutlierChannel { channel: 3, absmax: 9.5 }],
+                outlier_channels: vec![OutlierChannel { channel: 3, absmax: 9.5, times_median: f64::NAN }],
                 ..layer("encoder.layer.1.output.dense", f64::NAN, None, None)
             },
             layer("encoder.layer.2.zero", 200.0, Some(200.0), Some(200.0)),
@@ -108,6 +113,7 @@ fn rich() -> Report {
             float("embeddings.word_embeddings.weight", 46_881_792, "an embedding: `embeddings = \"keep\"`"),
         ],
         self_check: Some(SelfCheck { samples: 16, cosine_min: 0.999_987 }),
+        warnings: vec!["200 of 256 samples asked for: <the data> has no more".to_owned()],
         timing: Timing {
             load_s: 0.42,
             calibrate_s: 12.3,
@@ -130,6 +136,7 @@ fn bare() -> Report {
         layers: Vec::new(),
         not_quantized: Vec::new(),
         self_check: None,
+        warnings: Vec::new(),
         timing: Timing { load_s: f64::NAN, ..Timing::default() },
         ..rich()
     }

@@ -39,7 +39,7 @@ pub use error::ObserveError;
 pub use file::{STATISTICS_VERSION, StatisticsFile, StatisticsFileError};
 pub use histogram::{BINS, Histogram, MAX_EXPONENT, MAX_VALUES, MIN_EXPONENT};
 pub use merge::MergeError;
-pub use outliers::outlier_channels;
+pub use outliers::{median_absmax, outlier_channels};
 pub use range::RangeObserver;
 pub use statistics::ActivationStatistics;
 pub use weights::WeightObserver;

@@ -12,12 +12,17 @@ use crate::ActivationStatistics;
 /// the median needs no knowledge of the model's scale. With a median of 0 every channel that is not all zero counts.
 pub fn outlier_channels(statistics: &ActivationStatistics, ratio: f32) -> Vec<(usize, f32)> {
     let absmax = statistics.channel_absmax();
-    let threshold = f64::from(ratio) * median(absmax);
+    let threshold = f64::from(ratio) * median_absmax(statistics);
     let mut outliers: Vec<(usize, f32)> =
         absmax.iter().copied().enumerate().filter(|&(_, a)| f64::from(a) > threshold).collect();
     // The sort is stable: equal channels stay in order.
     outliers.sort_by(|a, b| b.1.total_cmp(&a.1));
     outliers
+}
+
+/// The median of the channels' absolute maxima, of an even number the mean of the middle two; 0 without channels.
+pub fn median_absmax(statistics: &ActivationStatistics) -> f64 {
+    median(statistics.channel_absmax())
 }
 
 /// Median, of an even number of values the mean of the middle two; 0 of none.

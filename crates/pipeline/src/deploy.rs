@@ -21,6 +21,7 @@ use zeropoint_quantizer::{
     EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer,
 };
 
+use crate::distribution::WeightDistribution;
 use crate::events::{Cancel, Event, Events};
 use crate::run::MARKER;
 use crate::{PipelineError, Prepared};
@@ -40,6 +41,7 @@ pub(crate) struct DeployedLinear {
     pub(crate) scheme: LayerScheme,
     pub(crate) quantizer: Option<ActivationQuantizer>,
     pub(crate) bytes: u64,
+    pub(crate) distribution: Option<WeightDistribution>,
 }
 
 /// What one tensor of the source becomes.
@@ -262,16 +264,18 @@ fn quantize_linear(
     mut write: impl FnMut(&str, &[u8]) -> Result<(), PipelineError>,
 ) -> Result<DeployedLinear, PipelineError> {
     let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
-    let weight = linear.read_weight(prepared.directory.checkpoint())?;
+    let float = linear.read_weight(prepared.directory.checkpoint())?;
     let weight = quantize_weight(
         isa,
-        &weight,
+        &float,
         linear.outputs,
         linear.inputs,
         scheme.scheme.weights,
         scheme.weight_observer,
     )
     .map_err(|error| failed(error.to_string()))?;
+    let distribution = WeightDistribution::of(&float, &weight);
+    drop(float);
     let quantizer = input_quantizer(prepared, statistics, linear, scheme)?;
     let input = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(params),
@@ -291,7 +295,7 @@ fn quantize_linear(
         bytes += part.len() as u64;
     }
     let weight = QuantizedWeight { values: stored.weight, ..weight };
-    Ok(DeployedLinear { weight, scheme: *scheme, quantizer, bytes })
+    Ok(DeployedLinear { weight, scheme: *scheme, quantizer, bytes, distribution })
 }
 
 /// How the input of a Linear becomes INT8; `None` for one that the task does not run and whose scheme needs nothing.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use zeropoint_calibrator::dataset::{DatasetError, Problem};
+use zeropoint_evaluator::compare::CompareError;
+use zeropoint_evaluator::report::ReportError;
 use zeropoint_evaluator::tasks::TaskError;
 use zeropoint_formats::FormatError;
 use zeropoint_models::ModelError;
@@ -125,6 +127,33 @@ pub enum PipelineError {
         output: PathBuf,
         /// The model, data, statistics or cache.
         input: PathBuf,
+    },
+    /// Runs that cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
+    /// A directory without a report.
+    #[error("{path}: this is not a run directory: it has no report.json")]
+    NotARun {
+        /// The directory given.
+        path: PathBuf,
+    },
+    /// A report that cannot be read.
+    #[error("{path}: {source}")]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReportError,
+    },
+    /// A report larger than any that a run writes.
+    #[error("{path}: the file has {bytes} bytes, and a report has at most {limit}")]
+    ReportSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The largest size that is read.
+        limit: u64,
     },
     /// The original and the quantised directory are different models.
     #[error("{path}: this is not a quantised form of the model in the config: {reason}")]
@@ -273,6 +302,9 @@ impl PipelineError {
             Self::SelfCheck { .. } => "this is a fault of zeropoint: please report it with the config",
             Self::DiskSpace { .. } => "free some space, or give another place with --out",
             Self::OtherModel { .. } => "give the `model/` directory of a run of this config",
+            Self::NotARun { .. } => "give the directories that `zeropoint run` wrote, such as runs/NAME",
+            Self::ReportSize { .. } => "make the run again, or leave it out",
+            Self::Compare(CompareError::Unknown { .. }) => "name one of them with --metric TASK.METRIC",
             Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
             Self::Model(ModelError::Architecture { .. } | ModelError::Config { .. }) => {
                 "`zeropoint run --help` lists what is supported"
@@ -352,6 +384,8 @@ impl PipelineError {
             | Self::Plan(_)
             | Self::Pattern(_)
             | Self::Gate { .. }
+            | Self::Compare(_)
+            | Self::NotARun { .. }
             | Self::InputInside { .. }
             | Self::Absent { .. }
             | Self::Task(TaskError::Head { .. }) => true,

@@ -15,6 +15,7 @@ use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{Metric, SelfCheck};
 use zeropoint_formats::staged::{FileDigest, file_digest, write_file_atomically};
 
+use crate::distribution::WeightDistribution;
 use crate::PipelineError;
 use crate::identity::Identity;
 
@@ -129,6 +130,7 @@ pub(crate) struct LinearDone {
     pub(crate) weight_sqnr_db: Exact,
     pub(crate) input_sqnr_db: Option<Exact>,
     pub(crate) output_sqnr_db: Option<Exact>,
+    pub(crate) distribution: Option<WeightDistribution>,
 }
 
 /// The model, written and checked against its simulation.

@@ -6,10 +6,12 @@
 
 mod blame;
 mod check;
+mod compare;
 pub mod config;
 mod convert;
 mod deploy;
 mod disk;
+mod distribution;
 mod dry_run;
 mod error;
 mod evaluate;
@@ -30,6 +32,7 @@ mod statistics;
 mod system;
 
 pub use check::LayerErrors;
+pub use compare::{COMPARE_MARKER, compare, write_comparison};
 pub use deploy::MODEL_DIR;
 pub use dry_run::{DryRun, InterruptedRun, PlannedLayer, dry_run};
 pub use error::PipelineError;

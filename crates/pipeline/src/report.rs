@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
-    Calibration, CardInfo, Gate, Layer, Metric, Model, NotQuantized, OutlierChannel, Report, SCHEMA,
+    Calibration, CardInfo, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel, Report, SCHEMA,
     SelfCheck, Settings, Size, Timing, Zeropoint, parse_front_matter,
 };
-use zeropoint_formats::{Checkpoint, Dtype};
-use zeropoint_models::{ActivationQuantizer, InputSpec, Task};
-use zeropoint_observer::{StatisticsFile, clipped_fraction, outlier_channels};
+use zeropoint_formats::{Checkpoint, Dtype, TensorInfo};
+use zeropoint_models::{ActivationQuantizer, InputSpec, LinearSpec, Task};
+use zeropoint_observer::{
+    ActivationStatistics, StatisticsFile, clipped_fraction, median_absmax, outlier_channels,
+};
 use zeropoint_quantizer::{Decision, LayerScheme};
 
 use crate::Prepared;
+use crate::distribution::activation_bins;
 use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
 
@@ -75,6 +78,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
         layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
         not_quantized: not_quantized(prepared, output),
         self_check: Some(self_check),
+        warnings: prepared.warnings.clone(),
         timing: Timing { processor: processor(), ..timing },
     }
 }
@@ -99,12 +103,39 @@ fn config_fingerprint(prepared: &Prepared) -> Fingerprint {
     Fingerprint::builder("config").field("toml", config.to_toml()).finish()
 }
 
+/// The distributions and the config, which the HTML report shows beyond `report.json`.
+pub(crate) fn details(
+    prepared: &Prepared,
+    statistics: &StatisticsFile,
+    layers: &BTreeMap<usize, LayerFacts>,
+) -> Details {
+    let layers = layers.iter().map(|(&id, facts)| LayerDetails {
+        weights: facts.done.distribution.as_ref().map(|distribution| distribution.bins.clone()),
+        activations: observed(prepared, statistics, id).and_then(activation_bins),
+    });
+    Details { layers: layers.collect(), config: Some(prepared.config.to_toml()) }
+}
+
+/// Statistics of the input of a Linear.
+fn observed<'a>(
+    prepared: &Prepared,
+    statistics: &'a StatisticsFile,
+    linear: usize,
+) -> Option<&'a ActivationStatistics> {
+    let spec = prepared.directory.spec();
+    statistics.sites.get(&spec.sites[spec.linears[linear].site?].id)
+}
+
 fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &LayerFacts) -> Layer {
     let LayerFacts { scheme, quantizer, done } = facts;
-    let spec = prepared.directory.spec();
-    let linear = &spec.linears[id];
-    let observed = linear.site.and_then(|site| statistics.sites.get(&spec.sites[site].id));
+    let linear = &prepared.directory.spec().linears[id];
+    let observed = observed(prepared, statistics, id);
     let outliers = observed.map(|observed| outlier_channels(observed, OUTLIER_RATIO)).unwrap_or_default();
+    let median = observed.map_or(f64::NAN, median_absmax);
+    let static_params = match quantizer {
+        Some(ActivationQuantizer::Static(params)) => Some(*params),
+        _ => None,
+    };
     Layer {
         path: linear.path.clone(),
         weights: scheme.scheme.weights.to_string(),
@@ -113,19 +144,39 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
         activation_sqnr_db: done.input_sqnr_db.map(|Exact(value)| value),
         output_sqnr_db: done.output_sqnr_db.map(|Exact(value)| value),
         input_range: observed.map(|observed| [f64::from(observed.min()), f64::from(observed.max())]),
-        clipped_fraction: match (observed, quantizer) {
-            (Some(observed), Some(ActivationQuantizer::Static(params))) => {
-                Some(clipped_fraction(observed, *params))
-            }
-            _ => None,
-        },
+        activation_range: static_params.map(|params| {
+            let (low, high) = params.representable();
+            [f64::from(low), f64::from(high)]
+        }),
+        clipped_fraction: observed
+            .zip(static_params)
+            .map(|(observed, params)| clipped_fraction(observed, params)),
+        weight_range: done.distribution.as_ref().map(|distribution| distribution.range),
+        weight_clipped_fraction: done.distribution.as_ref().map(|distribution| distribution.clipped),
         outlier_channels: outliers
             .into_iter()
             .take(OUTLIERS_NAMED)
-            .map(|(channel, absmax)| OutlierChannel { channel: channel as u64, absmax: f64::from(absmax) })
+            .map(|(channel, absmax)| OutlierChannel {
+                channel: channel as u64,
+                absmax: f64::from(absmax),
+                times_median: f64::from(absmax) / median,
+            })
             .collect(),
         bytes: done.bytes,
+        original_bytes: source_bytes(prepared, linear),
     }
+}
+
+/// Bytes of a weight in the source, of a fused tensor its own rows.
+fn source_bytes(prepared: &Prepared, linear: &LinearSpec) -> Option<u64> {
+    let info = prepared.directory.checkpoint().get(&linear.weight)?;
+    Some((linear.weights() * info.dtype.size()) as u64)
+}
+
+/// Bytes of a float tensor of the output in the source. One that the source does not name is a part of a fused tensor,
+/// copied as it is.
+fn float_source_bytes(prepared: &Prepared, info: &TensorInfo) -> u64 {
+    prepared.directory.checkpoint().get(&info.name).map_or(info.bytes(), TensorInfo::bytes)
 }
 
 /// Every float tensor of the output with the reason why it is one.
@@ -172,6 +223,7 @@ fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> 
                 tensor: info.name.clone(),
                 dtype: info.dtype.name().to_owned(),
                 bytes: info.bytes(),
+                original_bytes: Some(float_source_bytes(prepared, info)),
                 reason: if info.dtype == Dtype::BF16 && spec.tables().any(|t| t.tensor == info.name) {
                     format!("{reason} (stored as bf16)")
                 } else {

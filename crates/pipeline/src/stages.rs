@@ -23,7 +23,7 @@ use crate::journal::{
     CheckpointDone, Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, StatisticsDone, TaskDone,
     WrittenFile,
 };
-use crate::report::{Findings, LayerFacts, build, card};
+use crate::report::{Findings, LayerFacts, build, card, details};
 use crate::run::RunOptions;
 use crate::statistics::{Origin, Pass, cached, keep, observe};
 use crate::system::peak_memory;
@@ -145,6 +145,7 @@ impl Work<'_> {
         self.write(&format!("{MODEL_DIR}/README.md"), report.to_model_card(card(prepared)))?;
         self.write("report.json", report.to_json())?;
         self.write("report.md", report.to_markdown())?;
+        self.write("report.html", report.to_html(&details(prepared, &statistics, &layers)))?;
         if self.cancel.is_requested() {
             return Err(PipelineError::Cancelled);
         }
@@ -268,6 +269,7 @@ impl Work<'_> {
             weight_sqnr_db: Exact(sqnr_db(linear.weight.signal, linear.weight.noise)),
             input_sqnr_db: errors.input_sqnr_db.get(id).copied().map(Exact),
             output_sqnr_db: errors.output_sqnr_db.get(id).copied().map(Exact),
+            distribution: linear.distribution.clone(),
         });
         let model = ModelDone {
             linears: linears.collect(),

@@ -8,13 +8,13 @@ use crate::metrics::fidelity::SQNR_LIMIT_DB;
 const NO_VALUE: &str = "-";
 
 /// Whitespace and control characters become single spaces: a cell is one line.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let spaced: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     spaced.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Plain text in a paragraph or table cell: what Markdown or HTML would read as markup is escaped.
-pub(super) fn text(text: &str) -> String {
+pub(crate) fn text(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in one_line(text).chars() {
         if matches!(c, '\\' | '|' | '`' | '*' | '<' | '>' | '[' | ']') {
@@ -26,7 +26,7 @@ pub(super) fn text(text: &str) -> String {
 }
 
 /// A code span. Its fence is longer than any run of backticks inside; pipes are escaped, as tables want them.
-pub(super) fn code(text: &str) -> String {
+pub(crate) fn code(text: &str) -> String {
     let content = one_line(text).replace('|', "\\|");
     let longest = content.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);
@@ -35,7 +35,7 @@ pub(super) fn code(text: &str) -> String {
 }
 
 /// A YAML scalar: plain where that cannot be misread, otherwise double-quoted.
-pub(super) fn yaml(text: &str) -> String {
+pub(crate) fn yaml(text: &str) -> String {
     let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '.' | '+'));
     // YAML 1.1, which PyYAML reads, takes these for booleans and null.
@@ -47,7 +47,7 @@ pub(super) fn yaml(text: &str) -> String {
 }
 
 /// A double-quoted string that YAML, Python and JSON read alike.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
     for c in text.chars() {
         match c {
@@ -66,7 +66,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// `90868376` as `90,868,376`.
-pub(super) fn grouped(value: u64) -> String {
+pub(crate) fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut grouped = String::new();
     for (place, digit) in digits.chars().enumerate() {
@@ -94,17 +94,17 @@ fn prefixed(value: u64) -> String {
 }
 
 /// Bytes, in decimal units as the Hub shows them: `90.9 MB`.
-pub(super) fn bytes(value: u64) -> String {
+pub(crate) fn bytes(value: u64) -> String {
     prefixed(value) + "B"
 }
 
 /// A count: `22.7 M`.
-pub(super) fn count(value: u64) -> String {
+pub(crate) fn count(value: u64) -> String {
     prefixed(value).trim_end().to_owned()
 }
 
 /// A metric's value: four decimals, more where they would all be 0, fewer for large values.
-pub(super) fn metric(value: Option<f64>) -> String {
+pub(crate) fn metric(value: Option<f64>) -> String {
     match value.filter(|v| v.is_finite()) {
         None => NO_VALUE.to_owned(),
         Some(v) if v != 0.0 && v.abs() < 0.00005 => format!("{v:.1e}"),
@@ -114,13 +114,13 @@ pub(super) fn metric(value: Option<f64>) -> String {
 }
 
 /// A change of a metric, with its sign.
-pub(super) fn signed(value: Option<f64>) -> String {
+pub(crate) fn signed(value: Option<f64>) -> String {
     let sign = if value.is_some_and(|v| v > 0.0 && v.is_finite()) { "+" } else { "" };
     sign.to_owned() + &metric(value.map(|v| v + 0.0))
 }
 
 /// Decibels without the unit; the cap of SQNR means that nothing was lost.
-pub(super) fn decibels(value: Option<f64>) -> String {
+pub(crate) fn decibels(value: Option<f64>) -> String {
     match value.filter(|v| v.is_finite()) {
         None => NO_VALUE.to_owned(),
         Some(v) if v >= SQNR_LIMIT_DB => "exact".to_owned(),
@@ -129,13 +129,13 @@ pub(super) fn decibels(value: Option<f64>) -> String {
 }
 
 /// Decibels with the unit.
-pub(super) fn with_unit(value: f64) -> String {
+pub(crate) fn with_unit(value: f64) -> String {
     let unit = if value < SQNR_LIMIT_DB { " dB" } else { "" };
     decibels(Some(value)) + unit
 }
 
 /// An activation's value: three significant digits.
-pub(super) fn activation(value: Option<f64>) -> String {
+pub(crate) fn activation(value: Option<f64>) -> String {
     match value.filter(|v| v.is_finite()) {
         None => NO_VALUE.to_owned(),
         Some(0.0) => "0".to_owned(),
@@ -145,12 +145,12 @@ pub(super) fn activation(value: Option<f64>) -> String {
 }
 
 /// Seconds of wall time.
-pub(super) fn seconds(value: Option<f64>) -> String {
+pub(crate) fn seconds(value: Option<f64>) -> String {
     value.filter(|v| v.is_finite()).map_or(NO_VALUE.to_owned(), |v| format!("{v:.1} s"))
 }
 
 /// A fraction as a percentage: `0.00123` as `0.123 %`.
-pub(super) fn percent(fraction: Option<f64>) -> String {
+pub(crate) fn percent(fraction: Option<f64>) -> String {
     match fraction {
         None => NO_VALUE.to_owned(),
         some => format!("{} %", activation(some.map(|f| f * 100.0))),

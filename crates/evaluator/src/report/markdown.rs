@@ -128,6 +128,20 @@ pub(super) struct FloatGroup<'a> {
     named: Vec<&'a str>,
 }
 
+impl FloatGroup<'_> {
+    pub(super) fn reason(&self) -> &str {
+        self.reason
+    }
+
+    pub(super) fn dtype(&self) -> &str {
+        self.dtype
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 /// Groups float tensors by reason and type, the most bytes first, equals in the order of the model.
 pub(super) fn float_groups(tensors: &[NotQuantized]) -> Vec<FloatGroup<'_>> {
     let mut groups: Vec<FloatGroup<'_>> = Vec::new();
@@ -194,7 +208,7 @@ fn outlier_cell(layer: &Layer) -> String {
 }
 
 /// Outlier channels, the largest first.
-fn largest_outliers(layer: &Layer) -> Vec<&OutlierChannel> {
+pub(super) fn largest_outliers(layer: &Layer) -> Vec<&OutlierChannel> {
     let mut channels: Vec<_> = layer.outlier_channels.iter().collect();
     channels.sort_by(|a, b| b.absmax.total_cmp(&a.absmax));
     channels
@@ -226,7 +240,8 @@ fn worst_layers(layers: &[Layer]) -> Vec<WorstLayer<'_>> {
         .collect()
 }
 
-fn cause(layer: &Layer) -> String {
+/// What the numbers say about why a layer lost what it lost.
+pub(super) fn cause(layer: &Layer) -> String {
     let mut causes = Vec::new();
     let outliers = largest_outliers(layer);
     if !outliers.is_empty() {

@@ -1,0 +1,326 @@
+//! Several runs of one model as accuracy against size: which of them no other one beats.
+//!
+//! A [`Comparison`] takes one metric of every report. Runs of different models are refused; a run that did not measure
+//! the metric, or measured it on other samples, stays in the table with the reason and out of the frontier.
+
+mod chart;
+mod frontier;
+mod output;
+
+pub use frontier::frontier;
+pub use output::Table;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+use zeropoint_core::Fingerprint;
+
+use crate::report::{Metric, Report, number};
+use crate::svg::plain;
+
+/// The version of `compare.json` that this crate writes.
+pub const COMPARE_SCHEMA: u32 = 1;
+
+/// The original's value is the same number in every run up to the instruction set it was computed with: below this
+/// relative difference two are taken for one.
+const SAME_ORIGINAL: f64 = 1e-4;
+
+/// A run to compare.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// What it is called: its directory.
+    pub name: String,
+    /// Its report.
+    pub report: Report,
+}
+
+/// A metric of a task, as `TASK.METRIC`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct MetricName {
+    /// The task.
+    pub task: String,
+    /// The metric.
+    pub name: String,
+}
+
+impl MetricName {
+    /// Reads `TASK.METRIC`; the task may hold dots, the metric does not.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (task, name) = text.rsplit_once('.')?;
+        (!task.is_empty() && !name.is_empty()).then(|| Self { task: task.to_owned(), name: name.to_owned() })
+    }
+
+    fn of(metric: &Metric) -> Self {
+        Self { task: metric.task.clone(), name: metric.name.clone() }
+    }
+
+    fn find<'a>(&self, report: &'a Report) -> Option<&'a Metric> {
+        report.metrics.iter().find(|metric| metric.task == self.task && metric.name == self.name)
+    }
+}
+
+impl fmt::Display for MetricName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", plain(&self.task), plain(&self.name))
+    }
+}
+
+/// Why runs cannot be compared.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompareError {
+    /// No run was given.
+    #[error("there is no run to compare; give run directories")]
+    NoRuns,
+    /// One name stands for two runs.
+    #[error("`{name}` is given twice; give every run once")]
+    Twice {
+        /// The name.
+        name: String,
+    },
+    /// Runs of different models.
+    #[error(
+        "`{first}` and `{other}` quantise different models ({first_model} and {other_model}); accuracy against size \
+         can be compared between runs of one model only"
+    )]
+    Models {
+        /// The first run.
+        first: String,
+        /// Its model.
+        first_model: String,
+        /// The run that differs.
+        other: String,
+        /// Its model.
+        other_model: String,
+    },
+    /// No run has measured the metric.
+    #[error("no run has measured `{metric}`; measured are: {}", list(.known))]
+    Unknown {
+        /// What was asked for.
+        metric: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No run has measured anything.
+    #[error("none of these runs has measured a metric; `zeropoint run` measures, `zeropoint quantize` does not")]
+    NoMetrics,
+}
+
+fn list(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Runs side by side, the smallest first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// [`COMPARE_SCHEMA`].
+    pub schema: u32,
+    /// What is compared.
+    pub metric: ComparedMetric,
+    /// The model that all of them quantise.
+    pub model: ComparedModel,
+    /// The original, which every run is held against.
+    pub original: Reference,
+    /// The runs by size, equal sizes by loss and name.
+    pub runs: Vec<Row>,
+}
+
+/// The metric that is compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ComparedMetric {
+    /// The task.
+    pub task: String,
+    /// The metric.
+    pub name: String,
+    /// Which direction is good.
+    pub higher_is_better: bool,
+    /// Whether the original's value is an ideal and not a measurement.
+    pub ideal: bool,
+    /// Samples measured.
+    pub samples: u64,
+}
+
+/// The model that is quantised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ComparedModel {
+    /// As the first run names it.
+    pub source: String,
+    /// Its architecture.
+    pub architecture: String,
+    /// Of its weights and config.
+    pub fingerprint: Fingerprint,
+}
+
+/// The original as a point.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reference {
+    /// Bytes of its weight files.
+    pub bytes: u64,
+    /// Its value; for a fidelity metric the ideal.
+    #[serde(with = "number")]
+    pub value: f64,
+    /// Whether no run is both as small and as good, and better in one.
+    pub frontier: bool,
+}
+
+/// A run as a point.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// What it is called.
+    pub run: String,
+    /// Its scheme.
+    pub scheme: String,
+    /// Bytes of its weight files.
+    pub bytes: u64,
+    /// How many times smaller than the original.
+    #[serde(with = "number")]
+    pub ratio: f64,
+    /// Its value; `None` when it cannot be compared.
+    pub value: Option<f64>,
+    /// How much worse than the original: negative for a gain.
+    pub loss: Option<f64>,
+    /// Standard error of `loss`, where known.
+    pub stderr: Option<f64>,
+    /// Whether no other run and not the original is both as small and as good, and better in one.
+    pub frontier: bool,
+    /// Why it cannot be compared.
+    pub excluded: Option<String>,
+    /// Whether its gates were met; `None` when it has none.
+    pub gates_met: Option<bool>,
+    /// The lowest output SQNR of its layers, where measured.
+    pub lowest_output_sqnr_db: Option<f64>,
+}
+
+impl Comparison {
+    /// Compares runs on a metric: the one given, or the first metric against an original that most of the runs have
+    /// measured, or else the first fidelity metric.
+    pub fn new(runs: &[Run], metric: Option<&MetricName>) -> Result<Self, CompareError> {
+        let first = runs.first().ok_or(CompareError::NoRuns)?;
+        let mut names = BTreeSet::new();
+        for run in runs {
+            if !names.insert(&run.name) {
+                return Err(CompareError::Twice { name: plain(&run.name) });
+            }
+            if run.report.model.fingerprint != first.report.model.fingerprint {
+                return Err(CompareError::Models {
+                    first: plain(&first.name),
+                    first_model: plain(&first.report.model.source),
+                    other: plain(&run.name),
+                    other_model: plain(&run.report.model.source),
+                });
+            }
+        }
+        let metric = match metric {
+            Some(metric) => metric.clone(),
+            None => default_metric(runs).ok_or(CompareError::NoMetrics)?,
+        };
+        let standard = standard(runs, &metric).ok_or_else(|| unknown(runs, &metric))?;
+        let mut rows: Vec<Row> = runs.iter().map(|run| row(run, &metric, standard)).collect();
+        rows.sort_by(|a, b| {
+            let loss = |row: &Row| row.loss.unwrap_or(f64::INFINITY);
+            a.bytes.cmp(&b.bytes).then(loss(a).total_cmp(&loss(b))).then_with(|| a.run.cmp(&b.run))
+        });
+        let original = first.report.size.original_bytes;
+        let points: Vec<(u64, Option<f64>)> =
+            rows.iter().map(|row| (row.bytes, row.loss)).chain([(original, Some(0.0))]).collect();
+        let mut on = frontier(&points);
+        let original_on = on.pop().unwrap_or(false);
+        for (row, on) in rows.iter_mut().zip(on) {
+            row.frontier = on;
+        }
+        Ok(Self {
+            schema: COMPARE_SCHEMA,
+            metric: ComparedMetric {
+                task: metric.task,
+                name: metric.name,
+                higher_is_better: standard.higher_is_better,
+                ideal: standard.ideal,
+                samples: standard.samples,
+            },
+            model: ComparedModel {
+                source: first.report.model.source.clone(),
+                architecture: first.report.model.architecture.clone(),
+                fingerprint: first.report.model.fingerprint,
+            },
+            original: Reference { bytes: original, value: standard.original, frontier: original_on },
+            runs: rows,
+        })
+    }
+}
+
+/// Every metric that some run has measured, in order of appearance.
+fn measured(runs: &[Run]) -> Vec<(MetricName, bool, usize)> {
+    let mut known: Vec<(MetricName, bool, usize)> = Vec::new();
+    for metric in runs.iter().flat_map(|run| &run.report.metrics) {
+        let name = MetricName::of(metric);
+        match known.iter_mut().find(|(other, _, _)| *other == name) {
+            Some((_, _, runs)) => *runs += 1,
+            None => known.push((name, metric.ideal, 1)),
+        }
+    }
+    known
+}
+
+fn default_metric(runs: &[Run]) -> Option<MetricName> {
+    let known = measured(runs);
+    let best_of = |ideal: bool| {
+        known.iter().filter(|metric| metric.1 == ideal).reduce(|best, next| if next.2 > best.2 { next } else { best })
+    };
+    best_of(false).or_else(|| best_of(true)).map(|metric| metric.0.clone())
+}
+
+fn unknown(runs: &[Run], metric: &MetricName) -> CompareError {
+    let known: Vec<String> = measured(runs).iter().map(|(name, _, _)| name.to_string()).collect();
+    if known.is_empty() {
+        return CompareError::NoMetrics;
+    }
+    CompareError::Unknown { metric: metric.to_string(), known }
+}
+
+/// The measurement that most runs agree with, the first of equals.
+fn standard<'a>(runs: &'a [Run], metric: &MetricName) -> Option<&'a Metric> {
+    let found: Vec<&Metric> = runs.iter().filter_map(|run| metric.find(&run.report)).collect();
+    let agreeing = |one: &Metric| found.iter().filter(|other| difference(one, other).is_none()).count();
+    found.iter().copied().reduce(|best, next| if agreeing(next) > agreeing(best) { next } else { best })
+}
+
+/// Why two measurements of a metric are not of the same thing.
+fn difference(standard: &Metric, other: &Metric) -> Option<String> {
+    if other.higher_is_better != standard.higher_is_better || other.ideal != standard.ideal {
+        return Some("measured as another kind of metric".to_owned());
+    }
+    if other.samples != standard.samples {
+        return Some(format!("measured on {} samples, not {}", other.samples, standard.samples));
+    }
+    let (a, b) = (standard.original, other.original);
+    let same = (a - b).abs() <= SAME_ORIGINAL * a.abs().max(b.abs()) || (a.is_nan() && b.is_nan());
+    (!same).then(|| format!("measured on other data: the original has {b:.4} there, not {a:.4}"))
+}
+
+fn row(run: &Run, name: &MetricName, standard: &Metric) -> Row {
+    let report = &run.report;
+    let (metric, excluded) = match name.find(report) {
+        None => (None, Some("not measured".to_owned())),
+        Some(metric) => match difference(standard, metric) {
+            Some(reason) => (None, Some(reason)),
+            None if !(metric.loss().is_finite() && metric.quantized.is_finite()) => {
+                (None, Some("has no value".to_owned()))
+            }
+            None => (Some(metric), None),
+        },
+    };
+    let sqnr = report.layers.iter().filter_map(|layer| layer.output_sqnr_db).filter(|db| db.is_finite());
+    Row {
+        run: run.name.clone(),
+        scheme: report.settings.scheme.clone(),
+        bytes: report.size.quantized_bytes,
+        ratio: report.size.ratio,
+        value: metric.map(|metric| metric.quantized),
+        loss: metric.map(Metric::loss),
+        stderr: metric.map(|metric| metric.stderr).filter(|stderr| stderr.is_finite()),
+        frontier: false,
+        excluded,
+        gates_met: (!report.gates.is_empty()).then(|| report.gates.iter().all(|gate| gate.passed)),
+        lowest_output_sqnr_db: sqnr.reduce(f64::min),
+    }
+}

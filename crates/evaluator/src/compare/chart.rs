@@ -1,0 +1,313 @@
+//! Accuracy against size as a scatter with error bars and the frontier as a line.
+
+use super::Comparison;
+use crate::svg::{self, Scale, coordinate as c, push};
+
+/// The look of the marks, for the page and for the file alone.
+pub(super) const STYLE: &str = include_str!("../templates/chart.css");
+
+/// The colours of the file that stands alone; in a page they are the page's.
+const COLOURS: &str = "\
+.chart { --ink: #1c1f24; --muted: #595f69; --line: #dedbd2; --int8: #2b6cab; --paper: #fffefb; }
+@media (prefers-color-scheme: dark) {
+.chart { --ink: #e8e6e1; --muted: #a3a8b1; --line: #31353c; --int8: #5d9cd8; --paper: #1b1e23; }
+}
+";
+
+/// Measures of a chart, in pixels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Format {
+    width: f64,
+    height: f64,
+    /// Room for the numbers of the vertical axis.
+    left: f64,
+    /// Numbers on an axis.
+    ticks: u32,
+    /// Characters of a run's name beside its mark.
+    name: usize,
+}
+
+/// For READMEs and wide screens.
+pub(super) const WIDE: Format = Format { width: 760.0, height: 420.0, left: 72.0, ticks: 6, name: 36 };
+/// For telephones.
+pub(super) const NARROW: Format = Format { width: 340.0, height: 380.0, left: 58.0, ticks: 4, name: 20 };
+
+const TOP: f64 = 36.0;
+const BOTTOM: f64 = 50.0;
+const RIGHT: f64 = 16.0;
+/// Half the side of a mark.
+const MARK: f64 = 5.5;
+/// A guess at the width of a character of the lettering: only where names are put depends on it.
+const CHARACTER: f64 = 6.4;
+/// Height of a line of lettering.
+const LINE: f64 = 14.0;
+
+/// What is drawn of a run or of the original, in pixels.
+struct Point {
+    name: String,
+    x: f64,
+    y: f64,
+    /// Two standard errors to either side.
+    error: Option<[f64; 2]>,
+    on: bool,
+    original: bool,
+}
+
+/// A rectangle: left, top, right, bottom.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Area([f64; 4]);
+
+impl Area {
+    fn overlaps(self, other: Self) -> bool {
+        let (Self([left, top, right, bottom]), Self([l, t, r, b])) = (self, other);
+        left < r && l < right && top < b && t < bottom
+    }
+
+    fn inside(self, other: Self) -> bool {
+        let (Self([left, top, right, bottom]), Self([l, t, r, b])) = (self, other);
+        l <= left && t <= top && right <= r && bottom <= b
+    }
+}
+
+/// The chart as a file of its own.
+pub(super) fn file(comparison: &Comparison) -> String {
+    let Format { width, height, .. } = WIDE;
+    let label = svg::escape(&label(comparison));
+    let mut out = format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">"#
+    );
+    push(&mut out, format_args!("\n<style>\n{COLOURS}{STYLE}</style>\n<title>{label}</title>\n"));
+    push(&mut out, format_args!("<rect class=\"back\" width=\"{width}\" height=\"{height}\" rx=\"6\"/>\n"));
+    draw(&mut out, comparison, WIDE);
+    out + "</svg>\n"
+}
+
+/// The chart as a part of a page.
+pub(super) fn inline(comparison: &Comparison, format: Format, class: &str) -> String {
+    let Format { width, height, .. } = format;
+    let label = svg::escape(&label(comparison));
+    let mut out = format!(
+        r#"<svg class="chart {class}" width="100%" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">"#
+    );
+    draw(&mut out, comparison, format);
+    out + "</svg>"
+}
+
+fn label(comparison: &Comparison) -> String {
+    let runs = comparison.runs.iter().filter(|row| row.value.is_some()).count();
+    format!(
+        "{} against the size of the weight files: {runs} {} and the original",
+        metric(comparison),
+        if runs == 1 { "run" } else { "runs" }
+    )
+}
+
+fn metric(comparison: &Comparison) -> String {
+    format!("{} {}", svg::plain(&comparison.metric.task), svg::plain(&comparison.metric.name))
+}
+
+fn draw(out: &mut String, comparison: &Comparison, format: Format) {
+    let Format { width, height, left, ticks, .. } = format;
+    let (floor, right) = (height - BOTTOM, width - RIGHT);
+    let compared = || comparison.runs.iter().filter_map(|row| Some((row, row.value?)));
+
+    let largest = compared().map(|(row, _)| row.bytes).fold(comparison.original.bytes, u64::max).max(1) as f64;
+    let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    let (unit, unit_name) = units.into_iter().find(|(unit, _)| largest >= *unit).unwrap_or((1.0, "B"));
+    let sizes = Scale::around([0.0, largest * 1.06 / unit], 0.0);
+    let spread = compared().flat_map(|(row, value)| {
+        let error = row.stderr.map_or(0.0, |stderr| 2.0 * stderr);
+        [value - error, value + error]
+    });
+    let values = Scale::around(spread.chain([comparison.original.value]), 0.1);
+    let x = |bytes: u64| left + sizes.at(bytes as f64 / unit) * (right - left);
+    let up = comparison.metric.higher_is_better;
+    let y = |value: f64| {
+        let height = if up { values.at(value) } else { 1.0 - values.at(value) };
+        floor - height * (floor - TOP)
+    };
+
+    // Axes.
+    let title = svg::escape(&shortened(&metric(comparison), format.name));
+    let better = if up { "higher is better" } else { "lower is better" };
+    push(out, format_args!(r#"<text class="title" x="8" y="19">{title}</text>"#));
+    push(out, format_args!(r#"<text x="{}" y="19" text-anchor="end">{better}</text>"#, c(right)));
+    for (value, text) in values.ticks(ticks) {
+        let (y, from, to, at) = (c(y(value)), c(left), c(right), c(left - 8.0));
+        push(out, format_args!(r#"<line class="grid" x1="{from}" x2="{to}" y1="{y}" y2="{y}"/>"#));
+        push(out, format_args!(r#"<text x="{at}" y="{y}" dy="4" text-anchor="end">{text}</text>"#));
+    }
+    for (size, text) in sizes.ticks(ticks) {
+        let x = c(left + sizes.at(size) * (right - left));
+        let (from, to, at) = (c(floor), c(floor + 5.0), c(floor + 19.0));
+        push(out, format_args!(r#"<line class="grid" x1="{x}" x2="{x}" y1="{from}" y2="{to}"/>"#));
+        push(out, format_args!(r#"<text x="{x}" y="{at}" text-anchor="middle">{text}</text>"#));
+    }
+    let (from, to, y0) = (c(left), c(right), c(floor));
+    push(out, format_args!(r#"<line class="grid" x1="{from}" x2="{to}" y1="{y0}" y2="{y0}"/>"#));
+    let below = c(height - 12.0);
+    push(out, format_args!(r#"<text x="{to}" y="{below}" text-anchor="end">weight files, {unit_name}</text>"#));
+
+    // Points.
+    let mut points: Vec<Point> = compared()
+        .map(|(row, value)| Point {
+            name: svg::plain(&row.run),
+            x: x(row.bytes),
+            y: y(value),
+            error: row.stderr.map(|stderr| [value - 2.0 * stderr, value + 2.0 * stderr].map(y)),
+            on: row.frontier,
+            original: false,
+        })
+        .collect();
+    if comparison.original.value.is_finite() {
+        let name = if comparison.metric.ideal { "original (ideal)" } else { "original" };
+        points.push(Point {
+            name: name.to_owned(),
+            x: x(comparison.original.bytes),
+            y: y(comparison.original.value),
+            error: None,
+            on: comparison.original.frontier,
+            original: true,
+        });
+        let at = c(y(comparison.original.value));
+        push(out, format_args!(r#"<line class="reference" x1="{from}" x2="{to}" y1="{at}" y2="{at}"/>"#));
+    }
+    stair(out, &points, right);
+    for point in &points {
+        mark(out, point);
+    }
+    names(out, &points, format);
+}
+
+/// The frontier as steps: to the right of a point nothing smaller is as good until the next one.
+fn stair(out: &mut String, points: &[Point], right: f64) {
+    let mut on: Vec<&Point> = points.iter().filter(|point| point.on).collect();
+    on.sort_by(|a, b| a.x.total_cmp(&b.x).then(b.y.total_cmp(&a.y)));
+    let Some(first) = on.first() else { return };
+    let mut path = format!("M{} {}", c(first.x), c(first.y));
+    for point in &on[1..] {
+        push(&mut path, format_args!("H{}V{}", c(point.x), c(point.y)));
+    }
+    push(out, format_args!(r#"<path class="stair" d="{path}H{}"/>"#, c(right)));
+}
+
+fn mark(out: &mut String, point: &Point) {
+    let on = if point.on { " on" } else { "" };
+    let (x, y) = (c(point.x), c(point.y));
+    if let Some(ends) = point.error {
+        let [from, to] = ends.map(c);
+        push(out, format_args!(r#"<line class="error{on}" x1="{x}" x2="{x}" y1="{from}" y2="{to}"/>"#));
+        for end in [from, to] {
+            let (left, right) = (c(point.x - 4.0), c(point.x + 4.0));
+            push(out, format_args!(r#"<line class="error{on}" x1="{left}" x2="{right}" y1="{end}" y2="{end}"/>"#));
+        }
+    }
+    if point.original {
+        let (left, right) = (c(point.x - MARK - 1.0), c(point.x + MARK + 1.0));
+        let (top, bottom) = (c(point.y - MARK - 1.0), c(point.y + MARK + 1.0));
+        push(
+            out,
+            format_args!(r#"<path class="original{on}" d="M{x} {top}L{right} {y}L{x} {bottom}L{left} {y}Z"/>"#),
+        );
+    } else {
+        push(out, format_args!(r#"<circle class="run{on}" cx="{x}" cy="{y}" r="{MARK}"/>"#));
+    }
+}
+
+/// Names beside the marks, those of the frontier first; one that finds no free place is left to the table.
+fn names(out: &mut String, points: &[Point], format: Format) {
+    let frame = Area([2.0, TOP - LINE, format.width - 2.0, format.height - BOTTOM]);
+    let mut taken: Vec<Area> = points
+        .iter()
+        .flat_map(|point| {
+            let [from, to] = point.error.unwrap_or([point.y; 2]);
+            [
+                Area([point.x - MARK, point.y - MARK, point.x + MARK, point.y + MARK]),
+                Area([point.x - 3.0, from.min(to), point.x + 3.0, from.max(to)]),
+            ]
+        })
+        .collect();
+    let mut order: Vec<&Point> = points.iter().collect();
+    order.sort_by_key(|point| (!point.original, !point.on));
+    for point in order {
+        let name = shortened(&point.name, format.name);
+        let width = name.chars().count() as f64 * CHARACTER;
+        let (x, y) = (point.x, point.y);
+        let gap = MARK + 5.0;
+        // Beside the mark, then above and below it, then further up and down.
+        let mut places = vec![("start", x + gap, y), ("end", x - gap, y)];
+        for step in [1.0, 2.0, 3.0] {
+            for sign in [-1.0, 1.0] {
+                let y = y + sign * step * (LINE + 1.0);
+                places.extend([("start", x + gap, y), ("end", x - gap, y), ("middle", x, y)]);
+            }
+        }
+        let free = places.into_iter().find_map(|(anchor, x, y)| {
+            let from = match anchor {
+                "start" => x,
+                "end" => x - width,
+                _ => x - width / 2.0,
+            };
+            let area = Area([from, y - LINE / 2.0, from + width, y + LINE / 2.0]);
+            let free = area.inside(frame) && !taken.iter().any(|other| area.overlaps(*other));
+            free.then_some((anchor, x, y, area))
+        });
+        if let Some((anchor, x, y, area)) = free {
+            taken.push(area);
+            let class = if point.on || point.original { "name" } else { "name off" };
+            let name = svg::escape(&name);
+            push(
+                out,
+                format_args!(
+                    r#"<text class="{class}" x="{}" y="{}" dy="4" text-anchor="{anchor}">{name}</text>"#,
+                    c(x),
+                    c(y)
+                ),
+            );
+        }
+    }
+}
+
+/// The end of a long name: paths differ there.
+fn shortened(name: &str, most: usize) -> String {
+    let length = name.chars().count();
+    if length <= most {
+        return name.to_owned();
+    }
+    let kept: String = name.chars().skip(length + 1 - most).collect();
+    format!("…{kept}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(x: f64, y: f64, on: bool) -> Point {
+        Point { name: "run".to_owned(), x, y, error: None, on, original: false }
+    }
+
+    #[test]
+    fn the_stair_joins_the_frontier_from_small_to_large() {
+        let mut out = String::new();
+        stair(&mut out, &[point(50.0, 10.0, true), point(40.0, 5.0, false), point(20.0, 30.0, true)], 90.0);
+        assert_eq!(out, r#"<path class="stair" d="M20 30H50V10H90"/>"#);
+        let mut none = String::new();
+        stair(&mut none, &[point(1.0, 1.0, false)], 9.0);
+        assert_eq!(none, "");
+    }
+
+    #[test]
+    fn long_names_keep_their_end() {
+        assert_eq!(shortened("runs/a", 6), "runs/a");
+        assert_eq!(shortened("runs/äbc", 4), "…äbc");
+    }
+
+    #[test]
+    fn names_never_cover_one_another() {
+        let points: Vec<Point> = (0..30).map(|i| point(100.0 + f64::from(i % 3), 100.0 + f64::from(i), true)).collect();
+        let mut out = String::new();
+        names(&mut out, &points, WIDE);
+        let placed = out.matches("<text").count();
+        assert!((1..30).contains(&placed), "{placed} of 30 find a place");
+    }
+}
