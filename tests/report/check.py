@@ -321,4 +321,5 @@ def main():
     sys.exit(1 if checks.failures else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

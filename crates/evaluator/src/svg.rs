@@ -38,6 +38,11 @@ pub(crate) fn plain(text: &str) -> String {
     printable.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// As [`plain`], keeping the lines.
+pub(crate) fn plain_lines(text: &str) -> String {
+    text.chars().map(|c| if matches!(c, '\n' | '\t') { c } else { printable(c) }).collect()
+}
+
 /// A coordinate with at most two decimals; 0 for what is not a number.
 pub(crate) fn coordinate(value: f64) -> String {
     if !value.is_finite() {
@@ -53,9 +58,9 @@ pub(crate) fn percent(fraction: f64) -> String {
     coordinate(fraction * 100.0) + "%"
 }
 
-/// A number with the minus sign of typography in place of the hyphen.
-pub(crate) fn minus(number: &str) -> String {
-    number.replace('-', "\u{2212}")
+/// A number with a minus sign in place of the hyphen, which keeps together with its unit.
+pub(crate) fn typeset(number: &str) -> String {
+    number.replace('-', "\u{2212}").replace(' ', "\u{a0}")
 }
 
 /// A linear scale over a finite interval of positive length.
@@ -100,7 +105,7 @@ impl Scale {
             .filter(|value| (self.low..=self.high).contains(value))
             .map(|value| {
                 let text = if large { format!("{value:.1e}") } else { format!("{:.decimals$}", value + 0.0) };
-                (value, minus(&text))
+                (value, typeset(&text))
             })
             .collect()
     }
@@ -136,6 +141,7 @@ mod tests {
             assert_eq!(escape(from), to);
         }
         assert_eq!(plain(" a\u{1b}[31m\n\tb <c> "), "a [31m b <c>");
+        assert_eq!(plain_lines("a\n\tb\u{1b}\u{202e}"), "a\n\tb \u{fffd}");
     }
 
     #[test]

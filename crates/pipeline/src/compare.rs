@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use zeropoint_evaluator::compare::{Comparison, MetricName, Run};
 use zeropoint_evaluator::report::Report;
@@ -43,9 +43,11 @@ pub fn write_comparison(comparison: &Comparison, dir: &Path) -> Result<PathBuf, 
     Ok(dir.to_owned())
 }
 
-/// The directory as given, without separators at its end.
+/// The directory as given, without `.` and needless separators.
 fn name(dir: &Path) -> String {
-    dir.components().as_path().to_string_lossy().into_owned()
+    let plain: PathBuf = dir.components().filter(|part| *part != Component::CurDir).collect();
+    let plain = if plain.as_os_str().is_empty() { Path::new(".") } else { &plain };
+    plain.to_string_lossy().into_owned()
 }
 
 fn report(dir: &Path) -> Result<Report, PipelineError> {

@@ -58,6 +58,11 @@ struct Point {
 struct Area([f64; 4]);
 
 impl Area {
+    /// Of a horizontal line.
+    fn line(from: f64, to: f64, y: f64) -> Self {
+        Self([from, y - 1.0, to, y + 1.0])
+    }
+
     fn overlaps(self, other: Self) -> bool {
         let (Self([left, top, right, bottom]), Self([l, t, r, b])) = (self, other);
         left < r && l < right && top < b && t < bottom
@@ -151,7 +156,7 @@ fn draw(out: &mut String, comparison: &Comparison, format: Format) {
     // Points.
     let mut points: Vec<Point> = compared()
         .map(|(row, value)| Point {
-            name: svg::plain(&row.run),
+            name: comparison.short_name(&row.run),
             x: x(row.bytes),
             y: y(value),
             error: row.stderr.map(|stderr| [value - 2.0 * stderr, value + 2.0 * stderr].map(y)),
@@ -172,23 +177,28 @@ fn draw(out: &mut String, comparison: &Comparison, format: Format) {
         let at = c(y(comparison.original.value));
         push(out, format_args!(r#"<line class="reference" x1="{from}" x2="{to}" y1="{at}" y2="{at}"/>"#));
     }
-    stair(out, &points, right);
-    for point in &points {
-        mark(out, point);
+    let mut lines = stair(out, &points, right);
+    lines.extend(points.iter().filter(|point| point.original).map(|point| Area::line(left, right, point.y)));
+    // The frontier lies on top.
+    for on in [false, true] {
+        points.iter().filter(|point| point.on == on).for_each(|point| mark(out, point));
     }
-    names(out, &points, format);
+    names(out, &points, lines, format);
 }
 
-/// The frontier as steps: to the right of a point nothing smaller is as good until the next one.
-fn stair(out: &mut String, points: &[Point], right: f64) {
+/// The frontier as steps: to the right of a point nothing smaller is as good until the next one. Returns
+/// where its horizontal parts are.
+fn stair(out: &mut String, points: &[Point], right: f64) -> Vec<Area> {
     let mut on: Vec<&Point> = points.iter().filter(|point| point.on).collect();
     on.sort_by(|a, b| a.x.total_cmp(&b.x).then(b.y.total_cmp(&a.y)));
-    let Some(first) = on.first() else { return };
+    let Some(first) = on.first() else { return Vec::new() };
     let mut path = format!("M{} {}", c(first.x), c(first.y));
     for point in &on[1..] {
         push(&mut path, format_args!("H{}V{}", c(point.x), c(point.y)));
     }
     push(out, format_args!(r#"<path class="stair" d="{path}H{}"/>"#, c(right)));
+    let ends = on.iter().skip(1).map(|point| point.x).chain([right]);
+    on.iter().zip(ends).map(|(point, end)| Area::line(point.x, end, point.y)).collect()
 }
 
 fn mark(out: &mut String, point: &Point) {
@@ -215,7 +225,7 @@ fn mark(out: &mut String, point: &Point) {
 }
 
 /// Names beside the marks, those of the frontier first; one that finds no free place is left to the table.
-fn names(out: &mut String, points: &[Point], format: Format) {
+fn names(out: &mut String, points: &[Point], lines: Vec<Area>, format: Format) {
     let frame = Area([2.0, TOP - LINE, format.width - 2.0, format.height - BOTTOM]);
     let mut taken: Vec<Area> = points
         .iter()
@@ -226,6 +236,7 @@ fn names(out: &mut String, points: &[Point], format: Format) {
                 Area([point.x - 3.0, from.min(to), point.x + 3.0, from.max(to)]),
             ]
         })
+        .chain(lines)
         .collect();
     let mut order: Vec<&Point> = points.iter().collect();
     order.sort_by_key(|point| (!point.original, !point.on));
@@ -306,7 +317,7 @@ mod tests {
     fn names_never_cover_one_another() {
         let points: Vec<Point> = (0..30).map(|i| point(100.0 + f64::from(i % 3), 100.0 + f64::from(i), true)).collect();
         let mut out = String::new();
-        names(&mut out, &points, WIDE);
+        names(&mut out, &points, Vec::new(), WIDE);
         let placed = out.matches("<text").count();
         assert!((1..30).contains(&placed), "{placed} of 30 find a place");
     }

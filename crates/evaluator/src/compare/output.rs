@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Comparison, Row, chart};
 use crate::report::escape;
 use crate::report::html::{PAGE_SCRIPT, STYLE, kept, page, render};
-use crate::svg::{minus, plain};
+use crate::svg::{plain, typeset};
 
 /// A comparison as rows of text, for a terminal: heads, the original, then the runs by size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ struct View {
     original: Cells,
     wide: String,
     narrow: String,
-    optional: Vec<&'static str>,
+    optional: Vec<String>,
     runs: Vec<Cells>,
     excluded: usize,
 }
@@ -178,10 +178,10 @@ impl Comparison {
                 scheme: "float".to_owned(),
                 refinements: String::new(),
                 bytes: self.original.bytes,
-                size: escape::bytes(self.original.bytes),
-                kept: "100 %".to_owned(),
+                size: typeset(&escape::bytes(self.original.bytes)),
+                kept: "100\u{a0}%".to_owned(),
                 ratio: "1.00".to_owned(),
-                value: minus(&escape::metric(Some(self.original.value))),
+                value: typeset(&escape::metric(Some(self.original.value))),
                 value_key: Some(self.original.value).filter(|value| value.is_finite()),
                 loss: "–".to_owned(),
                 loss_key: Some(0.0),
@@ -194,7 +194,7 @@ impl Comparison {
             narrow: chart::inline(self, chart::NARROW, "narrow-chart"),
             runs: self.runs.iter().map(|row| self.cells(row, &optional)).collect(),
             excluded: self.runs.iter().filter(|row| row.excluded.is_some()).count(),
-            optional: optional.iter().map(|column| column.title).collect(),
+            optional: optional.iter().map(|column| capital(column.title)).collect(),
             model: name,
             metric,
         };
@@ -209,14 +209,14 @@ impl Comparison {
             scheme: plain(scheme(&row.scheme).0),
             refinements: plain(scheme(&row.scheme).1),
             bytes: row.bytes,
-            size: escape::bytes(row.bytes),
+            size: typeset(&escape::bytes(row.bytes)),
             kept: kept(self.original.bytes, row.bytes),
             ratio: ratio(row.ratio),
-            value: minus(&escape::metric(row.value)),
+            value: typeset(&escape::metric(row.value)),
             value_key: row.value,
-            loss: minus(&escape::signed(row.loss)),
+            loss: typeset(&escape::signed(row.loss)),
             loss_key: row.loss,
-            stderr: escape::metric(row.stderr),
+            stderr: typeset(&escape::metric(row.stderr)),
             optional: optional
                 .iter()
                 .map(|column| (column.cell)(row).map_or_else(|| "–".to_owned(), |text| plain(&text)))
@@ -224,6 +224,15 @@ impl Comparison {
             frontier: row.frontier,
             compared: row.excluded.is_none(),
         }
+    }
+
+    /// What a run is called where there is little room: the last part of its path when no other run has the same.
+    pub(super) fn short_name(&self, run: &str) -> String {
+        fn last(run: &str) -> &str {
+            run.rsplit(['/', '\\']).next().unwrap_or(run)
+        }
+        let same = self.runs.iter().filter(|row| last(&row.run) == last(run)).count();
+        plain(if same > 1 { run } else { last(run) })
     }
 
     /// The optional columns that some run has a value in.
@@ -235,17 +244,24 @@ impl Comparison {
     fn verdict(&self) -> Vec<String> {
         let on = self.runs.iter().filter(|row| row.frontier);
         on.map(|row| {
+            let number = |value: f64| typeset(&escape::metric(Some(value)));
             let loss = row.loss.unwrap_or(f64::NAN);
-            let error = row.stderr.map_or(String::new(), |stderr| format!(" ± {}", escape::metric(Some(stderr))));
+            let error = row.stderr.map_or(String::new(), |stderr| format!(" ± {}", number(stderr)));
             let change = match loss {
                 0.0 => "loses nothing".to_owned(),
-                0.0.. => format!("loses {}{error}", escape::metric(Some(loss))),
-                _ => format!("gains {}{error}", escape::metric(Some(-loss))),
+                0.0.. => format!("loses {}{error}", number(loss)),
+                _ => format!("gains {}{error}", number(-loss)),
             };
-            format!("{} keeps {} of the bytes and {change}", plain(&row.run), kept(self.original.bytes, row.bytes))
+            format!("{} keeps {} of the bytes and {change}", self.short_name(&row.run), kept(self.original.bytes, row.bytes))
         })
         .collect()
     }
+}
+
+/// With a capital first letter.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// A scheme's name and what it stands for: `w8a8-static: weights ...`.

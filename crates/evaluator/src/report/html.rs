@@ -139,14 +139,16 @@ pub(crate) fn render(name: &'static str, source: &'static str, view: impl Serial
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.add_filter("plain", |text: &str| svg::plain(text));
+    environment.add_filter("lines", |text: &str| svg::plain_lines(text));
     environment.add_filter("path", |path: &str| {
-        // A long path may break after its dots.
-        minijinja::Value::from_safe_string(svg::escape(&svg::plain(path)).replace('.', ".<wbr>"))
+        // A long path may break after its parts.
+        let path = svg::escape(&svg::plain(path));
+        minijinja::Value::from_safe_string(path.replace('.', ".<wbr>").replace('/', "/<wbr>"))
     });
     environment.add_filter("grouped", escape::grouped);
-    environment.add_filter("bytes", escape::bytes);
-    environment.add_filter("count", escape::count);
-    environment.add_filter("seconds", escape::seconds);
+    environment.add_filter("bytes", |bytes: u64| svg::typeset(&escape::bytes(bytes)));
+    environment.add_filter("count", |count: u64| svg::typeset(&escape::count(count)));
+    environment.add_filter("seconds", |seconds: Option<f64>| svg::typeset(&escape::seconds(seconds)));
     environment
         .render_named_str(name, source, Serde(view))
         .expect("the templates are part of this crate and every branch of them is tested")
@@ -171,7 +173,7 @@ fn verdict(report: &Report) -> Verdict {
         (1, 0) => "The gate was met.".to_owned(),
         (1, _) => "The gate was not met.".to_owned(),
         (all, 0) => format!("All {all} gates were met."),
-        (all, failed) => format!("{failed} of {all} gates were not met."),
+        (all, failed) => format!("{failed} of {all} gates not met."),
     };
     let lost = report.metrics.iter().any(|metric| !metric.ideal && metric.is_significant_loss());
     Verdict {
@@ -202,7 +204,7 @@ pub(crate) fn kept(original: u64, quantized: u64) -> String {
     if original == 0 {
         return "–".to_owned();
     }
-    format!("{:.1} %", quantized as f64 / original as f64 * 100.0)
+    format!("{:.1}\u{a0}%", quantized as f64 / original as f64 * 100.0)
 }
 
 /// What the run warned about, and what its numbers warn about.
@@ -214,12 +216,12 @@ fn warnings(report: &Report) -> Vec<String> {
         warnings.push(format!("{} {}: the loss is more than two standard errors.", metric.task, metric.name));
     }
     for gate in report.gates.iter().filter(|gate| !gate.passed) {
-        let limit = svg::minus(&escape::metric(Some(gate.max_drop)));
+        let limit = svg::typeset(&gate.max_drop.to_string());
         let task = format!("{} {}", gate.task, gate.metric);
         warnings.push(if gate.drop.is_nan() {
             format!("{task}: the gate of {limit} is not met, for the loss has no value.")
         } else {
-            let drop = svg::minus(&escape::metric(Some(gate.drop)));
+            let drop = svg::typeset(&escape::metric(Some(gate.drop)));
             format!("{task}: lost {drop}, and the gate allows {limit}.")
         });
     }

@@ -108,7 +108,7 @@ fn outline(bins: &Bins, scale: Scale, height: impl Fn(u64) -> f64) -> String {
 
 /// What the chart says to those who do not see it.
 pub(super) fn describe(what: &str, bins: &Bins, chosen: Option<Chosen>) -> String {
-    let number = |value: f64| svg::minus(&escape::activation(Some(value)));
+    let number = |value: f64| svg::typeset(&escape::activation(Some(value)));
     let values = bins.counts.iter().fold(0u64, |sum, count| sum.saturating_add(*count));
     let mut text = format!(
         "Histogram of {} {what} from {} to {}",

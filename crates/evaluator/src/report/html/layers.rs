@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::histogram::{self, Chosen};
 use super::{Bins, Details};
 use crate::report::{Layer, OutlierChannel, Report, escape, markdown};
-use crate::svg::{self, minus, percent, push};
+use crate::svg::{self, percent, push, typeset};
 
 /// Layers that are named in the text above the table and printed with their histograms.
 const NAMED: usize = 3;
@@ -30,7 +30,7 @@ pub(super) struct LayerRow<'a> {
     clipped_value: Option<f64>,
     bytes: String,
     bytes_value: u64,
-    before: Option<String>,
+    sizes: String,
     outliers: Vec<OutlierRow>,
     outlier_cell: String,
     /// Among the worst that are named.
@@ -91,14 +91,14 @@ pub(super) fn rows<'a>(report: &'a Report, details: &Details) -> Vec<LayerRow<'a
                 input: decibels(layer.activation_sqnr_db),
                 range: layer.input_range.map_or_else(|| "–".to_owned(), range),
                 clipped: layer.clipped_fraction.map_or_else(|| "–".to_owned(), share),
-                clipped_value: layer.clipped_fraction,
+                clipped_value: finite(layer.clipped_fraction),
                 bytes: escape::grouped(layer.bytes),
                 bytes_value: layer.bytes,
-                before: layer.original_bytes.map(escape::grouped),
+                sizes: sizes(layer),
                 outliers: outliers(layer),
                 outlier_cell: outlier_cell(layer),
                 worst: rank < NAMED && finite(layer.output_sqnr_db).is_some(),
-                cause: minus_in_numbers(&markdown::cause(layer)),
+                cause: typeset_numbers(&markdown::cause(layer)),
                 weight_chart: charts.and_then(|c| c.weights.as_ref()).map(|bins| weight_chart(layer, bins)),
                 activation_chart: charts
                     .and_then(|c| c.activations.as_ref())
@@ -118,12 +118,19 @@ fn decibels(value: Option<f64>, longest: f64) -> Decibels {
         push(&mut bar, format_args!(r#"<rect class="{class}" width="{width}" height="8"/>"#));
     }
     bar.push_str("</svg>");
-    let text = value.map_or_else(|| "–".to_owned(), |db| minus(&escape::decibels(Some(db))));
+    let text = value.map_or_else(|| "–".to_owned(), |db| typeset(&escape::decibels(Some(db))));
     Decibels { text, value, low, bar }
 }
 
+/// Bytes before, where known, and after.
+fn sizes(layer: &Layer) -> String {
+    let after = escape::bytes(layer.bytes);
+    let before = layer.original_bytes.map(|bytes| escape::bytes(bytes) + " to ");
+    typeset(&(before.unwrap_or_default() + &after))
+}
+
 fn number(value: f64) -> String {
-    let text = minus(&escape::activation(Some(value)));
+    let text = typeset(&escape::activation(Some(value)));
     if value.is_finite() { text } else { "–".to_owned() }
 }
 
@@ -134,13 +141,14 @@ fn range([low, high]: [f64; 2]) -> String {
 fn share(fraction: f64) -> String {
     match fraction {
         0.0 => "none".to_owned(),
-        _ if fraction.is_finite() => minus(&escape::percent(Some(fraction))),
+        _ if fraction.is_finite() => typeset(&escape::percent(Some(fraction))),
         _ => "–".to_owned(),
     }
 }
 
-/// A hyphen before a digit and after a space or bracket is a minus; others belong to words.
-fn minus_in_numbers(text: &str) -> String {
+/// A hyphen before a digit and after a space or bracket is a minus; others belong to words. Units stay with their
+/// numbers.
+fn typeset_numbers(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut before = ' ';
     let mut rest = text.chars().peekable();
@@ -149,7 +157,7 @@ fn minus_in_numbers(text: &str) -> String {
         out.push(if sign { '\u{2212}' } else { c });
         before = c;
     }
-    out
+    out.replace(" dB", "\u{a0}dB").replace(" %", "\u{a0}%")
 }
 
 fn sorted(layer: &Layer) -> Vec<&OutlierChannel> {
@@ -163,7 +171,7 @@ fn outliers(layer: &Layer) -> Vec<OutlierRow> {
             channel: outlier.channel,
             absmax: number(outlier.absmax),
             times: if outlier.times_median.is_finite() {
-                format!("{} ×", escape::activation(Some(outlier.times_median)))
+                format!("{}\u{a0}×", escape::activation(Some(outlier.times_median)))
             } else {
                 "–".to_owned()
             },
@@ -175,6 +183,7 @@ fn outlier_cell(layer: &Layer) -> String {
     let named: Vec<String> =
         sorted(layer).into_iter().take(NAMED).map(|outlier| outlier.channel.to_string()).collect();
     match layer.outlier_channels.len().saturating_sub(NAMED) {
+        0 if named.is_empty() => "none".to_owned(),
         0 => named.join(", "),
         more => format!("{} + {more}", named.join(", ")),
     }
@@ -228,11 +237,11 @@ mod tests {
     #[test]
     fn a_minus_is_not_a_hyphen() {
         for (from, to) in [
-            ("up to -4.5 (-3 dB, x)", "up to −4.5 (−3 dB, x)"),
+            ("up to -4.5 (-3 dB, x)", "up to −4.5 (−3\u{a0}dB, x)"),
             ("per-tensor w8-a8 1e-5", "per-tensor w8-a8 1e-5"),
             ("- 4", "- 4"),
         ] {
-            assert_eq!(minus_in_numbers(from), to);
+            assert_eq!(typeset_numbers(from), to);
         }
     }
 

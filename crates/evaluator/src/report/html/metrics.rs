@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::report::{Gate, Metric, Report, escape};
-use crate::svg::{self, Scale, minus, percent, push};
+use crate::svg::{self, Scale, percent, push, typeset};
 
 /// A row of the chart and of the table.
 #[derive(Serialize)]
@@ -34,12 +34,17 @@ struct GateRow {
 }
 
 fn number(value: f64) -> String {
-    minus(&escape::metric(Some(value)))
+    typeset(&escape::metric(Some(value)))
 }
 
 /// ` ± 0.0011`, or nothing where the standard error is 0 or not known.
 fn plus_minus(stderr: f64) -> String {
     if stderr.is_finite() && stderr != 0.0 { format!(" ± {}", number(stderr)) } else { String::new() }
+}
+
+/// A limit as the config has it.
+fn limit_text(limit: f64) -> String {
+    typeset(&limit.to_string())
 }
 
 /// The change in words.
@@ -82,7 +87,7 @@ pub(super) fn rows(report: &Report) -> Vec<MetricRow<'_>> {
             ideal: metric.ideal,
             original: number(metric.original),
             quantized: number(metric.quantized),
-            delta: minus(&escape::signed(Some(metric.delta))),
+            delta: typeset(&escape::signed(Some(metric.delta))),
             stderr: number(metric.stderr),
             samples: escape::grouped(metric.samples),
             better: if metric.higher_is_better { "higher" } else { "lower" },
@@ -90,7 +95,7 @@ pub(super) fn rows(report: &Report) -> Vec<MetricRow<'_>> {
             result: result(metric),
             note,
             tone,
-            gate: gate.map(|gate| GateRow { passed: gate.passed, limit: number(gate.max_drop) }),
+            gate: gate.map(|gate| GateRow { passed: gate.passed, limit: limit_text(gate.max_drop) }),
         }
     };
     report.metrics.iter().map(row).collect()
@@ -122,7 +127,7 @@ fn chart(metric: &Metric, gate: Option<&Gate>) -> String {
     let scale = Scale::around(shown.into_iter().chain(limit), 0.08);
     let mut label = format!("{} {}: {}", svg::plain(&metric.task), svg::plain(&metric.name), result(metric));
     if let Some(limit) = limit {
-        push(&mut label, format_args!("; at most {} allowed", number(limit)));
+        push(&mut label, format_args!("; at most {} allowed", limit_text(limit)));
     }
     let mut chart = format!(
         r#"<svg class="loss" width="100%" height="{TOTAL}" role="img" aria-label="{}">"#,
@@ -151,7 +156,7 @@ fn chart(metric: &Metric, gate: Option<&Gate>) -> String {
                 r#"<line class="limit" x1="{x}" x2="{x}" y1="{}" y2="{}"/><text class="limit" x="{x}" y="{LABEL}" text-anchor="{anchor}">limit {}</text>"#,
                 LABEL + 4,
                 LINE + 10,
-                number(limit),
+                limit_text(limit),
             ),
         );
     }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::report::{Report, escape, markdown};
-use crate::svg::{self, percent, push};
+use crate::svg::{self, percent, push, typeset};
 
 /// Float parts that get a colour of their own; smaller ones are put together.
 const FLOAT_PARTS: usize = 3;
@@ -46,10 +46,10 @@ pub(super) fn view(report: &Report) -> SizeView {
         parts.iter().map(|part| Some((part.class.as_str(), part.before?))).collect();
     let before = known.unwrap_or_else(|| vec![("part-unknown", size.original_bytes)]);
     let after: Vec<(&str, u64)> = parts.iter().map(|part| (part.class.as_str(), part.after)).collect();
-    let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "–".to_owned(), escape::bytes);
+    let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "–".to_owned(), |bytes| typeset(&escape::bytes(bytes)));
     SizeView {
-        original: escape::bytes(size.original_bytes),
-        quantized: escape::bytes(size.quantized_bytes),
+        original: typeset(&escape::bytes(size.original_bytes)),
+        quantized: typeset(&escape::bytes(size.quantized_bytes)),
         original_bytes: escape::grouped(size.original_bytes),
         quantized_bytes: escape::grouped(size.quantized_bytes),
         before: bar(&before, longest, "before"),
@@ -60,7 +60,7 @@ pub(super) fn view(report: &Report) -> SizeView {
                 class: part.class.clone(),
                 name: part.name.clone(),
                 before: bytes(part.before),
-                after: escape::bytes(part.after),
+                after: typeset(&escape::bytes(part.after)),
             })
             .collect(),
     }
