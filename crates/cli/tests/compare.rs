@@ -32,7 +32,10 @@ fn a_comparison_is_a_table_and_four_files() {
     let shown = stdout(&output);
     let lines: Vec<&str> = shown.lines().collect();
     assert!(lines[0].contains("fidelity cosine_mean") && lines[1].contains("original"), "{shown}");
-    assert!(lines[2].starts_with("*  runs/small ") && lines[3].contains(" runs/dynamic "), "smallest first: {shown}");
+    assert!(
+        lines[2].starts_with("*  runs/small ") && lines[3].contains(" runs/dynamic "),
+        "smallest first: {shown}"
+    );
     assert!(stderr(&output).contains("compare/compare.html"));
 
     // The files say what the reports say.
@@ -54,7 +57,14 @@ fn a_comparison_is_a_table_and_four_files() {
 
     // Again, with the runs in another order: the same bytes, in the place of the earlier comparison.
     let first = scene.tree("compare");
-    let json = scene.succeeds(["compare", "runs/small", "runs/dynamic", "--metric", "fidelity.cosine_mean", "--json"]);
+    let json = scene.succeeds([
+        "compare",
+        "runs/small",
+        "runs/dynamic",
+        "--metric",
+        "fidelity.cosine_mean",
+        "--json",
+    ]);
     scene::assert_same_tree(&scene.tree("compare"), &first);
     assert_eq!(stdout(&json), scene.text("compare/compare.json"));
 }

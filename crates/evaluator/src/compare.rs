@@ -102,7 +102,9 @@ pub enum CompareError {
         known: Vec<String>,
     },
     /// No run has measured anything.
-    #[error("none of these runs has measured a metric; `zeropoint run` measures, `zeropoint quantize` does not")]
+    #[error(
+        "none of these runs has measured a metric; `zeropoint run` measures, `zeropoint quantize` does not"
+    )]
     NoMetrics,
 }
 
@@ -264,7 +266,10 @@ fn measured(runs: &[Run]) -> Vec<(MetricName, bool, usize)> {
 fn default_metric(runs: &[Run]) -> Option<MetricName> {
     let known = measured(runs);
     let best_of = |ideal: bool| {
-        known.iter().filter(|metric| metric.1 == ideal).reduce(|best, next| if next.2 > best.2 { next } else { best })
+        known
+            .iter()
+            .filter(|metric| metric.1 == ideal)
+            .reduce(|best, next| if next.2 > best.2 { next } else { best })
     };
     best_of(false).or_else(|| best_of(true)).map(|metric| metric.0.clone())
 }

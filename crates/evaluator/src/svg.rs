@@ -24,9 +24,12 @@ pub(crate) fn escape(text: &str) -> String {
 /// The character, unless it is none to be seen.
 fn printable(c: char) -> char {
     match c {
-        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}' => {
-            '\u{fffd}'
-        }
+        '\u{200e}'
+        | '\u{200f}'
+        | '\u{202a}'..='\u{202e}'
+        | '\u{2066}'..='\u{2069}'
+        | '\u{fffe}'
+        | '\u{ffff}' => '\u{fffd}',
         c if c.is_control() => ' ',
         c => c,
     }
@@ -117,7 +120,11 @@ fn round_step(step: f64) -> f64 {
         return 1.0;
     }
     let power = 10f64.powf(step.log10().floor());
-    [1.0, 2.0, 5.0].map(|digit| digit * power).into_iter().find(|round| *round >= step).unwrap_or(10.0 * power)
+    [1.0, 2.0, 5.0]
+        .map(|digit| digit * power)
+        .into_iter()
+        .find(|round| *round >= step)
+        .unwrap_or(10.0 * power)
 }
 
 /// Adds formatted text; writing to a `String` cannot fail.

@@ -14,7 +14,10 @@ fn run(name: &str, bytes: u64, loss: f64, stderr: f64) -> Run {
     report.size = Size::new(90_000_000, bytes);
     report.metrics = vec![
         metric("sts", "spearman", 0.82, 0.82 - loss, stderr, true),
-        Metric { ideal: true, ..metric("fidelity", "cosine_mean", 1.0, 1.0 - loss / 2.0, stderr / 4.0, true) },
+        Metric {
+            ideal: true,
+            ..metric("fidelity", "cosine_mean", 1.0, 1.0 - loss / 2.0, stderr / 4.0, true)
+        },
     ];
     report.gates.clear();
     report.layers.truncate(2);
@@ -125,7 +128,10 @@ fn what_was_measured_otherwise_is_kept_aside_with_the_reason() {
     for Case(change, reason) in [
         Case(|r| r.metrics.clear(), "not measured"),
         Case(|r| r.metrics[0].samples = 100, "measured on 100 samples, not 1379"),
-        Case(|r| r.metrics[0].original = 0.75, "measured on other data: the original has 0.7500 there, not 0.8200"),
+        Case(
+            |r| r.metrics[0].original = 0.75,
+            "measured on other data: the original has 0.7500 there, not 0.8200",
+        ),
         Case(|r| r.metrics[0].higher_is_better = false, "measured as another kind of metric"),
         Case(|r| r.metrics[0].delta = f64::NAN, "has no value"),
         Case(|r| r.metrics[0].quantized = f64::INFINITY, "has no value"),

@@ -4,7 +4,7 @@ mod made_up;
 
 use made_up::{bare, layer, metric, rich};
 use zeropoint_evaluator::report::{
-    CardInfo, Gate, Layer, Metric, Report, ReportError, SelfCheck, Timing, parse_front_matter,
+    CardInfo, Gate, Metric, Report, ReportError, SelfCheck, Timing, parse_front_matter,
 };
 
 const SOURCE_CARD: &str = "---\nlanguage: en\nlicense: apache-2.0\nlibrary_name: sentence-transformers\ntags:\n\

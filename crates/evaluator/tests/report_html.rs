@@ -47,7 +47,9 @@ fn nonce(page: &str) -> &str {
 fn the_page_refers_to_nothing_outside_itself() {
     let page = rich().to_html(&details());
     assert!(page.contains("default-src 'none'"));
-    for reference in ["http://", "https://", " src=", "<link", "<img", "@import", "url(", "<iframe", "javascript:"] {
+    for reference in
+        ["http://", "https://", " src=", "<link", "<img", "@import", "url(", "<iframe", "javascript:"]
+    {
         assert!(!page.contains(reference), "{reference}");
     }
     for reference in page.split(" href=\"").skip(1) {
@@ -61,7 +63,8 @@ fn the_page_refers_to_nothing_outside_itself() {
 }
 
 /// Text that tries every way out of its place.
-const HOSTILE: &str = "</script></style><script>alert(1)</script>\"' onload=x <b>&amp;{{ 7*7 }}{% raw %}\u{202e}\0\u{1b}[2J";
+const HOSTILE: &str =
+    "</script></style><script>alert(1)</script>\"' onload=x <b>&amp;{{ 7*7 }}{% raw %}\u{202e}\0\u{1b}[2J";
 
 #[test]
 fn hostile_names_are_nothing_but_text() {
@@ -153,7 +156,10 @@ fn the_verdict_follows_from_the_numbers() {
         Case(|r| r.gates = vec![r.gates[1].clone()], "class=\"verdict good\""),
         Case(|r| r.gates = vec![r.gates[1].clone()], "The gate was met."),
         Case(|r| r.metrics[0].delta = 0.0061, "sts spearman gained 0.0061 ± 0.0011"),
-        Case(|r| (r.metrics[0].delta, r.metrics[0].stderr) = (0.0, 0.0), "<strong>sts spearman unchanged</strong>"),
+        Case(
+            |r| (r.metrics[0].delta, r.metrics[0].stderr) = (0.0, 0.0),
+            "<strong>sts spearman unchanged</strong>",
+        ),
         Case(|r| r.metrics.retain(|m| m.ideal), "fidelity cosine_mean 0.0019 ± 0.0001 off the ideal"),
         Case(|r| r.size.ratio = 0.9, "<strong>not smaller</strong>"),
         Case(|r| r.size.ratio = f64::NAN, "<strong>of unknown size</strong>"),
@@ -172,7 +178,10 @@ fn layers_come_worst_first_and_three_are_named() {
     let layers = section(&page, "layers");
     let named: Vec<&str> = layers.split("<li><a href=\"#layer-").skip(1).map(|rest| &rest[..1]).collect();
     assert_eq!(named, ["2", "3", "1"]);
-    let order: Vec<usize> =
-        layers.split("<th scope=\"row\" data-value=\"").skip(1).map(|rest| rest[..1].parse().expect("a number")).collect();
+    let order: Vec<usize> = layers
+        .split("<th scope=\"row\" data-value=\"")
+        .skip(1)
+        .map(|rest| rest[..1].parse().expect("a number"))
+        .collect();
     assert_eq!(order, [2, 3, 1, 5, 4], "the one without a value is last");
 }

@@ -81,12 +81,17 @@ mod tests {
         // A hole: nothing is stored.
         File::create(&path).unwrap().set_len(LARGEST_REPORT + 1).unwrap();
         let error = report(dir.path()).unwrap_err();
-        assert!(matches!(error, PipelineError::ReportSize { bytes, .. } if bytes == LARGEST_REPORT + 1), "{error}");
+        assert!(
+            matches!(error, PipelineError::ReportSize { bytes, .. } if bytes == LARGEST_REPORT + 1),
+            "{error}"
+        );
     }
 
     #[test]
     fn names_are_directories_without_their_end() {
-        for (given, expected) in [("runs/a/", "runs/a"), ("a", "a"), ("./a//b/", "a/b"), (".", "."), ("/", "/")] {
+        for (given, expected) in
+            [("runs/a/", "runs/a"), ("a", "a"), ("./a//b/", "a/b"), (".", "."), ("/", "/")]
+        {
             assert_eq!(name(Path::new(given)), expected, "{given}");
         }
     }

@@ -93,7 +93,11 @@ pub(crate) fn activation_bins(statistics: &ActivationStatistics) -> Option<Bins>
     let (first, last) = (first / size, last / size);
     let edge = |group: usize| ((group * size) as f64 - (BINS / 2) as f64) * histogram.bin_width();
     let counts = histogram.counts()[first * size..(last + 1) * size].chunks(size);
-    Some(Bins { min: edge(first), max: edge(last + 1), counts: counts.map(|group| group.iter().sum()).collect() })
+    Some(Bins {
+        min: edge(first),
+        max: edge(last + 1),
+        counts: counts.map(|group| group.iter().sum()).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -149,7 +153,8 @@ mod tests {
             assert!(found.range.widest[1] > found.range.narrowest[1], "{observer}");
         }
         let tensor = WeightScheme { granularity: Granularity::Tensor };
-        let quantized = quantize_weight(Isa::SCALAR, &weight, 4, 5000, tensor, WeightObserver::MinMax).unwrap();
+        let quantized =
+            quantize_weight(Isa::SCALAR, &weight, 4, 5000, tensor, WeightObserver::MinMax).unwrap();
         let found = WeightDistribution::of(&weight, &quantized).unwrap();
         assert_eq!((found.clipped, found.range.narrowest), (0.0, found.range.widest));
     }

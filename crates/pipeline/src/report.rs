@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
-    Calibration, CardInfo, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel, Report, SCHEMA,
-    SelfCheck, Settings, Size, Timing, Zeropoint, parse_front_matter,
+    Calibration, CardInfo, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel,
+    Report, SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, parse_front_matter,
 };
 use zeropoint_formats::{Checkpoint, Dtype, TensorInfo};
 use zeropoint_models::{ActivationQuantizer, InputSpec, LinearSpec, Task};
@@ -21,7 +21,7 @@ use crate::system::processor;
 
 /// A channel is an outlier when its largest value is this many times the median channel's (as in Bondarenko et al.
 /// 2021, who count values beyond six standard deviations; a ratio to the median needs no second pass).
-pub(crate) const OUTLIER_RATIO: f32 = 6.0;
+const OUTLIER_RATIO: f32 = 6.0;
 /// Outlier channels named for one layer.
 const OUTLIERS_NAMED: usize = 8;
 
@@ -130,8 +130,8 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
     let LayerFacts { scheme, quantizer, done } = facts;
     let linear = &prepared.directory.spec().linears[id];
     let observed = observed(prepared, statistics, id);
-    let outliers = observed.map(|observed| outlier_channels(observed, OUTLIER_RATIO)).unwrap_or_default();
-    let median = observed.map_or(f64::NAN, median_absmax);
+    let mut outlier_channels = observed.map(outliers).unwrap_or_default();
+    outlier_channels.truncate(OUTLIERS_NAMED);
     let static_params = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(*params),
         _ => None,
@@ -153,18 +153,23 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
             .map(|(observed, params)| clipped_fraction(observed, params)),
         weight_range: done.distribution.as_ref().map(|distribution| distribution.range),
         weight_clipped_fraction: done.distribution.as_ref().map(|distribution| distribution.clipped),
-        outlier_channels: outliers
-            .into_iter()
-            .take(OUTLIERS_NAMED)
-            .map(|(channel, absmax)| OutlierChannel {
-                channel: channel as u64,
-                absmax: f64::from(absmax),
-                times_median: f64::from(absmax) / median,
-            })
-            .collect(),
+        outlier_channels,
         bytes: done.bytes,
         original_bytes: source_bytes(prepared, linear),
     }
+}
+
+/// The outlier channels of a site, largest first.
+pub(crate) fn outliers(statistics: &ActivationStatistics) -> Vec<OutlierChannel> {
+    let median = median_absmax(statistics);
+    outlier_channels(statistics, OUTLIER_RATIO)
+        .into_iter()
+        .map(|(channel, absmax)| OutlierChannel {
+            channel: channel as u64,
+            absmax: f64::from(absmax),
+            times_median: f64::from(absmax) / median,
+        })
+        .collect()
 }
 
 /// Bytes of a weight in the source, of a fused tensor its own rows.

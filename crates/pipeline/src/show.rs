@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde::Serialize;
 use zeropoint_evaluator::report::OutlierChannel;
-use zeropoint_observer::{ActivationStatistics, STATISTICS_VERSION, StatisticsFile, outlier_channels};
+use zeropoint_observer::{ActivationStatistics, STATISTICS_VERSION, StatisticsFile};
 
 use crate::PipelineError;
 use crate::header::{StatisticsHeader, expect_file};
-use crate::report::OUTLIER_RATIO;
+use crate::report::outliers;
 
 /// What a statistics file holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,15 +48,11 @@ pub fn show_statistics(path: &Path) -> Result<ShownStatistics, PipelineError> {
 
 fn shown(site: &str, statistics: &ActivationStatistics) -> ShownSite {
     let range = [f64::from(statistics.min()), f64::from(statistics.max())];
-    let outliers = outlier_channels(statistics, OUTLIER_RATIO);
     ShownSite {
         site: site.to_owned(),
         channels: statistics.channels(),
         rows: statistics.rows(),
         range: (!statistics.is_empty()).then_some(range),
-        outlier_channels: outliers
-            .into_iter()
-            .map(|(channel, absmax)| OutlierChannel { channel: channel as u64, absmax: f64::from(absmax) })
-            .collect(),
+        outlier_channels: outliers(statistics),
     }
 }

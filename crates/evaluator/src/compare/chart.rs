@@ -116,7 +116,8 @@ fn draw(out: &mut String, comparison: &Comparison, format: Format) {
     let (floor, right) = (height - BOTTOM, width - RIGHT);
     let compared = || comparison.runs.iter().filter_map(|row| Some((row, row.value?)));
 
-    let largest = compared().map(|(row, _)| row.bytes).fold(comparison.original.bytes, u64::max).max(1) as f64;
+    let largest =
+        compared().map(|(row, _)| row.bytes).fold(comparison.original.bytes, u64::max).max(1) as f64;
     let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
     let (unit, unit_name) = units.into_iter().find(|(unit, _)| largest >= *unit).unwrap_or((1.0, "B"));
     let sizes = Scale::around([0.0, largest * 1.06 / unit], 0.0);
@@ -151,7 +152,10 @@ fn draw(out: &mut String, comparison: &Comparison, format: Format) {
     let (from, to, y0) = (c(left), c(right), c(floor));
     push(out, format_args!(r#"<line class="grid" x1="{from}" x2="{to}" y1="{y0}" y2="{y0}"/>"#));
     let below = c(height - 12.0);
-    push(out, format_args!(r#"<text x="{to}" y="{below}" text-anchor="end">weight files, {unit_name}</text>"#));
+    push(
+        out,
+        format_args!(r#"<text x="{to}" y="{below}" text-anchor="end">weight files, {unit_name}</text>"#),
+    );
 
     // Points.
     let mut points: Vec<Point> = compared()
@@ -209,7 +213,10 @@ fn mark(out: &mut String, point: &Point) {
         push(out, format_args!(r#"<line class="error{on}" x1="{x}" x2="{x}" y1="{from}" y2="{to}"/>"#));
         for end in [from, to] {
             let (left, right) = (c(point.x - 4.0), c(point.x + 4.0));
-            push(out, format_args!(r#"<line class="error{on}" x1="{left}" x2="{right}" y1="{end}" y2="{end}"/>"#));
+            push(
+                out,
+                format_args!(r#"<line class="error{on}" x1="{left}" x2="{right}" y1="{end}" y2="{end}"/>"#),
+            );
         }
     }
     if point.original {
@@ -217,7 +224,9 @@ fn mark(out: &mut String, point: &Point) {
         let (top, bottom) = (c(point.y - MARK - 1.0), c(point.y + MARK + 1.0));
         push(
             out,
-            format_args!(r#"<path class="original{on}" d="M{x} {top}L{right} {y}L{x} {bottom}L{left} {y}Z"/>"#),
+            format_args!(
+                r#"<path class="original{on}" d="M{x} {top}L{right} {y}L{x} {bottom}L{left} {y}Z"/>"#
+            ),
         );
     } else {
         push(out, format_args!(r#"<circle class="run{on}" cx="{x}" cy="{y}" r="{MARK}"/>"#));
@@ -315,7 +324,8 @@ mod tests {
 
     #[test]
     fn names_never_cover_one_another() {
-        let points: Vec<Point> = (0..30).map(|i| point(100.0 + f64::from(i % 3), 100.0 + f64::from(i), true)).collect();
+        let points: Vec<Point> =
+            (0..30).map(|i| point(100.0 + f64::from(i % 3), 100.0 + f64::from(i), true)).collect();
         let mut out = String::new();
         names(&mut out, &points, Vec::new(), WIDE);
         let placed = out.matches("<text").count();

@@ -5,7 +5,8 @@
 ///
 /// A point without a loss (`None` or NaN) is neither on the frontier nor does it keep another from it.
 pub fn frontier(points: &[(u64, Option<f64>)]) -> Vec<bool> {
-    let known = |point: &(u64, Option<f64>)| point.1.filter(|loss| !loss.is_nan()).map(|loss| (point.0, loss));
+    let known =
+        |point: &(u64, Option<f64>)| point.1.filter(|loss| !loss.is_nan()).map(|loss| (point.0, loss));
     points
         .iter()
         .map(|point| {

@@ -28,10 +28,7 @@ const OPTIONAL: [Column; 3] = [
         title: "gates",
         cell: |row| row.gates_met.map(|met| if met { "met" } else { "not met" }.to_owned()),
     },
-    Column {
-        title: "lowest SQNR",
-        cell: |row| row.lowest_output_sqnr_db.map(escape::with_unit),
-    },
+    Column { title: "lowest SQNR", cell: |row| row.lowest_output_sqnr_db.map(escape::with_unit) },
     Column { title: "not compared", cell: |row| row.excluded.clone() },
 ];
 
@@ -83,15 +80,30 @@ impl Comparison {
     /// The runs as CSV with a head, the original first; a value that is not known is empty.
     pub fn to_csv(&self) -> String {
         let heads = [
-            "run", "scheme", "bytes", "ratio", "task", "metric", "value", "loss", "stderr", "samples", "frontier",
-            "gates_met", "lowest_output_sqnr_db", "excluded",
+            "run",
+            "scheme",
+            "bytes",
+            "ratio",
+            "task",
+            "metric",
+            "value",
+            "loss",
+            "stderr",
+            "samples",
+            "frontier",
+            "gates_met",
+            "lowest_output_sqnr_db",
+            "excluded",
         ];
-        let optional = |value: Option<f64>| value.filter(|v| v.is_finite()).map_or(String::new(), |v| v.to_string());
+        let optional =
+            |value: Option<f64>| value.filter(|v| v.is_finite()).map_or(String::new(), |v| v.to_string());
         let about = |fields: [String; 8]| -> String {
             let [run, scheme, bytes, ratio, value, loss, stderr, frontier] = fields;
             let (task, name) = (field(&self.metric.task), field(&self.metric.name));
             let samples = self.metric.samples;
-            format!("{run},{scheme},{bytes},{ratio},{task},{name},{value},{loss},{stderr},{samples},{frontier}")
+            format!(
+                "{run},{scheme},{bytes},{ratio},{task},{name},{value},{loss},{stderr},{samples},{frontier}"
+            )
         };
         let mut csv = heads.join(",") + "\n";
         csv.push_str(&about([
@@ -128,7 +140,8 @@ impl Comparison {
         let optional = self.optional();
         let metric = format!("{} {}", plain(&self.metric.task), plain(&self.metric.name));
         let heads = ["", "run", "scheme", "size", "smaller", &metric, "loss", "stderr"];
-        let heads = heads.into_iter().chain(optional.iter().map(|column| column.title)).map(str::to_owned).collect();
+        let heads =
+            heads.into_iter().chain(optional.iter().map(|column| column.title)).map(str::to_owned).collect();
         let mark = |on: bool| if on { "*" } else { "" }.to_owned();
         let original = vec![
             mark(self.original.frontier),
@@ -152,7 +165,10 @@ impl Comparison {
                 escape::signed(row.loss),
                 escape::metric(row.stderr),
             ];
-            cells.into_iter().chain(optional.iter().map(|column| (column.cell)(row).unwrap_or_default())).collect()
+            cells
+                .into_iter()
+                .chain(optional.iter().map(|column| (column.cell)(row).unwrap_or_default()))
+                .collect()
         });
         Table { heads, rows: std::iter::once(original).chain(rows).collect() }
     }
@@ -252,7 +268,11 @@ impl Comparison {
                 0.0.. => format!("loses {}{error}", number(loss)),
                 _ => format!("gains {}{error}", number(-loss)),
             };
-            format!("{} keeps {} of the bytes and {change}", self.short_name(&row.run), kept(self.original.bytes, row.bytes))
+            format!(
+                "{} keeps {} of the bytes and {change}",
+                self.short_name(&row.run),
+                kept(self.original.bytes, row.bytes)
+            )
         })
         .collect()
     }

@@ -225,8 +225,11 @@ fn warnings(report: &Report) -> Vec<String> {
             format!("{task}: lost {drop}, and the gate allows {limit}.")
         });
     }
-    let clipped =
-        report.layers.iter().filter(|layer| layer.clipped_fraction.is_some_and(|share| share > CLIPPED)).count();
+    let clipped = report
+        .layers
+        .iter()
+        .filter(|layer| layer.clipped_fraction.is_some_and(|share| share > CLIPPED))
+        .count();
     if clipped > 0 {
         let layers = if clipped == 1 { "layer clips" } else { "layers clip" };
         warnings.push(format!("{clipped} {layers} more than 1 % of the input's values."));

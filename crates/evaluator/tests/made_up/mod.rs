@@ -3,8 +3,8 @@
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
-    Bins, Calibration, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel, Report,
-    SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange, Zeropoint,
+    Bins, Calibration, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel,
+    Report, SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange, Zeropoint,
 };
 
 pub(crate) fn metric(
@@ -48,7 +48,13 @@ pub(crate) fn layer(path: &str, weight: f64, input: Option<f64>, output: Option<
 }
 
 pub(crate) fn float(tensor: &str, bytes: u64, reason: &str) -> NotQuantized {
-    NotQuantized { tensor: tensor.to_owned(), dtype: "F32".to_owned(), bytes, original_bytes: Some(bytes), reason: reason.to_owned() }
+    NotQuantized {
+        tensor: tensor.to_owned(),
+        dtype: "F32".to_owned(),
+        bytes,
+        original_bytes: Some(bytes),
+        reason: reason.to_owned(),
+    }
 }
 
 pub(crate) fn rich() -> Report {
@@ -150,7 +156,10 @@ pub(crate) fn details() -> Details {
     Details {
         layers: vec![
             layer(Some(bell(-0.42, 0.42)), Some(bell(-4.5, 6.5))),
-            layer(Some(bell(-0.5, 0.5)), Some(Bins { min: -4.5, max: 48.5, counts: vec![900, 40, 3, 0, 0, 0, 0, 1] })),
+            layer(
+                Some(bell(-0.5, 0.5)),
+                Some(Bins { min: -4.5, max: 48.5, counts: vec![900, 40, 3, 0, 0, 0, 0, 1] }),
+            ),
             layer(Some(bell(-0.1, 0.1)), None),
         ],
         config: Some("[model]\nsource = \"<minilm>\"\n".to_owned()),

@@ -58,7 +58,10 @@ pub(super) fn draw(bins: &Bins, chosen: Option<Chosen>, label: &str) -> String {
                 let x = percent(scale.at(end));
                 push(
                     &mut svg,
-                    format_args!(r#"<line class="{class}" x1="{x}" x2="{x}" y1="{}" y2="{BOTTOM}"/>"#, TOP - 6),
+                    format_args!(
+                        r#"<line class="{class}" x1="{x}" x2="{x}" y1="{}" y2="{BOTTOM}"/>"#,
+                        TOP - 6
+                    ),
                 );
             }
         }

@@ -67,11 +67,9 @@ struct Chart {
 /// All layers, the lowest output SQNR first, those without one last, equals in the order of the model.
 pub(super) fn rows<'a>(report: &'a Report, details: &Details) -> Vec<LayerRow<'a>> {
     let finite = |value: Option<f64>| value.filter(|db| db.is_finite());
-    let measured = report.layers.iter().flat_map(|layer| [finite(layer.output_sqnr_db), Some(layer.weight_sqnr_db)]);
-    let longest = measured
-        .flatten()
-        .filter(|db| *db <= LONGEST_BAR_DB)
-        .fold(LOW_DB, f64::max);
+    let measured =
+        report.layers.iter().flat_map(|layer| [finite(layer.output_sqnr_db), Some(layer.weight_sqnr_db)]);
+    let longest = measured.flatten().filter(|db| *db <= LONGEST_BAR_DB).fold(LOW_DB, f64::max);
     let mut order: Vec<(usize, &Layer)> = report.layers.iter().enumerate().collect();
     let key = |layer: &Layer| finite(layer.output_sqnr_db).unwrap_or(f64::INFINITY);
     order.sort_by(|a, b| key(a.1).total_cmp(&key(b.1)));
@@ -218,7 +216,8 @@ fn weight_chart(layer: &Layer, bins: &Bins) -> Chart {
 
 fn activation_chart(layer: &Layer, bins: &Bins) -> Chart {
     let chosen = layer.activation_range.map(|widest| Chosen { widest, narrowest: None });
-    let seen = layer.input_range.map_or_else(String::new, |seen| format!("Calibration saw {}. ", range(seen)));
+    let seen =
+        layer.input_range.map_or_else(String::new, |seen| format!("Calibration saw {}. ", range(seen)));
     let caption = match (layer.activation_range, layer.clipped_fraction) {
         (None, _) => format!("{seen}The range is found for every token at run time, so nothing is clipped."),
         (Some(chosen), None) => format!("{seen}Chosen range {}.", range(chosen)),

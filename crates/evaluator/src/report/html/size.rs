@@ -46,7 +46,8 @@ pub(super) fn view(report: &Report) -> SizeView {
         parts.iter().map(|part| Some((part.class.as_str(), part.before?))).collect();
     let before = known.unwrap_or_else(|| vec![("part-unknown", size.original_bytes)]);
     let after: Vec<(&str, u64)> = parts.iter().map(|part| (part.class.as_str(), part.after)).collect();
-    let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "–".to_owned(), |bytes| typeset(&escape::bytes(bytes)));
+    let bytes =
+        |bytes: Option<u64>| bytes.map_or_else(|| "–".to_owned(), |bytes| typeset(&escape::bytes(bytes)));
     SizeView {
         original: typeset(&escape::bytes(size.original_bytes)),
         quantized: typeset(&escape::bytes(size.quantized_bytes)),
@@ -115,7 +116,8 @@ fn parts(report: &Report) -> Vec<Part> {
 
 /// A bar of parts, drawn to a scale on which `longest` fills the width.
 fn bar(parts: &[(&str, u64)], longest: f64, what: &str) -> String {
-    let mut bar = format!(r#"<svg class="bar" width="100%" height="28" aria-hidden="true" data-bar="{what}">"#);
+    let mut bar =
+        format!(r#"<svg class="bar" width="100%" height="28" aria-hidden="true" data-bar="{what}">"#);
     let mut from = 0.0f64;
     for (class, bytes) in parts {
         let to = (from + *bytes as f64 / longest).min(1.0);
