@@ -101,7 +101,7 @@ fn what_cannot_be_compared_is_refused_and_nothing_is_written() {
         let output = scene.ends_with(code, arguments);
         assert_eq!(stdout(&output), "");
         let said = stderr(&output).replace(&scene.root().to_string_lossy().into_owned(), "SCENE");
-        sentences += &format!("$ zeropoint {}\n{said}\n", arguments.join(" "));
+        sentences.extend(["$ zeropoint ", &arguments.join(" "), "\n", &said, "\n"]);
     }
     insta::assert_snapshot!(sentences);
     scene::assert_same_tree(&scene.tree(""), &before);

@@ -166,7 +166,9 @@ fn without_a_name_the_metric_that_most_runs_measured_is_taken() {
     assert_eq!(chosen(&runs), "sts.spearman");
     runs[0].report.metrics.insert(0, metric("rare", "accuracy", 0.5, 0.5, 0.1, true));
     assert_eq!(chosen(&runs), "sts.spearman");
-    runs.iter_mut().for_each(|run| run.report.metrics.retain(|metric| metric.ideal));
+    for run in &mut runs {
+        run.report.metrics.retain(|metric| metric.ideal);
+    }
     assert_eq!(chosen(&runs), "fidelity.cosine_mean");
 }
 
@@ -184,7 +186,9 @@ fn runs_that_have_nothing_in_common_are_refused() {
     sentences.push(refused(&models, None));
     sentences.push(refused(&few(), Some("sts.pearson")));
     let mut unmeasured = few();
-    unmeasured.iter_mut().for_each(|run| run.report.metrics.clear());
+    for run in &mut unmeasured {
+        run.report.metrics.clear();
+    }
     sentences.push(refused(&unmeasured, None));
     sentences.push(refused(&unmeasured, Some("sts.pearson")));
     insta::assert_snapshot!(sentences.join("\n"));

@@ -64,7 +64,9 @@ fn bins_of(values: &[f32]) -> Bins {
         .fold(
             || vec![0u64; DRAWN],
             |mut counts, chunk| {
-                chunk.iter().for_each(|value| counts[bin(*value)] += 1);
+                for value in chunk {
+                    counts[bin(*value)] += 1;
+                }
                 counts
             },
         )

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Comparison, Row, chart};
 use crate::report::escape;
 use crate::report::html::{PAGE_SCRIPT, STYLE, kept, page, render};
-use crate::svg::{plain, typeset};
+use crate::svg::{plain, push, typeset};
 
 /// A comparison as rows of text, for a terminal: heads, the original, then the runs by size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +130,8 @@ impl Comparison {
             ]));
             let gates = row.gates_met.map_or(String::new(), |met| met.to_string());
             let excluded = row.excluded.as_deref().map_or(String::new(), field);
-            csv.push_str(&format!(",{gates},{},{excluded}\n", optional(row.lowest_output_sqnr_db)));
+            let sqnr = optional(row.lowest_output_sqnr_db);
+            push(&mut csv, format_args!(",{gates},{sqnr},{excluded}\n"));
         }
         csv
     }
