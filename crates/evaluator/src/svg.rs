@@ -66,6 +66,9 @@ pub(crate) fn typeset(number: &str) -> String {
     number.replace('-', "\u{2212}").replace(' ', "\u{a0}")
 }
 
+/// Errors of rounding that do not make a number another one, in steps of a scale.
+const ROUNDING: f64 = 1e-6;
+
 /// A linear scale over a finite interval of positive length.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Scale {
@@ -77,17 +80,18 @@ impl Scale {
     /// Of all finite values, with a share of its length added at both ends. Without two different values the
     /// interval is widened around the one there is, or around 0.
     pub(crate) fn around(values: impl IntoIterator<Item = f64>, margin: f64) -> Self {
-        let finite = values.into_iter().filter(|value| value.is_finite());
+        // A quarter of the largest number, so that lengths are finite too.
+        const MOST: f64 = f64::MAX / 4.0;
+        let finite = values.into_iter().filter(|value| value.is_finite()).map(|v| v.clamp(-MOST, MOST));
         let (low, high) =
             finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         if low > high {
             return Self { low: -1.0, high: 1.0 };
         }
-        // Halves, so that the longest finite interval has a finite length.
-        let half = high / 2.0 - low / 2.0;
         let smallest = low.abs().max(high.abs()) * 1e-9;
-        let pad = if half > smallest { 2.0 * half * margin } else { high.abs().max(1e-9) * 0.1 };
-        Self { low: (low - pad).max(f64::MIN / 4.0), high: (high + pad).min(f64::MAX / 4.0) }
+        let length = high - low;
+        let pad = if length > smallest { length * margin } else { high.abs().max(1e-9) * 0.1 };
+        Self { low: (low - pad).max(-MOST), high: (high + pad).min(MOST) }
     }
 
     /// Where a value lies: 0 at the low end, 1 at the high end, not outside these.
@@ -99,13 +103,13 @@ impl Scale {
     /// Round values inside the interval, at most `most` and a few more, in increasing order, as numbers and as text.
     pub(crate) fn ticks(self, most: u32) -> Vec<(f64, String)> {
         let step = round_step((self.high - self.low) / f64::from(most.max(1)));
-        let first = (self.low / step).ceil();
-        let count = ((self.high / step).floor() - first).clamp(0.0, f64::from(2 * most)) as u32;
+        // What misses the ends by a rounding error belongs to them.
+        let first = (self.low / step - ROUNDING).ceil();
+        let count = ((self.high / step + ROUNDING).floor() - first).clamp(0.0, f64::from(2 * most)) as u32;
         let decimals = (-step.log10().floor()).clamp(0.0, 12.0) as usize;
         let large = self.low.abs().max(self.high.abs()) >= 1e6;
         (0..=count)
             .map(|i| (first + f64::from(i)) * step)
-            .filter(|value| (self.low..=self.high).contains(value))
             .map(|value| {
                 let text = if large { format!("{value:.1e}") } else { format!("{:.decimals$}", value + 0.0) };
                 (value, typeset(&text))
@@ -123,7 +127,7 @@ fn round_step(step: f64) -> f64 {
     [1.0, 2.0, 5.0]
         .map(|digit| digit * power)
         .into_iter()
-        .find(|round| *round >= step)
+        .find(|round| *round >= step * (1.0 - ROUNDING))
         .unwrap_or(10.0 * power)
 }
 

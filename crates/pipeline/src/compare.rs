@@ -61,13 +61,15 @@ fn report(dir: &Path) -> Result<Report, PipelineError> {
         Err(error) => return Err(io(error)),
     };
     let bytes = file.metadata().map_err(io)?.len();
-    let mut text = String::new();
+    let mut text = Vec::new();
     // One byte more than allowed: a file may be longer than it says, such as a pipe.
-    let read = file.take(LARGEST_REPORT + 1).read_to_string(&mut text).map_err(io)? as u64;
+    let read = file.take(LARGEST_REPORT + 1).read_to_end(&mut text).map_err(io)? as u64;
     if read > LARGEST_REPORT {
         return Err(PipelineError::ReportSize { path, bytes: bytes.max(read), limit: LARGEST_REPORT });
     }
-    Report::from_json(&text).map_err(|source| PipelineError::Report { path, source })
+    // What is not UTF-8 is not JSON either, and the reader of JSON says where.
+    Report::from_json(&String::from_utf8_lossy(&text))
+        .map_err(|source| PipelineError::Report { path, source })
 }
 
 #[cfg(test)]
