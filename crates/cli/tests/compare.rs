@@ -83,9 +83,9 @@ fn what_cannot_be_compared_is_refused_and_nothing_is_written() {
     let mut sentences = String::new();
     for (code, arguments) in [
         (2, &["compare"][..]),
-        (1, &["compare", "runs/small", "nowhere"]),
-        (1, &["compare", "empty"]),
-        (1, &["compare", "runs/small/report.json"]),
+        (2, &["compare", "runs/small", "nowhere"]),
+        (2, &["compare", "empty"]),
+        (2, &["compare", "runs/small/report.json"]),
         (1, &["compare", "newer"]),
         (1, &["compare", "broken"]),
         (1, &["compare", "binary"]),

@@ -21,8 +21,18 @@ const FILES: [Generated; 2] = [
 ];
 
 /// The commands of the program in the order of its help.
-const COMMANDS: [&str; 10] =
-    ["run", "calibrate", "statistics", "quantize", "evaluate", "encode", "compare", "inspect", "init", "schema"];
+const COMMANDS: [&str; 10] = [
+    "run",
+    "calibrate",
+    "statistics",
+    "quantize",
+    "evaluate",
+    "encode",
+    "compare",
+    "inspect",
+    "init",
+    "schema",
+];
 
 /// Writes every generated file.
 pub(crate) fn generate(root: &Path) -> Result<(), Error> {
