@@ -15,8 +15,8 @@ use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{Metric, SelfCheck};
 use zeropoint_formats::staged::{FileDigest, file_digest, write_file_atomically};
 
-use crate::distribution::WeightDistribution;
 use crate::PipelineError;
+use crate::distribution::WeightDistribution;
 use crate::identity::Identity;
 
 /// Its name in the partial directory.

@@ -21,6 +21,7 @@ fn finished() -> (tempfile::TempDir, Vec<Entry>) {
         weight_sqnr_db: Exact(f64::INFINITY),
         input_sqnr_db: None,
         output_sqnr_db: Some(Exact(0.1 + 0.2)),
+        distribution: None,
     };
     let task = |index| {
         let metrics = vec![Metric {
