@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use zeropoint_core::Fingerprint;
 use zeropoint_kernels::Isa;
 use zeropoint_models::{Model, ModelDirectory, ModelError, PackedBatch, Site, SiteId, SiteSink};
-use zeropoint_observer::ActivationStatistics;
+use zeropoint_observer::{ActivationStatistics, SampleRows};
 
 use crate::plan::{BatchPlan, CalibrationSet};
 
@@ -134,6 +134,8 @@ pub fn calibrate_from(
     let mut sink = StatisticsSink {
         isa: model.isa(),
         sites: spec.sites.iter().map(&mut take).collect::<Result<_, _>>()?,
+        by_token: Vec::new(),
+        by_sample: Vec::new(),
     };
     let started = Instant::now();
     let (total, total_tokens) = (plan.samples(), set.tokens_in(plan));
@@ -142,6 +144,7 @@ pub fn calibrate_from(
         before.fold((0, 0), |(done, tokens), &i| (done + 1, tokens + set.sequences[i].len()));
     for (index, indices) in batches.iter().enumerate().skip(begun.batches) {
         let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i]))?;
+        sink.begin(indices.iter().map(|&i| (i, set.sequences[i].len())));
         model.forward_observed(&batch, &mut sink)?;
         done += batch.len();
         tokens += batch.tokens();
@@ -160,11 +163,39 @@ pub fn calibrate_from(
 struct StatisticsSink {
     isa: Isa,
     sites: Vec<ActivationStatistics>,
+    /// The samples of the batch with a row for each token.
+    by_token: Vec<SampleRows>,
+    /// The same with one row each.
+    by_sample: Vec<SampleRows>,
+}
+
+impl StatisticsSink {
+    /// Notes the samples of the next batch: number and tokens.
+    fn begin(&mut self, samples: impl Iterator<Item = (usize, usize)>) {
+        // A set of 2^32 samples does not fit in memory.
+        let rows = |(sample, rows): (usize, usize)| SampleRows { sample: sample as u32, rows };
+        self.by_token = samples.map(rows).collect();
+        self.by_sample = self.by_token.iter().map(|sample| SampleRows { rows: 1, ..*sample }).collect();
+    }
+
+    /// Of which samples the rows of a site are: each has one for each token, or one after pooling. Other rows belong to
+    /// no known sample.
+    fn samples(&self, rows: usize) -> &[SampleRows] {
+        let tokens: usize = self.by_token.iter().map(|sample| sample.rows).sum();
+        if rows == tokens {
+            &self.by_token
+        } else if rows == self.by_sample.len() {
+            &self.by_sample
+        } else {
+            &[]
+        }
+    }
 }
 
 impl SiteSink for StatisticsSink {
-    fn observe(&mut self, site: SiteId, values: &[f32], _channels: usize) -> Result<(), String> {
-        self.sites[site].observe(self.isa, values).map_err(|error| error.to_string())
+    fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String> {
+        let samples = self.samples(values.len().checked_div(channels).unwrap_or(0)).to_vec();
+        self.sites[site].observe_samples(self.isa, values, &samples).map_err(|error| error.to_string())
     }
 }
 

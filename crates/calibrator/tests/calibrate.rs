@@ -13,7 +13,7 @@ use zeropoint_kernels::Isa;
 use zeropoint_models::{
     Model, ModelDirectory, PackedBatch, SiteId, SiteSink, SourceRef, Task, TokenSequence,
 };
-use zeropoint_observer::ActivationStatistics;
+use zeropoint_observer::{ActivationStatistics, SampleRange, SampleRows, StatisticsFile};
 
 type Statistics = BTreeMap<String, ActivationStatistics>;
 
@@ -101,9 +101,26 @@ fn statistics_are_those_of_the_rows() {
             assert_eq!((statistics.min(), statistics.max()), (min, max), "{}", site.id);
             assert_eq!(statistics.channel_absmax(), absmax, "{}", site.id);
 
-            // All rows at once and in the plain code: the histogram is the same.
+            // Every sample by its number in the set, whatever batch it was in, with the range of its own rows.
+            let mut rest = &values[..];
+            let mut ranges = BTreeMap::new();
+            for &i in set.plan.batches().iter().flatten() {
+                let rows = if head { 1 } else { set.sequences[i].len() };
+                let (own, others) = rest.split_at(rows * channels);
+                rest = others;
+                let (min, max) =
+                    own.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+                ranges.insert(i as u32, SampleRange { rows: rows as u64, min, max });
+            }
+            assert_eq!(*statistics.samples(), ranges, "{}", site.id);
+
+            // All rows at once and in the plain code: the statistics are the same.
             let mut at_once = ActivationStatistics::new(channels);
-            at_once.observe(Isa::SCALAR, values).unwrap();
+            let order = set.plan.batches().iter().flatten();
+            let samples: Vec<SampleRows> = order
+                .map(|&i| SampleRows { sample: i as u32, rows: if head { 1 } else { set.sequences[i].len() } })
+                .collect();
+            at_once.observe_samples(Isa::SCALAR, values, &samples).unwrap();
             assert_eq!(*statistics, at_once, "{}", site.id);
             // Bins are as wide as a power of two, so the division is exact.
             let width = statistics.histogram().bin_width();
@@ -165,6 +182,11 @@ fn as_bytes(statistics: &Statistics) -> Vec<u8> {
         bytes.extend_from_slice(&statistics.histogram().exponent().to_le_bytes());
         bytes.extend(statistics.histogram().counts().iter().flat_map(|count| count.to_le_bytes()));
     }
+    // And what has no accessor of its own: the file holds everything.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("statistics.safetensors");
+    StatisticsFile { header: BTreeMap::new(), sites: statistics.clone() }.save(&path).unwrap();
+    bytes.extend(std::fs::read(path).unwrap());
     bytes
 }
 

@@ -56,4 +56,6 @@ pub use norm::layer_norm;
 pub use pack::{PackError, PackedWeights};
 pub use quantize::{NonFinite, dequantize, quantize_static, quantize_tokens};
 pub use softmax::softmax_rows;
-pub use statistics::{Extremes, channel_absmax, extremes, histogram, sum_squared_error};
+pub use statistics::{
+    Extremes, LogBins, channel_absmax, count_columns, extremes, histogram, row_extremes, sum_squared_error,
+};

@@ -19,6 +19,13 @@ pub fn extremes(isa: Isa, x: &[f32]) -> Extremes {
     isa.run(Range { x })
 }
 
+/// The range of each row of `x`, `[rows, columns]`.
+pub fn row_extremes(isa: Isa, x: &[f32], columns: usize, out: &mut [Extremes]) {
+    assert!(columns > 0, "a row has at least one column");
+    assert_eq!(out.len() * columns, x.len(), "`x` is [rows, columns], `out` has an element for each row");
+    isa.run(RowRanges { x, columns, out });
+}
+
 /// `out[c] = max(out[c], |x[r, c]|)` over all rows of `x`, `[rows, columns]`. NaN is passed over: [`extremes`] finds it.
 pub fn channel_absmax(isa: Isa, x: &[f32], columns: usize, out: &mut [f32]) {
     assert!(columns > 0, "a row has at least one column");
@@ -37,6 +44,58 @@ pub fn histogram(isa: Isa, x: &[f32], bins_per_unit: f32, counts: &mut [u32]) {
     assert!(power_of_two, "`bins_per_unit` is a power of two");
     assert!((1..=1 << 22).contains(&counts.len()), "there are 1 to 2^22 bins");
     isa.run(Histogram { x, bins_per_unit, counts });
+}
+
+/// Bins that grow with the magnitude: every power of two is cut into `2^mantissa_bits` equal parts, negative values have
+/// bins of their own.
+///
+/// Where a magnitude belongs is decided by the leading bits of its f32, its *key*: `|x|.to_bits() >> (23 -
+/// mantissa_bits)`. Keys rise with magnitudes, and where a bin ends does not depend on what was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogBins {
+    /// Parts of a power of two, as an exponent of 2; at most 23.
+    pub mantissa_bits: u32,
+    /// Bins of each sign.
+    pub per_sign: u32,
+    /// Key of bin 0, which also holds everything of a smaller magnitude.
+    pub lowest: u32,
+}
+
+impl LogBins {
+    /// The key of a magnitude.
+    #[inline(always)]
+    pub fn key(self, x: f32) -> u32 {
+        (x.to_bits() & 0x7fff_ffff) >> (23 - self.mantissa_bits)
+    }
+
+    /// The bin of a value: `0..per_sign` by magnitude, `per_sign` more for those below zero. Magnitudes above the last
+    /// bin are in it. Both zeros are in bin 0.
+    #[inline(always)]
+    pub fn index(self, x: f32) -> u32 {
+        // Keys are below 2^31, so that signed operations, which every instruction set has, are right.
+        let above = (self.key(x) as i32 - self.lowest as i32).max(0).min(self.per_sign as i32 - 1) as u32;
+        above + if x < 0.0 { self.per_sign } else { 0 }
+    }
+
+    /// Bins of both signs.
+    pub fn len(self) -> usize {
+        2 * self.per_sign as usize
+    }
+
+    /// Whether there are no bins.
+    pub fn is_empty(self) -> bool {
+        self.per_sign == 0
+    }
+}
+
+/// Counts the values of some columns of `x`, `[rows, columns]`: `counts[c, bins.index(x[r, first + c])] += 1` for the
+/// `counts.len() / bins.len()` columns from `first`. The counts are u32: the caller has room for `rows` more in each.
+pub fn count_columns(isa: Isa, x: &[f32], columns: usize, first: usize, bins: LogBins, counts: &mut [u32]) {
+    assert!(!bins.is_empty() && bins.mantissa_bits <= 23, "bins hold something");
+    assert!(columns > 0 && x.len().is_multiple_of(columns), "`x` is [rows, columns]");
+    assert!(counts.len().is_multiple_of(bins.len()), "`counts` has all bins of each column");
+    assert!(first + counts.len() / bins.len() <= columns, "the columns are columns of `x`");
+    isa.run(CountColumns { x, columns, first, bins, counts });
 }
 
 /// `(sum of (a - b)^2, sum of a^2)` in f64, added in an order that depends on the length alone: error and signal, whose
@@ -104,6 +163,23 @@ impl<S: Simd> Running<S> {
     }
 }
 
+struct RowRanges<'a> {
+    x: &'a [f32],
+    columns: usize,
+    out: &'a mut [Extremes],
+}
+
+impl Kernel for RowRanges<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, out) in self.x.chunks_exact(self.columns).zip(self.out) {
+            *out = extremes_of(s, row);
+        }
+    }
+}
+
 struct ChannelAbsmax<'a> {
     x: &'a [f32],
     out: &'a mut [f32],
@@ -148,6 +224,38 @@ impl Kernel for Histogram<'_> {
             }
             for &bin in &bins.as_flattened()[..x.len()] {
                 self.counts[bin as usize] += 1;
+            }
+        }
+    }
+}
+
+struct CountColumns<'a> {
+    x: &'a [f32],
+    columns: usize,
+    first: usize,
+    bins: LogBins,
+    counts: &'a mut [u32],
+}
+
+impl Kernel for CountColumns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { bins, counts, .. } = self;
+        let len = bins.len();
+        let width = counts.len() / len;
+        // Where each value belongs first, for the compiler's vectors, then the counts one by one.
+        let mut found = [0u32; 2 * LANES];
+        for row in self.x.chunks_exact(self.columns) {
+            let row = &row[self.first..self.first + width];
+            for (x, counts) in row.chunks(found.len()).zip(counts.chunks_mut(found.len() * len)) {
+                for (bin, &x) in found.iter_mut().zip(x) {
+                    *bin = bins.index(x);
+                }
+                for (&bin, counts) in found.iter().zip(counts.chunks_exact_mut(len)) {
+                    counts[bin as usize] += 1;
+                }
             }
         }
     }
@@ -237,6 +345,41 @@ mod tests {
                 let found = extremes(isa, &x);
                 prop_assert_eq!(found, Extremes { min, max, finite: x.iter().all(|x| x.is_finite()) });
                 prop_assert!(found.min.to_bits() != (-0.0f32).to_bits() && found.max.to_bits() != (-0.0f32).to_bits());
+            }
+        }
+
+        #[test]
+        fn rows_have_the_range_of_their_values(x in prop::collection::vec(any_bits(), 1..200), columns in 1usize..50) {
+            let x = &x[..x.len() / columns * columns];
+            for isa in Isa::available() {
+                let mut out = vec![Extremes { min: 7.0, max: 7.0, finite: true }; x.len() / columns];
+                row_extremes(isa, x, columns, &mut out);
+                let expected: Vec<Extremes> = x.chunks(columns).map(|row| extremes(Isa::SCALAR, row)).collect();
+                prop_assert_eq!(out, expected, "{}", isa);
+            }
+        }
+
+        #[test]
+        fn columns_are_counted_as_a_plain_loop_counts_them(
+            x in prop::collection::vec(any_bits(), 1..400), columns in 1usize..90, first in 0usize..90,
+            mantissa_bits in 0u32..8, per_sign in 1u32..60, lowest in 0u32..2000,
+        ) {
+            let x = &x[..x.len() / columns * columns];
+            let first = first % columns;
+            let bins = LogBins { mantissa_bits, per_sign, lowest };
+            let mut expected = vec![1u32; (columns - first) * bins.len()];
+            for row in x.chunks(columns) {
+                for (c, &x) in row[first..].iter().enumerate() {
+                    let key = u64::from(x.abs().to_bits()) >> (23 - mantissa_bits);
+                    let bin = key.saturating_sub(u64::from(lowest)).min(u64::from(per_sign) - 1);
+                    let negative = if x < 0.0 { u64::from(per_sign) } else { 0 };
+                    expected[c * bins.len() + (bin + negative) as usize] += 1;
+                }
+            }
+            for isa in Isa::available() {
+                let mut counts = vec![1u32; expected.len()];
+                count_columns(isa, x, columns, first, bins, &mut counts);
+                prop_assert_eq!(&counts, &expected, "{}", isa);
             }
         }
 

@@ -36,16 +36,58 @@ pub enum ObserveError {
         /// Channels of the other.
         right: usize,
     },
+    /// The samples have another number of rows than were observed.
+    #[error("the samples of a batch have {claimed} rows, but {rows} were observed: give each sample its rows")]
+    Samples {
+        /// Rows observed.
+        rows: usize,
+        /// Rows of all samples together.
+        claimed: usize,
+    },
     /// More values than a count may hold.
-    #[error("more than 2^53 values at one site: counts would no longer be exact, so observe fewer samples")]
+    #[error(
+        "more than 2^32 - 1 rows or 2^53 values at one site: counts would no longer be exact, so observe fewer samples"
+    )]
     TooMany,
     /// No value was ever observed.
     #[error(
         "no value was observed, so there is no range to choose: run calibration data through this site first"
     )]
     Empty,
+    /// It is not known to which samples the rows belong.
+    #[error(
+        "of {rows} rows {attributed} belong to a known sample, and a moving average runs over samples: take another \
+         observer for this site"
+    )]
+    NoSamples {
+        /// Rows observed.
+        rows: u64,
+        /// Rows of known samples.
+        attributed: u64,
+    },
+    /// The averaging constant is out of its range.
+    #[error("an averaging constant of {constant} is not allowed: give more than 0 and at most 1, such as 0.01")]
+    AveragingConstant {
+        /// As given.
+        constant: f64,
+    },
+    /// A moving average over steps of no sample.
+    #[error("a moving average over batches of 0 samples is not allowed: give at least 1")]
+    AveragingBatch,
+    /// The ratio from which tokens are outliers is out of its range.
+    #[error("an outlier ratio of {ratio} is not allowed: give at least 1, such as 2")]
+    OutlierRatio {
+        /// As given.
+        ratio: f64,
+    },
+    /// The share of clipped tokens is out of its range.
+    #[error("{clipped_tokens}% of tokens that may be clipped is not allowed: give 0 to 50, such as 1")]
+    ClippedTokens {
+        /// As given, in per cent.
+        clipped_tokens: f64,
+    },
     /// The percentile is out of its range.
-    #[error("a percentile of {percentile} is not allowed: give more than 50 and at most 100, such as 99.99")]
+    #[error("a percentile of {percentile} is not allowed: give 50 to 100, such as 99.99")]
     Percentile {
         /// As given.
         percentile: f64,

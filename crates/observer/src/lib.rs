@@ -1,7 +1,7 @@
 //! What calibration remembers about activations, and the quantisation ranges chosen from it.
 //!
-//! [`ActivationStatistics`] summarises every value that passed one site: exact extremes, a histogram and the absolute
-//! maximum of each channel. Statistics are a pure function of the multiset of observed rows: any order, any batching,
+//! [`ActivationStatistics`] summarises every value that passed one site: exact extremes, a histogram, the absolute
+//! maximum and the distribution of each channel, the extremes of rows and of samples. Statistics are a pure function of the multiset of observed rows: any order, any batching,
 //! any number of threads or shards gives the same bits, and [`ActivationStatistics::merge`] loses nothing. One
 //! observing pass therefore serves every [`RangeObserver`], and [`StatisticsFile`] keeps it for later.
 //!
@@ -24,13 +24,18 @@
 //! assert!(expected_error(&statistics, params).sqnr_db() > 40.0);
 //! ```
 
+mod average;
 mod density;
+mod entropy;
 mod error;
 mod file;
 mod histogram;
 mod merge;
 mod outliers;
 mod range;
+mod samples;
+mod search;
+mod sketch;
 mod statistics;
 mod weights;
 
@@ -41,5 +46,6 @@ pub use histogram::{BINS, Histogram, MAX_EXPONENT, MAX_VALUES, MIN_EXPONENT};
 pub use merge::MergeError;
 pub use outliers::{median_absmax, outlier_channels};
 pub use range::RangeObserver;
+pub use samples::{SampleRange, SampleRows};
 pub use statistics::ActivationStatistics;
 pub use weights::WeightObserver;

@@ -5,15 +5,26 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeropoint_core::QuantParams;
 
-use crate::measured_error;
+use crate::range::check_percentile;
+use crate::{ObserveError, measured_error};
 
 /// How the symmetric range of a weight, one row (output channel) or a whole tensor, is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum WeightObserver {
     /// The largest magnitude: nothing saturates.
     #[default]
     MinMax,
+    /// The percentile of the magnitudes, so that `100 - percentile` per cent of the weights saturate. Between two ranks
+    /// it is interpolated, as `torch.quantile` and `numpy.percentile` do: of the 384 weights of a row 99.9 leaves out
+    /// less than one.
+    ///
+    /// Percentile clipping of weights is compared with other choices in Wu et al., "Integer Quantization for Deep
+    /// Learning Inference: Principles and Empirical Evaluation" (2020), section 5.
+    Percentile {
+        /// From 50 to 100 (which is [`WeightObserver::MinMax`]).
+        percentile: f64,
+    },
     /// The absolute maximum of least squared error after quantising and dequantising, found by search.
     ///
     /// The criterion is that of Choukroun et al., "Low-bit Quantization of Neural Networks for Efficient Inference"
@@ -23,28 +34,49 @@ pub enum WeightObserver {
 
 impl fmt::Display for WeightObserver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::MinMax => "min-max",
-            Self::Mse => "mse",
-        })
+        match self {
+            Self::MinMax => f.write_str("min-max"),
+            Self::Percentile { percentile } => write!(f, "percentile {percentile}"),
+            Self::Mse => f.write_str("mse"),
+        }
     }
 }
 
 impl WeightObserver {
+    /// Whether the settings are allowed.
+    pub fn validate(&self) -> Result<(), ObserveError> {
+        match *self {
+            Self::Percentile { percentile } => check_percentile(percentile),
+            Self::MinMax | Self::Mse => Ok(()),
+        }
+    }
+
     /// The absolute maximum to pass to [`QuantParams::symmetric`] for these weights.
     ///
     /// [`Mse`](Self::Mse) is never worse than [`MinMax`](Self::MinMax) by [`measured_error`], and never larger. It is
     /// 0 for no weights or all zeros. A NaN or infinite weight makes it not finite, which [`QuantParams::symmetric`]
-    /// refuses.
+    /// refuses. A percentile that is not allowed counts as the nearest one that is.
     pub fn absmax(self, weights: &[f32]) -> f32 {
         // Among magnitudes the order of the bits is the order of the values, with infinity and NaN on top.
         let bits = weights.iter().fold(0, |max, w| (w.to_bits() & 0x7fff_ffff).max(max));
         let absmax = f32::from_bits(bits);
         match self {
             Self::Mse if absmax.is_finite() && absmax > 0.0 => clip(weights, absmax),
+            Self::Percentile { percentile } if absmax.is_finite() => magnitude_at(weights, percentile),
             _ => absmax,
         }
     }
+}
+
+/// The percentile of the magnitudes of finite weights, linear between ranks; 0 of none.
+fn magnitude_at(weights: &[f32], percentile: f64) -> f32 {
+    let Some(last) = weights.len().checked_sub(1) else { return 0.0 };
+    let rank = percentile.clamp(50.0, 100.0) / 100.0 * last as f64;
+    let mut magnitudes: Vec<f32> = weights.iter().map(|w| w.abs()).collect();
+    let (_, lower, above) = magnitudes.select_nth_unstable_by(rank as usize, f32::total_cmp);
+    let lower = f64::from(*lower);
+    let upper = above.iter().copied().min_by(f32::total_cmp).map_or(lower, f64::from);
+    (lower + rank.fract() * (upper - lower)) as f32
 }
 
 /// Fractions of the absolute maximum are tried from 1 down to 1/16 by 1/128, and around the best of them by 1/1024.
@@ -234,7 +266,8 @@ mod tests {
 
     #[test]
     fn weights_without_a_range_and_weights_without_a_number() {
-        for observer in [WeightObserver::MinMax, WeightObserver::Mse] {
+        for observer in [WeightObserver::MinMax, WeightObserver::Mse, WeightObserver::Percentile { percentile: 100.0 }]
+        {
             for (row, expected) in [(&[][..], 0.0), (&[0.0, -0.0][..], 0.0), (&[0.0, 3.0][..], 3.0)] {
                 assert_eq!(observer.absmax(row), expected, "{observer}");
             }
@@ -244,7 +277,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn percentiles_interpolate_between_the_sorted_magnitudes() {
+        // numpy.percentile(numpy.abs([...]), p)
+        let row = [3.0, -1.0, 4.0, -1.5, 9.0, 2.6];
+        for (percentile, expected) in [(100.0, 9.0), (90.0, 6.5), (80.0, 4.0), (99.0, 8.75), (60.0, 3.0), (51.0, 2.82)] {
+            let found = WeightObserver::Percentile { percentile }.absmax(&row);
+            assert!((found - expected).abs() < 0.01, "{percentile}: {found}");
+        }
+        assert_eq!(WeightObserver::Percentile { percentile: 99.0 }.absmax(&[-7.0]), 7.0);
+    }
+
+    #[test]
+    fn settings_are_checked_and_shown() {
+        for percentile in [49.9, 100.5, f64::NAN] {
+            assert!(WeightObserver::Percentile { percentile }.validate().is_err(), "{percentile}");
+        }
+        let percentile = WeightObserver::Percentile { percentile: 99.9 };
+        assert_eq!((percentile.validate(), percentile.to_string().as_str()), (Ok(()), "percentile 99.9"));
+        assert_eq!(serde_json::to_string(&percentile).unwrap(), r#"{"kind":"percentile","percentile":99.9}"#);
+        assert_eq!(serde_json::to_string(&WeightObserver::Mse).unwrap(), r#"{"kind":"mse"}"#);
+    }
+
     proptest! {
+        #[test]
+        fn percentiles_leave_out_what_they_say_and_scale_with_the_weights(
+            row in prop::collection::vec(-1f32..1.0, 1..80), percentile in 50f64..100.0, exponent in -20i32..20,
+        ) {
+            let observer = WeightObserver::Percentile { percentile };
+            let chosen = observer.absmax(&row);
+            let above = row.iter().filter(|w| w.abs() > chosen).count() as f64;
+            let allowed = (1.0 - percentile / 100.0) * (row.len() - 1) as f64;
+            prop_assert!(above <= allowed.ceil() && chosen <= WeightObserver::MinMax.absmax(&row));
+            let unit = crate::histogram::power_of_two(exponent) as f32;
+            let scaled: Vec<f32> = row.iter().rev().map(|w| w * unit).collect();
+            prop_assert_eq!(observer.absmax(&scaled), chosen * unit);
+        }
+
         #[test]
         fn mse_is_never_worse_and_never_wider_than_min_max(
             row in prop::collection::vec(-1f32..1.0, 1..80), power in 1i32..7, exponent in -140i32..127,

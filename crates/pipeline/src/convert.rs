@@ -49,18 +49,38 @@ pub(crate) fn plan_request(quantization: &Quantization) -> Result<PlanRequest, P
 
 pub(crate) fn layer_scheme(scheme: config::LayerScheme) -> LayerScheme {
     LayerScheme {
-        weight_observer: match scheme.weights.observer {
-            config::WeightObserver::MinMax => WeightObserver::MinMax,
-            config::WeightObserver::Mse => WeightObserver::Mse,
-        },
-        range_observer: match (scheme.activations.observer, scheme.activations.percentile) {
-            (Some(ActivationObserver::Percentile), Some(percentile)) => {
-                RangeObserver::Percentile { percentile }
-            }
-            (Some(ActivationObserver::Mse), _) => RangeObserver::Mse,
-            _ => RangeObserver::MinMax,
-        },
+        weight_observer: weight_observer(scheme.weights),
+        range_observer: range_observer(scheme.activations),
         scheme: Scheme::from(scheme),
+    }
+}
+
+fn weight_observer(weights: config::Weights) -> WeightObserver {
+    match (weights.observer, weights.percentile) {
+        (config::WeightObserver::Percentile, Some(percentile)) => WeightObserver::Percentile { percentile },
+        (config::WeightObserver::Mse, _) => WeightObserver::Mse,
+        _ => WeightObserver::MinMax,
+    }
+}
+
+/// A checked config has the settings of its observer, and an observer where activations are static.
+fn range_observer(activations: config::Activations) -> RangeObserver {
+    let observer = activations.observer.unwrap_or(ActivationObserver::MinMax);
+    let percentile = activations.percentile.unwrap_or(100.0);
+    match observer {
+        ActivationObserver::MinMax => RangeObserver::MinMax,
+        ActivationObserver::MovingAverage => RangeObserver::MovingAverage {
+            constant: activations.averaging_constant.unwrap_or(1.0),
+            batch: activations.averaging_batch.unwrap_or(1),
+        },
+        ActivationObserver::Percentile => RangeObserver::Percentile { percentile },
+        ActivationObserver::PercentilePerChannel => RangeObserver::PercentilePerChannel { percentile },
+        ActivationObserver::Entropy => RangeObserver::Entropy,
+        ActivationObserver::OutlierAware => RangeObserver::OutlierAware {
+            ratio: activations.outlier_ratio.unwrap_or(1.0),
+            clipped_tokens: activations.clipped_tokens.unwrap_or(0.0),
+        },
+        ActivationObserver::Mse => RangeObserver::Mse,
     }
 }
 

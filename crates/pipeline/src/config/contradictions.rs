@@ -2,7 +2,7 @@
 
 use super::error::{Problem, within};
 use super::quantization::{
-    ActivationMode, ActivationObserver, Activations, Override, Preset, Quantization, Weights,
+    ActivationMode, ActivationObserver, Activations, Override, Preset, Quantization, WeightObserver, Weights,
 };
 
 impl Quantization {
@@ -59,6 +59,32 @@ fn eight_bits(at: &str, bits: u8) -> Result<(), Problem> {
         .hint("allowed: 8, that is INT8"))
 }
 
+/// Whether the setting of an observer is given exactly where its observer is.
+fn belongs(path: &str, given: bool, takes_it: bool, observers: &[&str], example: &str) -> Result<(), Problem> {
+    if given == takes_it {
+        return Ok(());
+    }
+    let key = path.rsplit('.').next().unwrap_or(path);
+    let names: Vec<String> = observers.iter().map(|name| format!("\"{name}\"")).collect();
+    let names = names.join(" or ");
+    let observer = path.strip_suffix(key).unwrap_or_default().to_owned() + "observer";
+    Err(if given {
+        Problem::new(path, format!("`{path}` is given, but the observer is not {names}"))
+            .label(format!("belongs to {names}"))
+            .related(observer, "the observer")
+            .hint(format!("write `observer = \"{}\"`, or remove `{key}`", observers[0]))
+    } else {
+        Problem::new(path, format!("`{path}` is missing: the observer {names} needs it"))
+            .label(format!("`{key}` belongs here"))
+            .hint(format!("for example `{key} = {example}`"))
+    })
+}
+
+fn in_percent(path: &str, percentile: f64) -> Result<(), Problem> {
+    within(path, percentile, 50.0..=100.0)
+        .map_err(|problem| problem.hint("percentiles are in percent: 99.99 leaves out one value in 10000"))
+}
+
 impl Weights {
     fn check(self, at: &str) -> Result<(), Problem> {
         eight_bits(at, self.bits)?;
@@ -67,7 +93,10 @@ impl Weights {
             let message = format!("`{path}` must be true: no INT8 runtime loads asymmetric weights");
             return Err(Problem::new(path, message).label("not offered").hint("remove `symmetric`"));
         }
-        Ok(())
+        let path = format!("{at}.percentile");
+        let takes_it = self.observer == WeightObserver::Percentile;
+        belongs(&path, self.percentile.is_some(), takes_it, &["percentile"], "99.9")?;
+        self.percentile.map_or(Ok(()), |percentile| in_percent(&path, percentile))
     }
 }
 
@@ -111,31 +140,50 @@ impl Activations {
             (ActivationMode::Static, None) => {
                 let path = format!("{at}.observer");
                 let message = format!("`{path}` is missing: static activations need one");
+                let names = ActivationObserver::ALL.map(|observer| format!("`{}`", observer.as_str()));
                 return Err(Problem::new(path, message)
                     .label("`observer` belongs here")
-                    .hint("allowed: `min-max`, `percentile`, `mse`"));
+                    .hint(format!("allowed: {}", names.join(", "))));
             }
             _ => {}
         }
+        self.check_settings(&at)
+    }
+
+    /// The settings of observers.
+    fn check_settings(&self, at: &str) -> Result<(), Problem> {
+        let is = |observer| self.observer == Some(observer);
         let path = format!("{at}.percentile");
-        match (self.percentile, self.observer == Some(ActivationObserver::Percentile)) {
-            (None, false) => Ok(()),
-            (Some(percentile), true) => within(&path, percentile, 50.0..=100.0).map_err(|problem| {
-                problem.hint("percentiles are in percent, 50 to 100: 99.99 leaves out one value in 10000")
-            }),
-            (Some(_), false) => {
-                let message = format!("`{path}` is given, but the observer is not \"percentile\"");
-                Err(Problem::new(path, message)
-                    .label("a percentile of nothing")
-                    .related(format!("{at}.observer"), "the observer")
-                    .hint("write `observer = \"percentile\"`, or remove `percentile`"))
-            }
-            (None, true) => {
-                let message = format!("`{path}` is missing: the observer \"percentile\" needs it");
-                Err(Problem::new(path, message)
-                    .label("`percentile` belongs here")
-                    .hint("for example `percentile = 99.99`"))
-            }
-        }
+        let takes_it = self.observer.is_some_and(ActivationObserver::takes_percentile);
+        belongs(
+            &path,
+            self.percentile.is_some(),
+            takes_it,
+            &["percentile", "percentile-per-channel"],
+            "99.99",
+        )?;
+        self.percentile.map_or(Ok(()), |percentile| in_percent(&path, percentile))?;
+
+        let (averages, name) = (is(ActivationObserver::MovingAverage), &["moving-average"]);
+        let path = format!("{at}.averaging_constant");
+        belongs(&path, self.averaging_constant.is_some(), averages, name, "0.01")?;
+        self.averaging_constant.map_or(Ok(()), |constant| within(&path, constant, 0.000_001..=1.0)).map_err(
+            |problem| problem.hint("1 keeps the last step alone; a small constant averages over many"),
+        )?;
+        let path = format!("{at}.averaging_batch");
+        belongs(&path, self.averaging_batch.is_some(), averages, name, "1")?;
+        self.averaging_batch.map_or(Ok(()), |batch| within(&path, batch, 1..=1_000_000))?;
+
+        let (outliers, name) = (is(ActivationObserver::OutlierAware), &["outlier-aware"]);
+        let path = format!("{at}.outlier_ratio");
+        belongs(&path, self.outlier_ratio.is_some(), outliers, name, "2.0")?;
+        self.outlier_ratio
+            .map_or(Ok(()), |ratio| within(&path, ratio, 1.0..=1e6))
+            .map_err(|problem| problem.hint("2 takes tokens for outliers that reach twice as far as the median"))?;
+        let path = format!("{at}.clipped_tokens");
+        belongs(&path, self.clipped_tokens.is_some(), outliers, name, "1.0")?;
+        self.clipped_tokens
+            .map_or(Ok(()), |tokens| within(&path, tokens, 0.0..=50.0))
+            .map_err(|problem| problem.hint("in percent of all tokens: 1.0 lets one token in 100 lose values"))
     }
 }

@@ -42,7 +42,7 @@ pub enum Preset {
 }
 
 /// How weights are quantised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
 pub struct Weights {
     /// 8.
     pub bits: u8,
@@ -52,6 +52,8 @@ pub struct Weights {
     pub symmetric: bool,
     /// How the range is found.
     pub observer: WeightObserver,
+    /// The percentile, in percent, of the observer of that name; `None` for others.
+    pub percentile: Option<f64>,
 }
 
 /// Over what one scale of a weight is shared.
@@ -70,6 +72,8 @@ pub enum WeightGranularity {
 pub enum WeightObserver {
     /// The smallest and largest value.
     MinMax,
+    /// The given percentile of the magnitudes, of each channel or of the tensor.
+    Percentile,
     /// The clipped range with the least squared error.
     Mse,
 }
@@ -87,8 +91,17 @@ pub struct Activations {
     pub symmetric: bool,
     /// How a static range is found; `None` for dynamic activations.
     pub observer: Option<ActivationObserver>,
-    /// The percentile, in percent, of the observer of that name; `None` for others.
+    /// The percentile, in percent, of the observers that take one; `None` for others.
     pub percentile: Option<f64>,
+    /// Weight of a step of the observer "moving-average"; `None` for others.
+    pub averaging_constant: Option<f64>,
+    /// Samples that make a step of the observer "moving-average"; `None` for others.
+    pub averaging_batch: Option<u32>,
+    /// From how many times the median token's extreme a token is an outlier to the observer "outlier-aware"; `None` for
+    /// others.
+    pub outlier_ratio: Option<f64>,
+    /// Percentage of tokens that the observer "outlier-aware" may clip; `None` for others.
+    pub clipped_tokens: Option<f64>,
 }
 
 /// When the scale of an activation is found.
@@ -117,8 +130,16 @@ pub enum ActivationGranularity {
 pub enum ActivationObserver {
     /// The smallest and largest value seen.
     MinMax,
+    /// Moving averages of the smallest and largest value of each sample, in sampling order.
+    MovingAverage,
     /// The range that holds the given percentage of the values seen.
     Percentile,
+    /// The range that holds the given percentage of the values of every channel.
+    PercentilePerChannel,
+    /// The range whose INT8 distribution diverges least from the one seen (Kullback-Leibler).
+    Entropy,
+    /// The range of all tokens but a few that reach out far beyond the others.
+    OutlierAware,
     /// The clipped range with the least squared error.
     Mse,
 }
@@ -221,6 +242,48 @@ impl Preset {
     }
 }
 
+impl WeightObserver {
+    /// The name used in configs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MinMax => "min-max",
+            Self::Percentile => "percentile",
+            Self::Mse => "mse",
+        }
+    }
+}
+
+impl ActivationObserver {
+    /// Every observer.
+    pub const ALL: [Self; 7] = [
+        Self::MinMax,
+        Self::MovingAverage,
+        Self::Percentile,
+        Self::PercentilePerChannel,
+        Self::Entropy,
+        Self::OutlierAware,
+        Self::Mse,
+    ];
+
+    /// The name used in configs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MinMax => "min-max",
+            Self::MovingAverage => "moving-average",
+            Self::Percentile => "percentile",
+            Self::PercentilePerChannel => "percentile-per-channel",
+            Self::Entropy => "entropy",
+            Self::OutlierAware => "outlier-aware",
+            Self::Mse => "mse",
+        }
+    }
+
+    /// Whether it takes a percentile.
+    pub fn takes_percentile(self) -> bool {
+        matches!(self, Self::Percentile | Self::PercentilePerChannel)
+    }
+}
+
 impl Default for Weights {
     /// Per channel with the least squared error, which costs about an eighth less of it than the full range.
     fn default() -> Self {
@@ -229,6 +292,7 @@ impl Default for Weights {
             granularity: WeightGranularity::Channel,
             symmetric: true,
             observer: WeightObserver::Mse,
+            percentile: None,
         }
     }
 }
@@ -245,6 +309,10 @@ impl Activations {
                 symmetric: true,
                 observer: None,
                 percentile: None,
+                averaging_constant: None,
+                averaging_batch: None,
+                outlier_ratio: None,
+                clipped_tokens: None,
             },
             ActivationMode::Static => Self {
                 bits: 8,
@@ -253,6 +321,10 @@ impl Activations {
                 symmetric: false,
                 observer: Some(ActivationObserver::MinMax),
                 percentile: None,
+                averaging_constant: None,
+                averaging_batch: None,
+                outlier_ratio: None,
+                clipped_tokens: None,
             },
         }
     }

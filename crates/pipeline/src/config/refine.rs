@@ -9,8 +9,18 @@ use super::quantization::{
     LayerScheme, Override, OverrideScheme, Preset, Quantization, WeightGranularity, WeightObserver, Weights,
 };
 
-/// The percentile when the observer is called for without one.
+/// The percentile when an observer of activations is called for without one.
 const PERCENTILE: f64 = 99.99;
+/// The percentile of weights: of the few hundred of a channel, 99.99 would leave out none.
+const WEIGHT_PERCENTILE: f64 = 99.9;
+/// `PyTorch`'s.
+const AVERAGING_CONSTANT: f64 = 0.01;
+/// One sample after the other.
+const AVERAGING_BATCH: u32 = 1;
+/// Times the median token's extreme.
+const OUTLIER_RATIO: f64 = 2.0;
+/// In percent.
+const CLIPPED_TOKENS: f64 = 1.0;
 
 /// How weights and activations become INT8: a preset, refined by the keys beside it.
 #[derive(Default, Deserialize, JsonSchema)]
@@ -48,6 +58,9 @@ struct WeightKeys {
     symmetric: Option<bool>,
     /// How the range is found. Default: "mse".
     observer: Option<WeightObserver>,
+    /// The percentile, in percent, of the observer "percentile". Default: 99.9.
+    #[schemars(range(min = 50, max = 100))]
+    percentile: Option<f64>,
 }
 
 /// How activations are quantised, where it differs from the preset.
@@ -65,9 +78,22 @@ struct ActivationKeys {
     symmetric: Option<bool>,
     /// How the range of static activations is found. Default: "min-max".
     observer: Option<ActivationObserver>,
-    /// The percentile, in percent, of the observer "percentile". Default: 99.99.
+    /// The percentile, in percent, of the observers "percentile" and "percentile-per-channel". Default: 99.99.
     #[schemars(range(min = 50, max = 100))]
     percentile: Option<f64>,
+    /// How much a step of the observer "moving-average" weighs against all before it. Default: 0.01.
+    #[schemars(range(min = 0.000001, max = 1))]
+    averaging_constant: Option<f64>,
+    /// Samples that make a step of the observer "moving-average". Default: 1.
+    #[schemars(range(min = 1, max = 1000000))]
+    averaging_batch: Option<u32>,
+    /// From how many times the median token's extreme a token is an outlier, for the observer "outlier-aware".
+    /// Default: 2.
+    #[schemars(range(min = 1, max = 1000000))]
+    outlier_ratio: Option<f64>,
+    /// Percentage of tokens of which the observer "outlier-aware" may clip values. Default: 1.
+    #[schemars(range(min = 0, max = 50))]
+    clipped_tokens: Option<f64>,
 }
 
 /// Another scheme for some layers.
@@ -94,30 +120,48 @@ impl QuantizationKeys {
 
 impl WeightKeys {
     fn refine(self, base: Weights) -> Weights {
+        let observer = self.observer.unwrap_or(base.observer);
+        let inherited = (observer == WeightObserver::Percentile)
+            .then(|| base.percentile.unwrap_or(WEIGHT_PERCENTILE));
         Weights {
             bits: self.bits.unwrap_or(base.bits),
             granularity: self.granularity.unwrap_or(base.granularity),
             symmetric: self.symmetric.unwrap_or(base.symmetric),
-            observer: self.observer.unwrap_or(base.observer),
+            observer,
+            percentile: self.percentile.or(inherited),
         }
     }
 }
 
 impl ActivationKeys {
-    /// A change of mode starts again from the usual activations of that mode.
+    /// A change of mode starts again from the usual activations of that mode. The settings of an observer are filled in
+    /// where it takes them, and inherited where the base has them.
     fn refine(self, base: Activations) -> Activations {
         let mode = self.mode.unwrap_or(base.mode);
         let base = if mode == base.mode { base } else { Activations::of(mode) };
         let observer = self.observer.or(base.observer);
-        let by_percentile = observer == Some(ActivationObserver::Percentile);
-        let inherited = by_percentile.then(|| base.percentile.unwrap_or(PERCENTILE));
+        let by_percentile = observer.is_some_and(ActivationObserver::takes_percentile);
+        let average = observer == Some(ActivationObserver::MovingAverage);
+        let outlier_aware = observer == Some(ActivationObserver::OutlierAware);
         Activations {
             bits: self.bits.unwrap_or(base.bits),
             mode,
             granularity: self.granularity.unwrap_or(base.granularity),
             symmetric: self.symmetric.unwrap_or(base.symmetric),
             observer,
-            percentile: self.percentile.or(inherited),
+            percentile: self.percentile.or(by_percentile.then(|| base.percentile.unwrap_or(PERCENTILE))),
+            averaging_constant: self
+                .averaging_constant
+                .or(average.then(|| base.averaging_constant.unwrap_or(AVERAGING_CONSTANT))),
+            averaging_batch: self
+                .averaging_batch
+                .or(average.then(|| base.averaging_batch.unwrap_or(AVERAGING_BATCH))),
+            outlier_ratio: self
+                .outlier_ratio
+                .or(outlier_aware.then(|| base.outlier_ratio.unwrap_or(OUTLIER_RATIO))),
+            clipped_tokens: self
+                .clipped_tokens
+                .or(outlier_aware.then(|| base.clipped_tokens.unwrap_or(CLIPPED_TOKENS))),
         }
     }
 }
