@@ -440,7 +440,7 @@ mod tests {
         let with = |threads: usize, isa: Isa| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut statistics = ActivationStatistics::new(64);
+                let mut statistics = ActivationStatistics::new(256);
                 statistics.observe(isa, &x).unwrap();
                 statistics.observe(isa, &large).unwrap();
                 statistics

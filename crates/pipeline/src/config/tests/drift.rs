@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A config in which every key of the language is written.
+/// A config in which every key of the language is written, but for those of [`OBSERVERS`].
 const FULL: &str = r#"
 version = 1
 model = { source = "org/m", revision = "main", task = "embedding" }
@@ -55,6 +55,21 @@ dir = "out"
 formats = ["compressed-tensors"]
 "#;
 
+/// Settings of observers, which exclude each other.
+const OBSERVERS: [&str; 3] = [
+    "observer = 'moving-average', averaging_constant = 0.1, averaging_batch = 16",
+    "observer = 'outlier-aware', outlier_ratio = 3.0, clipped_tokens = 0.5",
+    "observer = 'percentile-per-channel', percentile = 99.9",
+];
+
+/// A config with the settings of an observer of activations, and of one of weights.
+fn with_observer(settings: &str) -> String {
+    let tables = format!(
+        "weights = {{ observer = 'percentile', percentile = 99.8 }}\nactivations = {{ mode = 'static', {settings} }}"
+    );
+    format!("{MODEL}[quantization]\n{tables}\n[[quantization.overrides]]\nlayers = ['a']\n{tables}")
+}
+
 #[test]
 fn the_schema_and_the_language_have_the_same_keys() {
     fn written(value: &toml::Value, at: &str, keys: &mut BTreeSet<String>) {
@@ -93,11 +108,13 @@ fn the_schema_and_the_language_have_the_same_keys() {
             }
         }
     }
-    let config = parse(FULL).unwrap();
-    assert_eq!(parse(&config.to_toml()).unwrap(), config);
     let (mut in_file, mut in_resolved, mut in_schema) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    written(&toml::from_str(FULL).unwrap(), "", &mut in_file);
-    written(&toml::from_str(&config.to_toml()).unwrap(), "", &mut in_resolved);
+    for text in OBSERVERS.map(with_observer).into_iter().chain([FULL.to_owned()]) {
+        let config = parse(&text).unwrap();
+        assert_eq!(parse(&config.to_toml()).unwrap(), config);
+        written(&toml::from_str(&text).unwrap(), "", &mut in_file);
+        written(&toml::from_str(&config.to_toml()).unwrap(), "", &mut in_resolved);
+    }
     let schema = Config::json_schema();
     described(&schema, &schema, "", &mut in_schema);
     assert_eq!(in_file, in_schema);
@@ -169,7 +186,13 @@ fn settings() -> impl Strategy<Value = Vec<String>> {
             "quantization.activations.observer=percentile".to_owned(),
             format!("quantization.activations.percentile={percentile:?}"),
         ]),
-        Just(vec!["quantization.activations={ mode = 'static', observer = 'mse' }".to_owned()]),
+        prop::sample::select(OBSERVERS.to_vec()).prop_map(|settings| vec![
+            format!("quantization.activations={{ mode = 'static', {settings} }}"),
+            "quantization.weights.observer=percentile".to_owned(),
+        ]),
+        prop::sample::select(ActivationObserver::ALL.to_vec()).prop_map(|observer| {
+            vec![format!("quantization.activations={{ mode = 'static', observer = '{}' }}", observer.as_str())]
+        }),
     ];
     let others = (1_usize..=1_000_000, 0..=i64::MAX, 0.0..=1.0, "[a-z\\\\.\"' é]{0,8}x").prop_map(
         |(samples, seed, max_drop, text)| {

@@ -91,6 +91,31 @@ fn keys_refine_the_preset() {
             ..static_
         }
     );
+    let by_observer = |observer: &str| {
+        scheme(&format!("scheme = 'w8a8-static'\nactivations.observer = '{observer}'")).activations
+    };
+    let with = |observer| Activations { observer: Some(observer), ..static_ };
+    let expected = [
+        Activations { percentile: Some(99.99), ..with(ActivationObserver::PercentilePerChannel) },
+        Activations {
+            averaging_constant: Some(0.01),
+            averaging_batch: Some(1),
+            ..with(ActivationObserver::MovingAverage)
+        },
+        Activations {
+            outlier_ratio: Some(2.0),
+            clipped_tokens: Some(1.0),
+            ..with(ActivationObserver::OutlierAware)
+        },
+        with(ActivationObserver::Entropy),
+        with(ActivationObserver::Mse),
+        with(ActivationObserver::MinMax),
+    ];
+    for expected in expected {
+        assert_eq!(by_observer(expected.observer.unwrap().as_str()), expected);
+    }
+    let weights = scheme("weights.observer = 'percentile'").weights;
+    assert_eq!((weights.observer, weights.percentile), (WeightObserver::Percentile, Some(99.9)));
     assert_eq!(scheme("ignore = []").ignore, Some(vec![]));
     assert_eq!(scheme("").ignore, None);
 }
@@ -108,11 +133,15 @@ fn overrides_start_from_their_preset_or_from_the_scheme_of_all() {
             { layers = ['c'], weights = { granularity = 'tensor' } },
             { layers = ['d'], activations = { observer = 'mse' } },
             { layers = ['e'], activations = { mode = 'dynamic' } },
+            { layers = ['f'], activations = { observer = 'percentile-per-channel' } },
         ]";
     let quantization = parse(text).unwrap().quantization;
     let all = quantization.layer_scheme();
     let schemes: Vec<_> = quantization.overrides.iter().map(Override::layer_scheme).collect();
     let mse = Activations { observer: Some(ActivationObserver::Mse), percentile: None, ..all.activations };
+    // The percentile is inherited.
+    let per_channel =
+        Activations { observer: Some(ActivationObserver::PercentilePerChannel), ..all.activations };
     let by_tensor = Weights { granularity: WeightGranularity::Tensor, ..all.weights };
     let expected = [
         None,
@@ -120,6 +149,7 @@ fn overrides_start_from_their_preset_or_from_the_scheme_of_all() {
         Some(LayerScheme { weights: by_tensor, ..all }),
         Some(LayerScheme { activations: mse, ..all }),
         Some(LayerScheme { activations: Activations::of(ActivationMode::Dynamic), ..all }),
+        Some(LayerScheme { activations: per_channel, ..all }),
     ];
     assert_eq!(schemes, expected);
     assert_eq!(quantization.overrides[4].scheme, OverrideScheme::W8a8Dynamic);
