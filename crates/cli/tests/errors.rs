@@ -444,7 +444,7 @@ fn shards() {
         ("shards of two versions", &["avx2", "later"], "out"),
         ("shards of two seeds", &["1-of-2", "seed-43"], "out"),
         ("a shard with too many tokens", &["1-of-2", "heavier"], "out"),
-        ("a shard with other sites", &["1-of-2", "renamed"], "out"),
+        ("a shard that was changed", &["1-of-2", "renamed"], "out"),
         ("a shard that cannot be", &["no-shard"], "out"),
         ("a whole set", &["whole"], "out"),
         ("a whole set among shards", &["1-of-2", "2-of-2", "whole"], "out"),

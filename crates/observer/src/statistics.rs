@@ -31,7 +31,7 @@ pub(crate) const ROW_LANES: usize = 3;
 /// They are a pure function of the multiset of observed rows, each with the sample it belongs to. However the rows are
 /// ordered, batched, split between threads or merged from shards, the bits are the same. The two zeros count as one.
 ///
-/// They take 392 bytes for each channel, 16 for each sample, and 74 KiB.
+/// They take 388 bytes for each channel, 24 for each sample, and 73 KiB.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivationStatistics {
     rows: u64,

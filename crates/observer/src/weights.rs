@@ -19,8 +19,8 @@ pub enum WeightObserver {
     /// it is interpolated, as `torch.quantile` and `numpy.percentile` do: of the 384 weights of a row 99.9 leaves out
     /// less than one.
     ///
-    /// Percentile clipping of weights is compared with other choices in Wu et al., "Integer Quantization for Deep
-    /// Learning Inference: Principles and Empirical Evaluation" (2020), section 5.
+    /// The percentile of activations (Wu et al., "Integer Quantization for Deep Learning Inference: Principles and
+    /// Empirical Evaluation", 2020) applied to a row.
     Percentile {
         /// From 50 to 100 (which is [`WeightObserver::MinMax`]).
         percentile: f64,
