@@ -118,7 +118,10 @@ fn statistics_are_those_of_the_rows() {
             let mut at_once = ActivationStatistics::new(channels);
             let order = set.plan.batches().iter().flatten();
             let samples: Vec<SampleRows> = order
-                .map(|&i| SampleRows { sample: i as u32, rows: if head { 1 } else { set.sequences[i].len() } })
+                .map(|&i| SampleRows {
+                    sample: i as u32,
+                    rows: if head { 1 } else { set.sequences[i].len() },
+                })
                 .collect();
             at_once.observe_samples(Isa::SCALAR, values, &samples).unwrap();
             assert_eq!(*statistics, at_once, "{}", site.id);
@@ -183,10 +186,10 @@ fn as_bytes(statistics: &Statistics) -> Vec<u8> {
         bytes.extend(statistics.histogram().counts().iter().flat_map(|count| count.to_le_bytes()));
     }
     // And what has no accessor of its own: the file holds everything.
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("statistics.safetensors");
-    StatisticsFile { header: BTreeMap::new(), sites: statistics.clone() }.save(&path).unwrap();
-    bytes.extend(std::fs::read(path).unwrap());
+    StatisticsFile { header: BTreeMap::new(), sites: statistics.clone() }.save(&path).expect("saved");
+    bytes.extend(std::fs::read(path).expect("read"));
     bytes
 }
 

@@ -37,7 +37,9 @@ pub enum ObserveError {
         right: usize,
     },
     /// The samples have another number of rows than were observed.
-    #[error("the samples of a batch have {claimed} rows, but {rows} were observed: give each sample its rows")]
+    #[error(
+        "the samples of a batch have {claimed} rows, but {rows} were observed: give each sample its rows"
+    )]
     Samples {
         /// Rows observed.
         rows: usize,
@@ -66,7 +68,9 @@ pub enum ObserveError {
         attributed: u64,
     },
     /// The averaging constant is out of its range.
-    #[error("an averaging constant of {constant} is not allowed: give more than 0 and at most 1, such as 0.01")]
+    #[error(
+        "an averaging constant of {constant} is not allowed: give more than 0 and at most 1, such as 0.01"
+    )]
     AveragingConstant {
         /// As given.
         constant: f64,

@@ -171,10 +171,8 @@ impl StatisticsFile {
         }
         let mut content = content_of(&header);
         let load = |site: String| {
-            let statistics = load_site(&file, &site, &mut content)?.map_err(|reason| StatisticsFileError::Site {
-                path: path.to_owned(),
-                site: site.clone(),
-                reason,
+            let statistics = load_site(&file, &site, &mut content)?.map_err(|reason| {
+                StatisticsFileError::Site { path: path.to_owned(), site: site.clone(), reason }
             })?;
             Ok((site, statistics))
         };

@@ -152,17 +152,19 @@ impl RangeObserver {
             }
             Self::PercentilePerChannel { percentile } => {
                 let cut = 1.0 - percentile / 100.0;
-                let range = statistics.channel_lanes().fold((0.0, 0.0), |(min, max): (f64, f64), lane| {
-                    match symmetry {
-                        Symmetry::Symmetric => {
-                            let absmax = lane.absolute_quantile(1.0 - cut).max(max);
-                            (-absmax, absmax)
-                        }
-                        Symmetry::Asymmetric => {
-                            (lane.quantile(cut / 2.0).min(min), lane.quantile(1.0 - cut / 2.0).max(max))
-                        }
-                    }
-                });
+                let range =
+                    statistics.channel_lanes().fold(
+                        (0.0, 0.0),
+                        |(min, max): (f64, f64), lane| match symmetry {
+                            Symmetry::Symmetric => {
+                                let absmax = lane.absolute_quantile(1.0 - cut).max(max);
+                                (-absmax, absmax)
+                            }
+                            Symmetry::Asymmetric => {
+                                (lane.quantile(cut / 2.0).min(min), lane.quantile(1.0 - cut / 2.0).max(max))
+                            }
+                        },
+                    );
                 if percentile == 100.0 {
                     // The ends of bins lie beyond the values in them; nothing is left out, though.
                     widest

@@ -81,7 +81,6 @@ impl Samples {
         let reach = self.0.values().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), range| {
             (low.min(range.min), high.max(range.max))
         });
-        self.0.values().all(inside)
-            && (self.rows() < rows || (self.rows() == rows && reach == (min, max)))
+        self.0.values().all(inside) && (self.rows() < rows || (self.rows() == rows && reach == (min, max)))
     }
 }

@@ -269,7 +269,12 @@ mod tests {
                     let lane = sketch.lanes().next().unwrap();
                     let holds = |(lower, upper, count): &(f64, f64, u64)| {
                         let x = f64::from(x);
-                        *count > 0 && if x < 0.0 { *lower <= x && x <= *upper } else { (*lower..*upper).contains(&x) }
+                        *count > 0
+                            && if x < 0.0 {
+                                *lower <= x && x <= *upper
+                            } else {
+                                (*lower..*upper).contains(&x)
+                            }
                     };
                     assert!(lane.ascending().any(|bin| holds(&bin)), "{absmax} {x}");
                     assert_eq!(lane.count(), 2);
@@ -283,7 +288,10 @@ mod tests {
         assert_eq!(sketch_of(1, &[1.0, 0.0]), sketch_of(1, &[1.0, -0.0]));
         assert_eq!(sketch_of(1, &[1.0, 1e-4]), sketch_of(1, &[1.0, 1e-30]));
         assert_ne!(sketch_of(1, &[1.0, -1e-30]), sketch_of(1, &[1.0, 1e-30]));
-        assert_eq!(sketch_of(1, &[0.0]).lanes().next().unwrap().quantile(1.0), f64::from(1e-45f32) * (1u64 << 21) as f64);
+        assert_eq!(
+            sketch_of(1, &[0.0]).lanes().next().unwrap().quantile(1.0),
+            f64::from(1e-45f32) * (1u64 << 21) as f64
+        );
     }
 
     #[test]

@@ -92,7 +92,8 @@ impl ActivationStatistics {
         let found = Self { rows, min, max, histogram, channel_absmax, channels, row_extremes, samples };
         if rows == 0 {
             let empty = Self::new(lanes);
-            return (found == Self { min, max, ..empty.clone() } && (min, max) == (0.0, 0.0)).then_some(empty);
+            return (found == Self { min, max, ..empty.clone() } && (min, max) == (0.0, 0.0))
+                .then_some(empty);
         }
         found.is_possible().then_some(found)
     }
@@ -107,11 +108,12 @@ impl ActivationStatistics {
         let absmax = self.channel_absmax.iter().copied().fold(0.0, f32::max);
         let channels = self.channels.lanes().zip(&self.channel_absmax);
         let mut extremes = self.row_extremes.lanes();
-        let (Some(lowest), Some(highest), Some(largest)) = (extremes.next(), extremes.next(), extremes.next())
+        let (Some(lowest), Some(highest), Some(largest)) =
+            (extremes.next(), extremes.next(), extremes.next())
         else {
             return false;
         };
-        rows <= u64::from(u32::MAX)
+        u32::try_from(rows).is_ok()
             && rows.checked_mul(self.channel_absmax.len() as u64) == Some(self.histogram.count())
             && min.is_finite()
             && max.is_finite()

@@ -266,7 +266,8 @@ mod tests {
 
     #[test]
     fn weights_without_a_range_and_weights_without_a_number() {
-        for observer in [WeightObserver::MinMax, WeightObserver::Mse, WeightObserver::Percentile { percentile: 100.0 }]
+        for observer in
+            [WeightObserver::MinMax, WeightObserver::Mse, WeightObserver::Percentile { percentile: 100.0 }]
         {
             for (row, expected) in [(&[][..], 0.0), (&[0.0, -0.0][..], 0.0), (&[0.0, 3.0][..], 3.0)] {
                 assert_eq!(observer.absmax(row), expected, "{observer}");
@@ -281,7 +282,9 @@ mod tests {
     fn percentiles_interpolate_between_the_sorted_magnitudes() {
         // numpy.percentile(numpy.abs([...]), p)
         let row = [3.0, -1.0, 4.0, -1.5, 9.0, 2.6];
-        for (percentile, expected) in [(100.0, 9.0), (90.0, 6.5), (80.0, 4.0), (99.0, 8.75), (60.0, 3.0), (51.0, 2.82)] {
+        for (percentile, expected) in
+            [(100.0, 9.0), (90.0, 6.5), (80.0, 4.0), (99.0, 8.75), (60.0, 3.0), (51.0, 2.82)]
+        {
             let found = WeightObserver::Percentile { percentile }.absmax(&row);
             assert!((found - expected).abs() < 0.01, "{percentile}: {found}");
         }

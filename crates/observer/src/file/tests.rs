@@ -1,8 +1,8 @@
 //! What is written is read back, and what nothing could have written is refused.
 
 use super::*;
-use tempfile::TempDir;
 use crate::SampleRows;
+use tempfile::TempDir;
 use zeropoint_kernels::Isa;
 
 fn observed(channels: usize, x: &[f32]) -> ActivationStatistics {
@@ -28,7 +28,10 @@ fn example() -> StatisticsFile {
         sites: [
             ("encoder.layer.0.attention", observed(3, &[1.0, -2.0, 3.5, 0.25, -0.0, 1e-30])),
             ("encoder.layer.0.meta", observed(1, &[f32::MAX, f32::MIN])),
-            ("encoder.layer.0.samples", of_samples(2, &[1.0, -2.0, 3.5, 0.25, -0.0, 1e-30], &[(7, 1), (3, 2)])),
+            (
+                "encoder.layer.0.samples",
+                of_samples(2, &[1.0, -2.0, 3.5, 0.25, -0.0, 1e-30], &[(7, 1), (3, 2)]),
+            ),
             ("never seen", ActivationStatistics::new(2)),
             ("zero", observed(2, &[0.0; 4])),
         ]
@@ -70,9 +73,9 @@ type Part = (&'static str, Dtype, Vec<u8>);
 fn message_of(parts: &[Part], metadata: &str) -> String {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("s.safetensors");
-    let specs = parts.iter().map(|(part, dtype, bytes)| {
-        TensorSpec::new(tensor("s", part), *dtype, [bytes.len() / dtype.size()])
-    });
+    let specs = parts
+        .iter()
+        .map(|(part, dtype, bytes)| TensorSpec::new(tensor("s", part), *dtype, [bytes.len() / dtype.size()]));
     let metadata = BTreeMap::from([(METADATA_KEY.to_owned(), metadata.to_owned())]);
     let mut writer = SafetensorsWriter::create(&path, specs.collect(), &metadata).unwrap();
     for (part, _, bytes) in parts {
@@ -198,7 +201,11 @@ fn files_of_another_kind_are_named() {
         (incomplete, &right, "site `s` has no tensor `samples`"),
         (retyped, &right, "has `channel_absmax` of I32 [2] where F32 [2] is needed"),
         (stranger, &right, "not a statistics file (it holds a tensor `s.weight`)"),
-        (good(), r#"{"header":{},"version":1}"#, "version 1, this is Zeropoint for version 2: calibrate again"),
+        (
+            good(),
+            r#"{"header":{},"version":1}"#,
+            "version 1, this is Zeropoint for version 2: calibrate again",
+        ),
         (good(), r#"{"version":9,"other":[]}"#, "version 9"),
         (good(), &with_checksum(r#""header":{"a":1},"version":2"#), "malformed"),
         (good(), &with_checksum(r#""header":{},"version":2,"x":1"#), "malformed"),

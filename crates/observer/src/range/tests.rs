@@ -109,12 +109,9 @@ fn the_mse_range_is_near_the_best_of_a_fine_grid_on_the_values() {
     // 3%: the histogram spreads each value over 1/16 of a min-max step, which blurs the ripples of a small
     // sample's error, and the grid itself is not the optimum.
     let relu: Vec<f32> = normal(2_000, 2).into_iter().map(|x| x.max(0.0)).collect();
-    for (name, x) in [
-        ("normal", normal(2_000, 3)),
-        ("relu", relu),
-        ("gelu", gelu(2_000)),
-        ("heavy", heavy_tailed(2_000)),
-    ] {
+    for (name, x) in
+        [("normal", normal(2_000, 3)), ("relu", relu), ("gelu", gelu(2_000)), ("heavy", heavy_tailed(2_000))]
+    {
         for symmetry in [Symmetric, Asymmetric] {
             let range = RangeObserver::Mse.range(&observed(&x), symmetry).unwrap();
             let chosen = measured_error(&x, params(range, symmetry)).mean_squared_error;
@@ -183,14 +180,16 @@ fn moving_averages_are_those_of_the_definition() {
     let ends = [(-1.0, 1.0), (-2.0, 3.0), (0.25, 0.75), (-8.0, 16.0), (2.0, 2.0)];
     for (constant, batch) in [(0.01, 1), (0.5, 1), (1.0, 1), (0.25, 2), (0.1, 3), (0.3, 100)] {
         let mut steps = ends.chunks(batch).map(|step| {
-            step.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &(min, max)| (a.min(min), b.max(max)))
+            step.iter()
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &(min, max)| (a.min(min), b.max(max)))
         });
         let first = steps.next().unwrap();
         let (min, max) = steps.fold(first, |(a, b), (min, max)| {
             ((1.0 - constant) * a + constant * min, (1.0 - constant) * b + constant * max)
         });
         let observer = RangeObserver::MovingAverage { constant, batch: batch as u32 };
-        let close = |found: f32, expected: f64| (f64::from(found) - expected).abs() < 1e-6 * (1.0 + expected.abs());
+        let close =
+            |found: f32, expected: f64| (f64::from(found) - expected).abs() < 1e-6 * (1.0 + expected.abs());
         let found = observer.range(&statistics, Asymmetric).unwrap();
         assert!(close(found.0, min.min(0.0)) && close(found.1, max), "{observer}: {found:?} [{min}, {max}]");
         let found = observer.range(&statistics, Symmetric).unwrap();
@@ -211,14 +210,17 @@ fn an_average_over_all_samples_at_once_is_min_max() {
 fn rows_of_no_known_sample_have_no_moving_average() {
     let mut statistics = observed(&[1.0, 2.0]);
     statistics.observe(Isa::SCALAR, &[3.0]).unwrap();
-    assert_eq!(AVERAGE.range(&statistics, Symmetric), Err(ObserveError::NoSamples { rows: 3, attributed: 2 }));
+    assert_eq!(
+        AVERAGE.range(&statistics, Symmetric),
+        Err(ObserveError::NoSamples { rows: 3, attributed: 2 })
+    );
 }
 
 /// Three ordinary channels and one of large values; in one row of 500 another channel reaches out even further.
 fn with_outlier_channel_and_outlier_tokens() -> Vec<f32> {
     let mut x = normal(4 * 2_000, 9);
     for (i, row) in x.chunks_exact_mut(4).enumerate() {
-        row[2] = 20.0 + row[2];
+        row[2] += 20.0;
         if i % 500 == 3 {
             row[0] = -100.0;
         }
@@ -230,40 +232,42 @@ fn with_outlier_channel_and_outlier_tokens() -> Vec<f32> {
 fn a_percentile_per_channel_keeps_outlier_channels_and_drops_outlier_tokens() {
     let statistics = rows_of(4, &with_outlier_channel_and_outlier_tokens());
     // The channel is a quarter of all values: far more than a percentile of all values would leave out.
-    let range = RangeObserver::PercentilePerChannel { percentile: 99.0 }.range(&statistics, Asymmetric).unwrap();
+    let range =
+        RangeObserver::PercentilePerChannel { percentile: 99.0 }.range(&statistics, Asymmetric).unwrap();
     assert!((-4.0..-1.5).contains(&range.0) && (21.5..24.0).contains(&range.1), "{range:?}");
-    let range = RangeObserver::PercentilePerChannel { percentile: 99.0 }.range(&statistics, Symmetric).unwrap();
+    let range =
+        RangeObserver::PercentilePerChannel { percentile: 99.0 }.range(&statistics, Symmetric).unwrap();
     assert!((21.5..24.0).contains(&range.1), "{range:?}");
 }
 
 #[test]
 fn percentiles_per_channel_are_those_of_the_sorted_channels_to_one_bin() {
-    let x: Vec<f32> = heavy_tailed(4_000).chunks(4).flat_map(|row| [row[0], row[1] * 3.0, row[2], row[3] * 0.1]).collect();
+    let factors = [1.0, 3.0, 1.0, 0.1];
+    let mut x = heavy_tailed(4_000);
+    x.chunks_exact_mut(4).for_each(|row| row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor));
     let statistics = rows_of(4, &x);
+    // The value of a rank in each channel.
+    let at = |map: &dyn Fn(f32) -> f32, q: f64| -> Vec<f32> {
+        let rank = ((q * 1_000.0).ceil() as usize).max(1) - 1;
+        let of_channel = |channel| {
+            let mut values: Vec<f32> = x.chunks(4).map(|row: &[f32]| map(row[channel])).collect();
+            values.sort_by(f32::total_cmp);
+            values[rank]
+        };
+        (0..4).map(of_channel).collect()
+    };
     for percentile in [50.0, 90.0, 99.0, 99.9, 100.0] {
         let observer = RangeObserver::PercentilePerChannel { percentile };
         let (min, max) = observer.range(&statistics, Asymmetric).unwrap();
         let (_, absmax) = observer.range(&statistics, Symmetric).unwrap();
         let cut = 1.0 - percentile / 100.0;
-        let at = |magnitudes: bool, q: f64| {
-            (0..4).map(move |channel| {
-                let mut values: Vec<f32> = x_of(channel, magnitudes);
-                values.sort_by(f32::total_cmp);
-                values[((q * 1_000.0).ceil() as usize).max(1) - 1]
-            })
-        };
         let close = |found: f32, expected: f32| (found - expected).abs() <= expected.abs() / 4.0;
-        let expected = at(false, cut / 2.0).fold(0.0, f32::min);
+        let expected = at(&|x| x, cut / 2.0).into_iter().fold(0.0, f32::min);
         assert!(close(min, expected), "{percentile}: {min} {expected}");
-        let expected = at(false, 1.0 - cut / 2.0).fold(0.0, f32::max);
+        let expected = at(&|x| x, 1.0 - cut / 2.0).into_iter().fold(0.0, f32::max);
         assert!(close(max, expected), "{percentile}: {max} {expected}");
-        let expected = at(true, 1.0 - cut).fold(0.0, f32::max);
+        let expected = at(&f32::abs, 1.0 - cut).into_iter().fold(0.0, f32::max);
         assert!(close(absmax, expected), "{percentile}: {absmax} {expected}");
-    }
-    fn x_of(channel: usize, magnitudes: bool) -> Vec<f32> {
-        let x = heavy_tailed(4_000);
-        let factor = [1.0, 3.0, 1.0, 0.1][channel];
-        x.chunks(4).map(|row| row[channel] * factor).map(|x| if magnitudes { x.abs() } else { x }).collect()
     }
 }
 
@@ -377,7 +381,8 @@ fn the_symmetric_entropy_range_is_the_best_of_all_by_the_definition() {
         // Every bin is tried by the code, every seventh here.
         let least = (128..=4096).step_by(7).map(cost).fold(f64::INFINITY, f64::min);
         let (_, max) = RangeObserver::Entropy.range(&statistics, Symmetric).unwrap();
-        let chosen = if max == statistics.absmax() { 4096 } else { (f64::from(max) / width).round() as usize };
+        let chosen =
+            if max == statistics.absmax() { 4096 } else { (f64::from(max) / width).round() as usize };
         assert!(cost(chosen) <= least + 1e-9, "{name}: {} against {least}", cost(chosen));
     }
 }
@@ -429,13 +434,22 @@ fn entropy_clips_what_is_rare_and_is_not_misled_by_zeros() {
 
 #[test]
 fn every_observer_has_a_range_for_the_smallest_and_the_largest_numbers() {
-    for x in [&[1e-45f32][..], &[-1e-40, 1e-42], &[f32::MAX, f32::MIN, 0.0], &[f32::MAX], &[f32::MIN_POSITIVE, 1e30]] {
+    for x in [
+        &[1e-45f32][..],
+        &[-1e-40, 1e-42],
+        &[f32::MAX, f32::MIN, 0.0],
+        &[f32::MAX],
+        &[f32::MIN_POSITIVE, 1e30],
+    ] {
         for observer in ALL {
             for symmetry in [Symmetric, Asymmetric] {
                 let statistics = observed(x);
                 let (min, max) = observer.range(&statistics, symmetry).unwrap();
                 let (low, high) = RangeObserver::MinMax.range(&statistics, symmetry).unwrap();
-                assert!(low <= min && min <= 0.0 && 0.0 <= max && max <= high, "{observer} {x:?}: [{min}, {max}]");
+                assert!(
+                    low <= min && min <= 0.0 && 0.0 <= max && max <= high,
+                    "{observer} {x:?}: [{min}, {max}]"
+                );
                 // Of one value nothing may be lost.
                 assert!(x.len() > 1 || max >= 0.8 * high, "{observer} {x:?}: {max}");
             }
@@ -466,7 +480,8 @@ fn what_has_no_range_says_why() {
         assert!(matches!(error, ObserveError::OutlierRatio { .. }), "{ratio}");
     }
     for clipped_tokens in [-0.1, 50.1, f64::NAN] {
-        let error = RangeObserver::OutlierAware { ratio: 2.0, clipped_tokens }.range(&some, Symmetric).unwrap_err();
+        let error =
+            RangeObserver::OutlierAware { ratio: 2.0, clipped_tokens }.range(&some, Symmetric).unwrap_err();
         assert!(matches!(error, ObserveError::ClippedTokens { .. }), "{clipped_tokens}");
     }
     for observer in ALL {

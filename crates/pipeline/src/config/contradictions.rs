@@ -60,7 +60,13 @@ fn eight_bits(at: &str, bits: u8) -> Result<(), Problem> {
 }
 
 /// Whether the setting of an observer is given exactly where its observer is.
-fn belongs(path: &str, given: bool, takes_it: bool, observers: &[&str], example: &str) -> Result<(), Problem> {
+fn belongs(
+    path: &str,
+    given: bool,
+    takes_it: bool,
+    observers: &[&str],
+    example: &str,
+) -> Result<(), Problem> {
     if given == takes_it {
         return Ok(());
     }
@@ -177,13 +183,13 @@ impl Activations {
         let (outliers, name) = (is(ActivationObserver::OutlierAware), &["outlier-aware"]);
         let path = format!("{at}.outlier_ratio");
         belongs(&path, self.outlier_ratio.is_some(), outliers, name, "2.0")?;
-        self.outlier_ratio
-            .map_or(Ok(()), |ratio| within(&path, ratio, 1.0..=1e6))
-            .map_err(|problem| problem.hint("2 takes tokens for outliers that reach twice as far as the median"))?;
+        self.outlier_ratio.map_or(Ok(()), |ratio| within(&path, ratio, 1.0..=1e6)).map_err(|problem| {
+            problem.hint("2 takes tokens for outliers that reach twice as far as the median")
+        })?;
         let path = format!("{at}.clipped_tokens");
         belongs(&path, self.clipped_tokens.is_some(), outliers, name, "1.0")?;
-        self.clipped_tokens
-            .map_or(Ok(()), |tokens| within(&path, tokens, 0.0..=50.0))
-            .map_err(|problem| problem.hint("in percent of all tokens: 1.0 lets one token in 100 lose values"))
+        self.clipped_tokens.map_or(Ok(()), |tokens| within(&path, tokens, 0.0..=50.0)).map_err(|problem| {
+            problem.hint("in percent of all tokens: 1.0 lets one token in 100 lose values")
+        })
     }
 }

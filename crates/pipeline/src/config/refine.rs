@@ -82,14 +82,14 @@ struct ActivationKeys {
     #[schemars(range(min = 50, max = 100))]
     percentile: Option<f64>,
     /// How much a step of the observer "moving-average" weighs against all before it. Default: 0.01.
-    #[schemars(range(min = 0.000001, max = 1))]
+    #[schemars(range(min = 0.000_001, max = 1))]
     averaging_constant: Option<f64>,
     /// Samples that make a step of the observer "moving-average". Default: 1.
-    #[schemars(range(min = 1, max = 1000000))]
+    #[schemars(range(min = 1, max = 1_000_000))]
     averaging_batch: Option<u32>,
     /// From how many times the median token's extreme a token is an outlier, for the observer "outlier-aware".
     /// Default: 2.
-    #[schemars(range(min = 1, max = 1000000))]
+    #[schemars(range(min = 1, max = 1_000_000))]
     outlier_ratio: Option<f64>,
     /// Percentage of tokens of which the observer "outlier-aware" may clip values. Default: 1.
     #[schemars(range(min = 0, max = 50))]
@@ -121,8 +121,8 @@ impl QuantizationKeys {
 impl WeightKeys {
     fn refine(self, base: Weights) -> Weights {
         let observer = self.observer.unwrap_or(base.observer);
-        let inherited = (observer == WeightObserver::Percentile)
-            .then(|| base.percentile.unwrap_or(WEIGHT_PERCENTILE));
+        let inherited =
+            (observer == WeightObserver::Percentile).then(|| base.percentile.unwrap_or(WEIGHT_PERCENTILE));
         Weights {
             bits: self.bits.unwrap_or(base.bits),
             granularity: self.granularity.unwrap_or(base.granularity),

@@ -191,7 +191,10 @@ fn settings() -> impl Strategy<Value = Vec<String>> {
             "quantization.weights.observer=percentile".to_owned(),
         ]),
         prop::sample::select(ActivationObserver::ALL.to_vec()).prop_map(|observer| {
-            vec![format!("quantization.activations={{ mode = 'static', observer = '{}' }}", observer.as_str())]
+            vec![format!(
+                "quantization.activations={{ mode = 'static', observer = '{}' }}",
+                observer.as_str()
+            )]
         }),
     ];
     let others = (1_usize..=1_000_000, 0..=i64::MAX, 0.0..=1.0, "[a-z\\\\.\"' é]{0,8}x").prop_map(
