@@ -1,6 +1,7 @@
 //! A disk that is full, a directory that may not be written, a limit on file sizes: one sentence with a way out, nothing
 //! lost, and the run goes on when there is room.
 #![cfg(target_os = "linux")]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says why")]
 
 mod scene;
 

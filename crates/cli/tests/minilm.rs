@@ -152,7 +152,8 @@ fn the_dry_run_foretells_the_peak_memory_within_a_quarter() {
         let report = scene.json("out/report.json");
         let (foretold, found) = (number(&plan["memory_bytes"]), number(&report["timing"]["peak_rss_bytes"]));
         let ratio = foretold / found;
-        println!("{about}: {:.1} MiB foretold, {:.1} MiB found", foretold / 1048576.0, found / 1048576.0);
+        let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        println!("{about}: {:.1} MiB foretold, {:.1} MiB found", mib(foretold), mib(found));
         assert!((0.75..=1.25).contains(&ratio), "{about}: {foretold} bytes foretold, {found} found");
     }
 }

@@ -241,15 +241,19 @@ fn without_advice(error: &PipelineError) -> String {
 impl PipelineError {
     /// What the operating system said, if it was the system that refused something.
     fn io(&self) -> Option<&std::io::Error> {
-        let of_format = |error| match error {
-            &FormatError::Io { ref reason, .. } => Some(reason),
-            _ => None,
-        };
-        let of_model = |error| match error {
-            &ModelError::Io { ref source, .. } => Some(source),
-            ModelError::Format(error) => of_format(error),
-            _ => None,
-        };
+        fn of_format(error: &FormatError) -> Option<&std::io::Error> {
+            match error {
+                FormatError::Io { reason, .. } => Some(reason),
+                _ => None,
+            }
+        }
+        fn of_model(error: &ModelError) -> Option<&std::io::Error> {
+            match error {
+                ModelError::Io { source, .. } => Some(source),
+                ModelError::Format(error) => of_format(error),
+                _ => None,
+            }
+        }
         match self {
             Self::Io { source, .. } => Some(source),
             Self::Format(error)

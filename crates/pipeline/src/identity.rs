@@ -189,10 +189,11 @@ pub(crate) mod tests {
         }
     }
 
+    type Change = fn(&mut Identity);
+
     #[test]
     fn a_difference_is_named() {
         assert_eq!(identity().difference(&identity()), None);
-        type Change = fn(&mut Identity);
         let cases: [(Change, &str); 15] = [
             (|i| i.version = "2.0.0".into(), "the version of zeropoint was 1.2.3 and is 2.0.0 now"),
             (|i| i.instruction_set = "scalar".into(), "the instruction set was avx2 and is scalar now"),

@@ -42,6 +42,15 @@ pub(crate) struct Work<'a> {
     pub(crate) dir: PathBuf,
 }
 
+/// The model that a run makes.
+struct MadeModel {
+    /// By the index of the Linear in the description.
+    layers: BTreeMap<usize, LayerFacts>,
+    done: ModelDone,
+    /// As it runs; `None` when it was made by an interrupted run and nothing has needed it yet.
+    written: Option<QuantizedModel>,
+}
+
 /// The float model, loaded when a stage first needs it.
 struct Float<'a> {
     work: &'a Work<'a>,
@@ -111,7 +120,8 @@ impl Work<'_> {
     ) -> Result<Report, PipelineError> {
         let prepared = self.prepared;
         let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
-        let (layers, model_done, written) = self.model(float, &statistics, journal, done)?;
+        let MadeModel { layers, done: model_done, written } =
+            self.model(float, &statistics, journal, done)?;
         let tasks = self.evaluation(float, written, journal, done)?;
 
         self.events.event(Event::Started(Stage::Publish));
@@ -169,13 +179,12 @@ impl Work<'_> {
         let clock = Instant::now();
         let given = self.statistics.map(|path| given_statistics(path, origin)).transpose()?;
         let at_hand = given.or_else(|| cached(self.prepared, origin, cache, self.events));
-        let (file, observed, before) = match at_hand {
-            Some(file) => (file, false, Cost::default()),
-            None => {
-                let checkpoint = done.checkpoint.take();
-                let before = checkpoint.as_ref().map_or(Cost::default(), |done| done.cost);
-                (self.observe(float, origin, checkpoint, journal)?, true, before)
-            }
+        let (file, observed, before) = if let Some(file) = at_hand {
+            (file, false, Cost::default())
+        } else {
+            let checkpoint = done.checkpoint.take();
+            let before = checkpoint.as_ref().map_or(Cost::default(), |done| done.cost);
+            (self.observe(float, origin, checkpoint, journal)?, true, before)
         };
         file.save(&path)?;
         let written = WrittenFile::of(&self.dir, STATISTICS)?;
@@ -245,9 +254,9 @@ impl Work<'_> {
         statistics: &StatisticsFile,
         journal: &mut Journal,
         done: &mut Done,
-    ) -> Result<(BTreeMap<usize, LayerFacts>, ModelDone, Option<QuantizedModel>), PipelineError> {
+    ) -> Result<MadeModel, PipelineError> {
         if let Some(done) = done.model.take() {
-            return Ok((self.facts(statistics, &done)?, done, None));
+            return Ok(MadeModel { layers: self.facts(statistics, &done)?, done, written: None });
         }
         let (prepared, events) = (self.prepared, self.events);
         let float = float.get()?;
@@ -279,7 +288,7 @@ impl Work<'_> {
         };
         journal.append(&Entry::Model(model.clone()))?;
         tracing::info!(seconds = model.cost.seconds, linears = deployed.len(), "model written and checked");
-        Ok((self.facts(statistics, &model)?, model, Some(written)))
+        Ok(MadeModel { layers: self.facts(statistics, &model)?, done: model, written: Some(written) })
     }
 
     fn written(&self) -> Result<QuantizedModel, PipelineError> {

@@ -248,19 +248,18 @@ pub fn calibrate(
         )));
     }
     let at_hand = if part.is_none() { cached(prepared, origin, &options.cache, events) } else { None };
-    let file = match at_hand {
-        Some(file) => file,
-        None => {
-            let pass = match &part {
-                None => Pass::whole(prepared),
-                Some((plan, header)) => Pass { plan, shard: Some(*header), begun: Begun::default() },
-            };
-            let file = observe(prepared, origin, &model, pass, &mut |_| Ok(()), events, cancel)?;
-            if part.is_none() {
-                keep(&file, origin, &options.cache, events);
-            }
-            file
+    let file = if let Some(file) = at_hand {
+        file
+    } else {
+        let pass = match &part {
+            None => Pass::whole(prepared),
+            Some((plan, header)) => Pass { plan, shard: Some(*header), begun: Begun::default() },
+        };
+        let file = observe(prepared, origin, &model, pass, &mut |_| Ok(()), events, cancel)?;
+        if part.is_none() {
+            keep(&file, origin, &options.cache, events);
         }
+        file
     };
     create_parent(out)?;
     file.save(out)?;
@@ -283,19 +282,19 @@ pub(crate) fn check_out(out: &Path) -> Result<(), PipelineError> {
             ),
         });
     }
-    let out =
-        std::path::absolute(out).map_err(|source| PipelineError::Io { path: out.to_owned(), source })?;
-    match out.ancestors().skip(1).find(|ancestor| ancestor.exists()) {
-        Some(file) if !file.is_dir() => {
-            Err(PipelineError::Io { path: file.to_owned(), source: std::io::ErrorKind::NotADirectory.into() })
-        }
-        // The file itself, or the first of the directories that will lead to it.
-        Some(dir) => {
-            let next = out.strip_prefix(dir).ok().and_then(|rest| rest.iter().next());
-            Ok(check_writable(dir.join(next.unwrap_or_default()))?)
-        }
-        None => Ok(()),
+    if let Some(file) = out.ancestors().skip(1).find(|ancestor| ancestor.exists())
+        && !file.is_dir()
+    {
+        return Err(PipelineError::Io {
+            path: file.to_owned(),
+            source: std::io::ErrorKind::NotADirectory.into(),
+        });
     }
+    // The file itself, or the first of the directories that will lead to it.
+    let io = |source| PipelineError::Io { path: out.to_owned(), source };
+    let absolute = std::path::absolute(out).map_err(io)?;
+    let missing = absolute.ancestors().take_while(|ancestor| !ancestor.exists()).last();
+    Ok(check_writable(missing.unwrap_or(&absolute))?)
 }
 
 /// Makes the directory that a file will lie in.

@@ -268,7 +268,7 @@ fn a_plan_needs_no_weights() {
     let plan = |model: &Path| {
         let plan =
             dry_run(&prepared(dir.path(), &model.to_string_lossy(), &[]), &OPTIONS).expect("it is planned");
-        (plan.layers, plan.files, plan.tokens, plan.disk_bytes)
+        (plan.layers, plan.files, plan.quantized_bytes, plan.tokens)
     };
     let weights = hollow.join("model.safetensors");
     let bytes = std::fs::read(&weights).expect("it is there");

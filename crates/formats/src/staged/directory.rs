@@ -210,13 +210,11 @@ impl Drop for StagedDir {
 /// The absolute form of an output's path, without a separator at its end.
 fn absolute_target(given: &Path) -> Result<PathBuf, FormatError> {
     let target = std::path::absolute(given).map_err(FormatError::io("find", given))?;
-    match target.file_name() {
-        Some(name) => Ok(directory_of(&target).join(name)),
-        None => {
-            let reason = "it has no name of its own; name a directory that can be created".to_owned();
-            Err(FormatError::Target { path: given.to_owned(), reason })
-        }
-    }
+    let Some(name) = target.file_name() else {
+        let reason = "it has no name of its own; name a directory that can be created".to_owned();
+        return Err(FormatError::Target { path: given.to_owned(), reason });
+    };
+    Ok(directory_of(&target).join(name))
 }
 
 /// What stands where the output will be.

@@ -79,7 +79,9 @@ fn is_still_at(_: &File, path: &Path) -> Result<bool, FormatError> {
 pub(super) fn symlink_metadata(path: &Path) -> Result<Option<fs::Metadata>, FormatError> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
         Err(error) => Err(FormatError::io("read", path)(error)),
     }
 }
