@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeropoint_core::{Fingerprint, FingerprintBuilder};
 use zeropoint_formats::safetensors::element::f32_bytes;
-use zeropoint_formats::{Dtype, FormatError, SafetensorsFile, SafetensorsWriter, TensorSpec};
+use zeropoint_formats::{Dtype, FormatError, SafetensorsFile, SafetensorsWriter, TensorSpec, planned_bytes};
 
 use crate::samples::{SampleRange, Samples};
 use crate::sketch::Sketch;
@@ -138,6 +138,20 @@ impl StatisticsFile {
         }
         writer.finish()?;
         Ok(())
+    }
+
+    /// Bytes that the statistics of these sites (name and channels) over so many samples take, in a file without a header.
+    pub fn planned_bytes<'a>(sites: impl IntoIterator<Item = (&'a str, usize)>, samples: usize) -> u64 {
+        let specs: Vec<TensorSpec> = sites
+            .into_iter()
+            .flat_map(|(site, channels)| {
+                PARTS.map(|part| {
+                    let (dtype, len) = layout(part, channels, samples);
+                    TensorSpec::new(tensor(site, part), dtype, [len])
+                })
+            })
+            .collect();
+        planned_bytes(&specs)
     }
 
     fn checksum(&self) -> Fingerprint {

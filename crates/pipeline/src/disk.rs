@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use zeropoint_formats::staged::companion_files;
-use zeropoint_observer::BINS;
+use zeropoint_observer::StatisticsFile;
 
 use crate::deploy::{is_output, planned_output};
 use crate::system::free_disk;
@@ -31,12 +31,11 @@ pub(crate) fn needed(prepared: &Prepared) -> Result<u64, PipelineError> {
 }
 
 /// An upper bound of the statistics file.
-fn statistics(prepared: &Prepared) -> u64 {
-    const HEADER: usize = 4 << 10;
-    /// Names, types, shapes and offsets of a site's four tensors in the header, and its small ones.
-    const SITE: usize = 1 << 10;
-    let sites = prepared.directory.spec().sites.iter();
-    (HEADER + sites.map(|site| SITE + 8 * BINS + 4 * site.channels + 4 * site.id.len()).sum::<usize>()) as u64
+pub(crate) fn statistics(prepared: &Prepared) -> u64 {
+    /// Fingerprints, seed and counts in its metadata.
+    const HEADER: u64 = 4 << 10;
+    let sites = prepared.directory.spec().sites.iter().map(|site| (site.id.as_str(), site.channels));
+    HEADER + StatisticsFile::planned_bytes(sites, prepared.calibration.sequences.len())
 }
 
 /// Bytes of the files that are in a directory already; 0 when there is none.

@@ -4,13 +4,12 @@
 //! a run of a real model measures (`VmHWM`); a test holds it to that.
 
 use zeropoint_models::{LinearSpec, ModelSpec, TokenSequence};
-use zeropoint_observer::BINS;
 use zeropoint_quantizer::EmbeddingPrecision;
 
-use crate::Prepared;
 use crate::check::probe_lengths;
 use crate::deploy::largest_copy;
 use crate::system::resident_memory;
+use crate::{Prepared, disk};
 
 const F32: usize = 4;
 /// Of the program before any weight is read, where the system does not tell.
@@ -34,7 +33,7 @@ pub(crate) fn peak(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> u64 {
     // What the plan leaves float is read again by the simulation and by the written model.
     let float_again = linears - quantized * F32;
     let simulated_tables = if prepared.plan.embeddings == EmbeddingPrecision::Bf16 { tables } else { 0 };
-    let statistics: usize = spec.sites.iter().map(|site| 8 * BINS + F32 * site.channels).sum();
+    let statistics = disk::statistics(prepared) as usize;
 
     let model = tables + linears;
     let written = tables + quantized + float_again;

@@ -207,6 +207,32 @@ fn a_run_that_is_cancelled_at_any_stage_goes_on_there() {
 }
 
 #[test]
+fn a_run_takes_no_more_disk_than_planned_and_little_less() {
+    fn bytes(dir: &Path) -> u64 {
+        let entries = std::fs::read_dir(dir).expect("the directory is there").flatten();
+        entries
+            .map(|e| if e.path().is_dir() { bytes(&e.path()) } else { e.metadata().map_or(0, |m| m.len()) })
+            .sum()
+    }
+    for samples in ["calibration.samples=4", "calibration.samples=400"] {
+        let dir = directory();
+        let prepared = prepared(dir.path(), "embedded", &[samples, "evaluation.tasks=[]"]);
+        let plan = dry_run(&prepared, &OPTIONS).expect("it is planned");
+        run(&prepared, &OPTIONS, &(), &Cancel::default()).expect("the run succeeds");
+        let out = dir.path().join("out");
+        let statistics = out.join("statistics.safetensors").metadata().expect("it is there").len();
+        // The statistics are there twice while the run works.
+        let taken = bytes(&out) + statistics;
+        assert!(taken <= plan.disk_bytes, "{samples}: {taken} taken, {} planned", plan.disk_bytes);
+        assert!(
+            plan.disk_bytes <= taken + (1 << 20),
+            "{samples}: {taken} taken, {} planned",
+            plan.disk_bytes
+        );
+    }
+}
+
+#[test]
 fn an_observing_pass_that_is_cancelled_goes_on_at_its_last_checkpoint() {
     // Checkpoints come every 64 batches.
     let changes = ["evaluation.tasks=[]", "calibration.batch_size=1", "calibration.samples=200"];
