@@ -60,7 +60,7 @@ impl CalibrationSet {
         seed: u64,
     ) -> Result<Self, ModelError> {
         let chosen = choose_samples(data.len(), samples, seed).into_iter().map(|i| &data[i]);
-        let texts: Vec<_> = chosen.map(|sample| (sample.text_a.as_str(), sample.text_b.as_deref())).collect();
+        let texts: Vec<_> = chosen.map(Sample::text).collect();
         let sequences = tokenizer.encode_all(&texts)?;
         let plan = BatchPlan::new(&sequences, batch_size);
         Ok(Self { sequences, plan, available: data.len() })

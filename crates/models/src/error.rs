@@ -80,6 +80,12 @@ pub enum ModelError {
         /// What it said.
         reason: String,
     },
+    /// A prompt that the model does not have, or has no use for.
+    #[error("{reason}")]
+    Prompt {
+        /// What and why, and what there is.
+        reason: String,
+    },
     /// A sample that the model cannot take.
     #[error("{reason}")]
     Sample {

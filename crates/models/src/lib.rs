@@ -19,6 +19,8 @@ mod model;
 mod ops;
 mod output;
 mod pooling;
+mod prompts;
+mod score;
 mod sentence;
 mod sites;
 mod source;
@@ -34,6 +36,7 @@ pub use heads::{
 };
 pub use model::{Model, Outputs, SiteOpFactory, SiteSink};
 pub use ops::{apply_activation, rows_of};
+pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use sites::{
     ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader,
     SimulatedSite, SiteOp,
@@ -44,4 +47,4 @@ pub use spec::{
     LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, Positions, Projection,
     Reach, RelativeBias, Site, SiteId, TextInput, Tower,
 };
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{AlignedTokens, MaskToken, TextPart, Tokenizer};

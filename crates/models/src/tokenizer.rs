@@ -1,6 +1,13 @@
 //! Texts to token ids, as the model's own files say.
 
+mod aligned;
+mod mask;
+
+pub use aligned::{AlignedTokens, TextPart};
+pub use mask::MaskToken;
+
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use tokenizers::models::wordpiece::WordPiece;
@@ -11,6 +18,7 @@ use tokenizers::{EncodeInput, PostProcessor, TruncationParams};
 
 use crate::ModelError;
 use crate::batch::TokenSequence;
+use crate::prompts::TextRef;
 
 /// Fewest tokens a sample may be cut to: the specials of a pair, and one token of each text.
 const MIN_LENGTH: usize = 5;
@@ -18,6 +26,9 @@ const MIN_LENGTH: usize = 5;
 /// The tokenizer of a model, cutting every sample at a maximum length and never padding.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same without a maximum length, once it is needed.
+    whole: OnceLock<tokenizers::Tokenizer>,
+    dir: PathBuf,
     path: PathBuf,
     max_length: usize,
     lower_case: bool,
@@ -48,7 +59,7 @@ impl Tokenizer {
         inner
             .with_truncation(Some(TruncationParams { max_length, ..TruncationParams::default() }))
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Self { inner, path, max_length, lower_case })
+        Ok(Self { inner, whole: OnceLock::new(), dir: dir.to_owned(), path, max_length, lower_case })
     }
 
     /// The length at which samples are cut, in tokens with specials.
@@ -58,28 +69,53 @@ impl Tokenizer {
 
     /// Token ids with specials for one text, or a pair.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<TokenSequence, ModelError> {
-        let lower = |text: &str| if self.lower_case { text.to_lowercase() } else { text.to_owned() };
-        let input: EncodeInput<'_> = match pair {
-            Some(pair) => (lower(text), lower(pair)).into(),
-            None => lower(text).into(),
+        self.encode_text(TextRef { text, pair, prompt: None })
+    }
+
+    /// Token ids with specials for a text or pair behind its prompt, which is prepended to the text before it is cut, as
+    /// sentence-transformers does.
+    pub fn encode_text(&self, text: TextRef<'_>) -> Result<TokenSequence, ModelError> {
+        let prompt = text.prompt.filter(|prompt| !prompt.is_empty());
+        let whole = prompt.map(|prompt| prompt.to_owned() + text.text);
+        let first = self.cased(whole.as_deref().unwrap_or(text.text));
+        let input: EncodeInput<'_> = match text.pair {
+            Some(pair) => (first, self.cased(pair)).into(),
+            None => first.into(),
         };
-        let encoding = self.inner.encode_fast(input, true).map_err(|error| ModelError::Tokenizer {
-            path: self.path.clone(),
-            reason: format!("failed: {error}"),
-        })?;
+        let encoding = self.inner.encode_fast(input, true).map_err(|error| self.failed(&error))?;
         Ok(TokenSequence {
             ids: encoding.get_ids().to_vec(),
             type_ids: encoding.get_type_ids().to_vec(),
-            prompt: 0,
+            prompt: prompt.map_or(Ok(0), |prompt| self.prompt_length(prompt))?,
         })
     }
 
-    /// [`Tokenizer::encode`] of many, in parallel, in order.
-    pub fn encode_all<'a>(
-        &self,
-        samples: &[(&'a str, Option<&'a str>)],
-    ) -> Result<Vec<TokenSequence>, ModelError> {
-        samples.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
+    /// [`Tokenizer::encode_text`] of many, in parallel, in order.
+    pub fn encode_all<'a, T>(&self, texts: &[T]) -> Result<Vec<TokenSequence>, ModelError>
+    where
+        T: Into<TextRef<'a>> + Copy + Sync,
+    {
+        texts.par_iter().map(|text| self.encode_text((*text).into())).collect()
+    }
+
+    /// How many leading tokens of a prompted text are the prompt: those of the prompt alone, without the special token
+    /// that ends it (`_get_prompt_length` of sentence-transformers). The specials before it count.
+    fn prompt_length(&self, prompt: &str) -> Result<usize, ModelError> {
+        let encoding =
+            self.inner.encode_fast(self.cased(prompt), true).map_err(|error| self.failed(&error))?;
+        let (tokens, specials) = (encoding.get_tokens(), encoding.get_special_tokens_mask());
+        let is_special = tokens.last().zip(specials.last()).is_some_and(|(token, mask)| {
+            *mask == 1 || self.inner.get_added_vocabulary().is_special_token(token)
+        });
+        Ok(tokens.len() - usize::from(is_special))
+    }
+
+    fn cased(&self, text: &str) -> String {
+        if self.lower_case { text.to_lowercase() } else { text.to_owned() }
+    }
+
+    fn failed(&self, error: &dyn std::fmt::Display) -> ModelError {
+        ModelError::Tokenizer { path: self.path.clone(), reason: format!("failed: {error}") }
     }
 }
 

@@ -155,6 +155,26 @@ pub enum Problem {
         /// The delimiter asked for.
         byte: u8,
     },
+    /// A list of labels where one is needed.
+    #[error("the label is a list, and the model gives each text one label")]
+    LabelList,
+    /// Rows that only JSON lines can hold.
+    #[error("rows of this task hold lists, which only JSON lines have; give a .jsonl file")]
+    NotJsonl,
+    /// A list without entries.
+    #[error("the list {field} is empty; at least one entry is needed")]
+    EmptyList {
+        /// The list.
+        field: String,
+    },
+    /// Two lists that belong together.
+    #[error("there are {tokens} tokens and {labels} labels; each token has one")]
+    Lengths {
+        /// In one list.
+        tokens: usize,
+        /// In the other.
+        labels: usize,
+    },
     /// A task needs a field that the sample does not have.
     #[error("the sample has no {field}, and the task needs one for every sample")]
     Required {

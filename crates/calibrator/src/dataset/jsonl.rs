@@ -35,6 +35,7 @@ fn sample(line: &str, fields: &Fields) -> Result<Sample, Problem> {
         text_b: row.text(Role::TextB)?,
         score: row.score()?,
         label: row.label()?,
+        labels: row.labels()?,
         ..Sample::default()
     })
 }
@@ -83,8 +84,19 @@ impl Row<'_> {
             Some(Value::String(label)) => Ok(Some(label.clone())),
             Some(Value::Number(label)) => Ok(Some(label.to_string())),
             Some(Value::Bool(label)) => Ok(Some(label.to_string())),
-            Some(other) => Err(self.wrong_kind(Role::Label, other, "a string, a number or a boolean")),
+            Some(Value::Array(_)) => Ok(None),
+            Some(other) => {
+                Err(self.wrong_kind(Role::Label, other, "a string, a number, a boolean or a list of these"))
+            }
         }
+    }
+
+    fn labels(&self) -> Result<Option<Vec<String>>, Problem> {
+        let Some(Value::Array(labels)) = self.value(Role::Label)? else { return Ok(None) };
+        let one = |label: &Value| {
+            scalar(label).ok_or_else(|| self.wrong_kind(Role::Label, label, "a list of strings or numbers"))
+        };
+        labels.iter().map(one).collect::<Result<_, _>>().map(Some)
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
@@ -96,7 +108,17 @@ impl Row<'_> {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// A label as it is written.
+pub(super) fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        _ => None,
+    }
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -108,7 +130,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// serde's message without its "at line 1 column n": the line is always 1 there.
-fn not_json(error: &serde_json::Error) -> Problem {
+pub(super) fn not_json(error: &serde_json::Error) -> Problem {
     let message = error.to_string();
     let message = message.split_once(" at line ").map_or(message.as_str(), |(message, _)| message);
     Problem::Json { message: message.to_owned(), column: error.column() }

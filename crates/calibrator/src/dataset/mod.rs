@@ -8,8 +8,10 @@ mod delimited;
 mod error;
 mod jsonl;
 mod lines;
+mod records;
 
 pub use error::{DatasetError, Problem};
+pub use records::{Origin, Question, Ranking, Record, TaggedWords, parse_records, read_records};
 
 use std::fmt;
 use std::fs::File;
@@ -18,6 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use zeropoint_core::{Fingerprint, FingerprintBuilder};
+use zeropoint_models::TextRef;
 
 /// The longest line (of csv: the longest record), in bytes.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
@@ -35,10 +38,32 @@ pub struct Sample {
     pub score: Option<f64>,
     /// The reference label; numbers and booleans as they are written.
     pub label: Option<String>,
+    /// The reference labels, where the file holds a list of them.
+    pub labels: Option<Vec<String>>,
+    /// Prepended to the first text.
+    pub prompt_a: Option<Arc<str>>,
+    /// Prepended to the second text, where that is encoded on its own.
+    pub prompt_b: Option<Arc<str>>,
     /// The file it comes from, for messages.
     pub file: Arc<str>,
     /// Its line there, from 1 (of csv: where the record begins).
     pub line: usize,
+}
+
+impl Sample {
+    /// The texts as one input: a pair goes together.
+    pub fn text(&self) -> TextRef<'_> {
+        TextRef { text: &self.text_a, pair: self.text_b.as_deref(), prompt: self.prompt_a.as_deref() }
+    }
+
+    /// Both texts of a pair as inputs of their own.
+    pub fn texts(&self) -> Option<[TextRef<'_>; 2]> {
+        let text = |text, prompt| TextRef { text, pair: None, prompt };
+        Some([
+            text(self.text_a.as_str(), self.prompt_a.as_deref()),
+            text(self.text_b.as_deref()?, self.prompt_b.as_deref()),
+        ])
+    }
 }
 
 /// Where a field is found.
@@ -203,14 +228,18 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>, DatasetEr
     let whole_file = |problem| DatasetError::new(&name, 0, problem);
     let format = options.format.or_else(|| Format::from_extension(path));
     let format = format.ok_or_else(|| whole_file(Problem::UnknownFormat))?;
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|source| whole_file(Problem::Io(source)))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(whole_file(Problem::TooLarge));
-    }
+    let bytes = read_bytes(path).map_err(whole_file)?;
     parse(&bytes, &name, format, &options.fields)
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(Problem::Io)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Problem::Io)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(Problem::TooLarge);
+    }
+    Ok(bytes)
 }
 
 /// Reads every sample of a file's content; `file` is its name in messages. See [`read`].
@@ -247,8 +276,11 @@ pub fn require_scores(samples: &[Sample]) -> Result<Vec<f64>, DatasetError> {
     require(samples, Role::Score, |sample| sample.score)
 }
 
-/// The label of every sample, or which sample has none.
+/// The label of every sample, or which sample has none or several.
 pub fn require_labels(samples: &[Sample]) -> Result<Vec<&str>, DatasetError> {
+    if let Some(sample) = samples.iter().find(|sample| sample.labels.is_some()) {
+        return Err(DatasetError::new(&sample.file, sample.line, Problem::LabelList));
+    }
     require(samples, Role::Label, |sample| sample.label.as_deref())
 }
 
@@ -279,6 +311,9 @@ pub fn fingerprint(samples: &[Sample]) -> Fingerprint {
         optional(&mut builder, "text_b", sample.text_b.as_deref());
         optional(&mut builder, "score", sample.score.map(f64::to_le_bytes));
         optional(&mut builder, "label", sample.label.as_deref());
+        optional(&mut builder, "labels", sample.labels.as_ref().map(|labels| labels.join("\0")));
+        optional(&mut builder, "prompt_a", sample.prompt_a.as_deref());
+        optional(&mut builder, "prompt_b", sample.prompt_b.as_deref());
     }
     builder.finish()
 }

@@ -3,6 +3,11 @@
 //! A metric that has no value (no samples, a constant side, lengths that differ) is `None` or, where a number is
 //! promised, NaN; never a panic and never a made-up 0.
 
+pub mod answers;
 pub mod classification;
 pub mod correlation;
+pub mod entities;
 pub mod fidelity;
+pub mod label_sets;
+pub mod logits;
+pub mod ranking;
