@@ -18,8 +18,13 @@ pub struct BatchPlan {
 impl BatchPlan {
     /// Plans batches of at most `batch_size` sequences (0 counts as 1).
     pub fn new(sequences: &[TokenSequence], batch_size: usize) -> Self {
-        let mut order: Vec<usize> = (0..sequences.len()).collect();
-        order.sort_by_key(|&i| (std::cmp::Reverse(sequences[i].len()), i));
+        Self::of_lengths(&sequences.iter().map(TokenSequence::len).collect::<Vec<_>>(), batch_size)
+    }
+
+    /// As [`BatchPlan::new`], for sequences of these lengths.
+    pub fn of_lengths(lengths: &[usize], batch_size: usize) -> Self {
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|&i| (std::cmp::Reverse(lengths[i]), i));
         Self { batches: order.chunks(batch_size.max(1)).map(<[usize]>::to_vec).collect() }
     }
 

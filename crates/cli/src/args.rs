@@ -60,7 +60,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Measure a quantised model against the original of a config
     Evaluate(EvaluateArgs),
-    /// Embed or classify texts with a quantised model on the INT8 runtime, one JSON object a line
+    /// Embed, classify, score, label, answer or fill in texts with a quantised model on the INT8 runtime, one JSON
+    /// object a line
     Encode(EncodeArgs),
     /// Compare runs of one model: accuracy against size, and which runs no other one beats
     Compare(CompareArgs),
@@ -198,12 +199,19 @@ pub(crate) struct EvaluateArgs {
 pub(crate) struct EncodeArgs {
     /// The quantised model, such as runs/NAME/model
     pub(crate) model: PathBuf,
-    /// The texts: jsonl, txt or csv
+    /// The texts: jsonl, txt or csv; pairs as `text_a` and `text_b`, questions as `question` and `context`
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Write here instead of to standard output
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// For sentence encoders: put this prompt of the model before each text, by its name in
+    /// `config_sentence_transformers.json` (default: the one that the file names as its default)
+    #[arg(long, value_name = "NAME", conflicts_with = "prompt_text")]
+    pub(crate) prompt: Option<String>,
+    /// For sentence encoders: put this text before each text; "" for no prompt
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt_text: Option<String>,
     /// Texts in a batch
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) batch_size: u16,

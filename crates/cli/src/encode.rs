@@ -1,15 +1,12 @@
 //! `zeropoint encode`: texts through the INT8 runtime.
 
+use std::io::Write;
 use std::path::Path;
 
-use serde_json::json;
-use zeropoint_calibrator::BatchPlan;
-use zeropoint_calibrator::dataset::{self, ReadOptions};
-use zeropoint_evaluator::metrics::fidelity::argmax;
 use zeropoint_formats::staged::check_writable;
-use zeropoint_formats::write_file_atomically;
-use zeropoint_models::{HeadOutput, ModelError, PackedBatch, Task};
-use zeropoint_pipeline::{Cancel, PipelineError};
+use zeropoint_formats::{AtomicFile, FormatError};
+use zeropoint_models::{PromptChoice, Task};
+use zeropoint_pipeline::{Cancel, EncodeOptions, PipelineError, Record, encode as encode_texts, read_texts};
 use zeropoint_runtime::QuantizedModel;
 
 use crate::Outcome;
@@ -28,49 +25,45 @@ pub(crate) fn encode(
     if !args.model.is_dir() {
         return Err(PipelineError::Absent { path: args.model.clone(), what: "quantised model directory" });
     }
-    let samples = dataset::read(&args.data, &ReadOptions::default())?;
     let model = QuantizedModel::load(&args.model, Task::Auto)?;
-    let encoder = model.directory().spec().head().is_embedding();
-    if let Some(pair) = samples.iter().find(|sample| encoder && sample.text_b.is_some()) {
-        let reason =
-            format!("{}:{}: a pair of texts; a sentence encoder takes one text a line", pair.file, pair.line);
-        return Err(ModelError::Sample { reason }.into());
-    }
-    let tokenizer = model.directory().tokenizer(None)?;
-    let texts: Vec<_> =
-        samples.iter().map(|sample| (sample.text_a.as_str(), sample.text_b.as_deref())).collect();
-    let sequences = tokenizer.encode_all(&texts)?;
-    let mut rows = vec![Vec::new(); sequences.len()];
-    for indices in BatchPlan::new(&sequences, usize::from(args.batch_size)).batches() {
-        if cancel.is_requested() {
-            return Err(PipelineError::Cancelled);
-        }
-        let outputs = model.forward(&PackedBatch::new(indices.iter().map(|&i| &sequences[i]))?)?;
-        for (&i, row) in indices.iter().zip(outputs.samples()) {
-            if row.iter().any(|value| !value.is_finite()) {
-                let reason =
-                    format!("{}:{}: the model's output is not finite", samples[i].file, samples[i].line);
-                return Err(ModelError::Sample { reason }.into());
-            }
-            rows[i] = row.to_vec();
-        }
-    }
-    let lines =
-        samples.iter().zip(&rows).map(|(sample, row)| match &model.directory().spec().head().output {
-            HeadOutput::Embedding { .. } => json!({ "text": sample.text_a, "embedding": row }),
-            HeadOutput::Classification { labels, .. } => {
-                let label = argmax(row).map(|best| labels[best].as_str());
-                json!({ "text": sample.text_a, "logits": row, "label": label })
-            }
-            _ => json!({ "text": sample.text_a, "logits": row }),
-        });
-    let text = lines.fold(String::new(), |text, line| text + &line.to_string() + "\n");
+    let samples = read_texts(&args.data, &model)?;
+    let options = EncodeOptions {
+        batch_size: usize::from(args.batch_size),
+        prompt: match (&args.prompt, &args.prompt_text) {
+            (Some(name), _) => PromptChoice::Named(name.clone()),
+            (None, Some(text)) => PromptChoice::Text(text.clone()),
+            (None, None) => PromptChoice::ModelDefault,
+        },
+    };
+    let line = |record: &Record| -> Result<String, PipelineError> {
+        let json = serde_json::to_string(record)
+            .map_err(|error| PipelineError::Io { path: "a record".into(), source: error.into() })?;
+        Ok(json + "\n")
+    };
     match &args.out {
-        Some(path) => {
-            write_file_atomically(path, text)?;
-            terminal.say(&format!("{} rows written to {}", rows.len(), path.display()));
+        None => {
+            // A reader that has gone away, as `head` does, wants no more of them.
+            let mut gone = false;
+            let done = encode_texts(&model, &samples, &options, cancel, &mut |record| {
+                gone = !terminal.print_some(&line(&record)?)?;
+                if gone { Err(PipelineError::Cancelled) } else { Ok(()) }
+            });
+            if !gone {
+                done?;
+            }
         }
-        None => terminal.print(&text)?,
+        Some(path) => {
+            let mut file = AtomicFile::create(path)?;
+            let failed =
+                |reason| PipelineError::from(FormatError::Io { action: "write", path: path.clone(), reason });
+            let mut rows = 0;
+            encode_texts(&model, &samples, &options, cancel, &mut |record| {
+                rows += 1;
+                file.write_all(line(&record)?.as_bytes()).map_err(failed)
+            })?;
+            file.persist()?;
+            terminal.say(&format!("{rows} rows written to {}", path.display()));
+        }
     }
     Ok(Outcome::Done)
 }

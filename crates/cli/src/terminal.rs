@@ -51,13 +51,17 @@ impl Terminal {
 
     /// The result itself, on standard output. A reader that has gone away, as `head` does, is no error.
     pub(crate) fn print(&self, text: &str) -> Result<(), PipelineError> {
+        self.print_some(text).map(drop)
+    }
+
+    /// As [`Terminal::print`], for a part of the result; false when the reader has gone away.
+    pub(crate) fn print_some(&self, text: &str) -> Result<bool, PipelineError> {
         self.clear();
         let mut out = std::io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(PipelineError::Io { path: "standard output".into(), source })
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+            Err(source) => Err(PipelineError::Io { path: "standard output".into(), source }),
         }
     }
 

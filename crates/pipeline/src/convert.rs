@@ -2,7 +2,7 @@
 
 use zeropoint_calibrator::dataset::{FieldRef, Fields, Format, ReadOptions};
 use zeropoint_core::Scheme;
-use zeropoint_models::Task;
+use zeropoint_models::{PromptChoice, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 use zeropoint_quantizer::{
     EmbeddingPrecision, LayerOverride, LayerScheme, Pattern, PatternError, PlanRequest,
@@ -82,6 +82,19 @@ fn range_observer(activations: config::Activations) -> RangeObserver {
         },
         ActivationObserver::Mse => RangeObserver::Mse,
     }
+}
+
+/// The prompts of the first and of the second texts; what is not said of the second is as of the first.
+pub(crate) fn prompts(source: Option<&DataSource>) -> [PromptChoice; 2] {
+    let choice = |name: &Option<String>, text: &Option<String>| match (name, text) {
+        (_, Some(text)) => Some(PromptChoice::Text(text.clone())),
+        (Some(name), None) => Some(PromptChoice::Named(name.clone())),
+        (None, None) => None,
+    };
+    let Some(source) = source else { return [PromptChoice::ModelDefault, PromptChoice::ModelDefault] };
+    let first = choice(&source.prompt, &source.prompt_text).unwrap_or_default();
+    let second = choice(&source.prompt_b, &source.prompt_text_b).unwrap_or_else(|| first.clone());
+    [first, second]
 }
 
 pub(crate) fn read_options(source: &DataSource) -> ReadOptions {

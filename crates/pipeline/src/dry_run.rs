@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
-use zeropoint_evaluator::tasks::{Task, TaskKind};
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_models::{ModelError, TokenSequence};
 use zeropoint_quantizer::Decision;
@@ -101,12 +100,12 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         }
         _ => None,
     };
+    let spec = prepared.directory.spec();
     let evaluation =
-        prepared.tasks.iter().map(|task| sequences(prepared, task)).collect::<Result<Vec<_>, _>>()?;
+        prepared.tasks.iter().map(|task| task.sequences(spec, &prepared.tokenizer)).collect::<Result<Vec<_>, _>>()?;
     let size = prepared.options.batch_size;
     let batches: Vec<_> = evaluation.iter().map(|sequences| memory::lengths(sequences, size)).collect();
     let planned = planned_output(prepared);
-    let spec = prepared.directory.spec();
     let layers = prepared.plan.linears.iter().map(|plan| {
         let linear = &spec.linears[plan.linear];
         let (weights, activations, reason) = match &plan.decision {
@@ -127,7 +126,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         tokens: prepared.calibration.tokens(),
         passes: 1,
         cached: is_likely_cached(prepared, &options.cache),
-        tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.samples.len())).collect(),
+        tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.data.len())).collect(),
         original_bytes: prepared.directory.checkpoint().weight_bytes(),
         quantized_bytes: planned.weight_bytes(),
         files: planned.files,
@@ -153,18 +152,6 @@ fn operations<'a>(prepared: &Prepared, sequences: impl Iterator<Item = &'a Token
             2.0 * n * weights as f64 + 4.0 * n * n * (tower.hidden * tower.blocks.len()) as f64
         })
         .sum()
-}
-
-/// The sequences that a task runs both models on: the two texts of a pair whose similarity is asked for are two.
-fn sequences(prepared: &Prepared, task: &Task) -> Result<Vec<TokenSequence>, PipelineError> {
-    let mut texts: Vec<(&str, Option<&str>)> = Vec::new();
-    for sample in &task.samples {
-        match (&sample.text_b, task.kind) {
-            (Some(second), TaskKind::Sts) => texts.extend([(&*sample.text_a, None), (&**second, None)]),
-            (second, _) => texts.push((&sample.text_a, second.as_deref())),
-        }
-    }
-    Ok(prepared.tokenizer.encode_all(&texts)?)
 }
 
 /// Time: the float work at the pace of a short measured product. Evaluation runs the float and the INT8 model.

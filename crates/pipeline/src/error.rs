@@ -336,7 +336,7 @@ impl PipelineError {
             Self::Task(TaskError::Label { .. }) => {
                 "labels are the names in the model's config.json, or all of them indices into these"
             }
-            Self::Gate { .. } => "gate a metric that it has, such as `cosine_mean`",
+            Self::Gate { .. } => "gate a metric that it has",
             Self::Exists { .. } => "`--force` replaces a file, `--out FILE` writes another one",
             Self::InputInside { .. } => {
                 "give another output with `--out`, or with `output.dir` in the config"

@@ -20,7 +20,12 @@ pub(crate) fn measure(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Vec<Metric>, PipelineError> {
-    let models = Models { original, quantized: quantized.model(), tokenizer: &prepared.tokenizer };
+    let models = Models {
+        original,
+        quantized: quantized.model(),
+        tokenizer: &prepared.tokenizer,
+        activation: prepared.activation,
+    };
     let mut progress = |done, total| -> ControlFlow<()> {
         events.event(Event::Evaluated { task: task.name.clone(), done, total });
         cancel.flow()

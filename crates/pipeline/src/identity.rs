@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use zeropoint_calibrator::dataset::Sample;
 use zeropoint_core::Fingerprint;
 use zeropoint_formats::staged::{companion_files, file_digest};
 
@@ -57,7 +56,7 @@ impl Identity {
             statistics: statistics
                 .map(|path| Ok::<_, PipelineError>(file_digest(path)?.blake3))
                 .transpose()?,
-            tasks: prepared.tasks.iter().map(|task| of_samples(&task.samples)).collect(),
+            tasks: prepared.tasks.iter().map(|task| task.data.fingerprint()).collect(),
         })
     }
 
@@ -104,24 +103,6 @@ impl Identity {
                 (*self != Self { weights, ..earlier.clone() }).then(|| "the run is another one".to_owned())
             })
     }
-}
-
-fn of_samples(samples: &[Sample]) -> Fingerprint {
-    let mut builder = Fingerprint::builder("samples");
-    for sample in samples {
-        builder.field("text_a", &sample.text_a);
-        let optional = [
-            ("text_b", sample.text_b.clone()),
-            ("label", sample.label.clone()),
-            ("score", sample.score.map(|score| score.to_bits().to_string())),
-        ];
-        for (name, value) in optional {
-            if let Some(value) = value {
-                builder.field(name, value);
-            }
-        }
-    }
-    builder.finish()
 }
 
 /// The first key whose value is another one.
@@ -254,7 +235,8 @@ pub(crate) mod tests {
             vec![sample("a", None, None), sample("b", None, None)],
             vec![sample("ab", None, None)],
         ];
-        let all: BTreeSet<Fingerprint> = cases.iter().map(|samples| of_samples(samples)).collect();
-        assert_eq!(all.len(), cases.len());
+        let count = cases.len();
+        let all: BTreeSet<Fingerprint> = cases.into_iter().map(|samples| TaskData::Fidelity(samples).fingerprint()).collect();
+        assert_eq!(all.len(), count);
     }
 }

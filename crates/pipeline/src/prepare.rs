@@ -1,12 +1,13 @@
 //! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use zeropoint_calibrator::CalibrationSet;
-use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Sample};
+use zeropoint_calibrator::dataset::{self, Fields, Format, Record, Sample};
 use zeropoint_core::ActivationMode;
-use zeropoint_evaluator::tasks::{Options, Task, TaskKind};
-use zeropoint_models::{HeadOutput, ModelDirectory, SourceRef, Tokenizer};
+use zeropoint_evaluator::tasks::{Options, RankingPrompts, Task, TaskData};
+use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, SourceRef, Tokenizer};
 use zeropoint_quantizer::Plan;
 
 use crate::PipelineError;
@@ -33,6 +34,8 @@ pub struct Prepared {
     pub tasks: Vec<Task>,
     /// How tasks are run.
     pub options: Options,
+    /// Between the logit of a cross-encoder and its score.
+    pub activation: ActivationFn,
     /// What works but should be known.
     pub warnings: Vec<String>,
 }
@@ -75,6 +78,7 @@ impl Prepared {
             settings.batch_size,
             settings.seed,
         )?;
+        let tokenizer = directory.tokenizer(None)?;
         let tasks = config
             .evaluation
             .tasks
@@ -82,11 +86,11 @@ impl Prepared {
             .enumerate()
             .map(|(index, task)| {
                 read_task(task, &texts, &directory)
-                    .and_then(|task| Ok(task.check(directory.spec()).map(|()| task)?))
+                    .and_then(|task| Ok(task.check(directory.spec(), &tokenizer).map(|()| task)?))
                     .map_err(|error| blame::task(error, &config, index))
             })
-            .collect::<Result<_, PipelineError>>()?;
-        check_gates(&config, &directory)?;
+            .collect::<Result<Vec<_>, PipelineError>>()?;
+        check_gates(&config, &directory, &tasks)?;
         let config = effective(config, &directory);
         let options = Options {
             batch_size: config.evaluation.batch_size,
@@ -94,7 +98,8 @@ impl Prepared {
             seed: config.evaluation.seed,
         };
         Ok(Self {
-            tokenizer: directory.tokenizer(None)?,
+            activation: directory.score_activation()?,
+            tokenizer,
             config,
             directory,
             plan,
@@ -170,15 +175,15 @@ fn calibration_texts(
     let sources = &config.calibration.data;
     let (samples, origin) = if sources.is_empty() {
         let name = BUILT_IN_NAME.into();
-        (
-            dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?,
-            BUILT_IN_NAME.to_owned(),
-        )
+        let samples = dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?;
+        (prompted(samples, None, directory)?, BUILT_IN_NAME.to_owned())
     } else {
         let mut samples = Vec::new();
         for (index, source) in sources.iter().enumerate() {
             let at = format!("calibration.data.{index}");
-            samples.extend(read_source(source).map_err(|error| blame::data(error.into(), config, &at))?);
+            samples.extend(
+                read_source(source, directory).map_err(|error| blame::data(error, config, &at))?,
+            );
         }
         let names: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
         (samples, names.join(", "))
@@ -190,7 +195,8 @@ fn calibration_texts(
 fn split_pairs(samples: Vec<Sample>) -> Vec<Sample> {
     let mut texts = Vec::with_capacity(samples.len());
     for mut sample in samples {
-        let second = sample.text_b.take().map(|text| Sample { text_a: text, ..sample.clone() });
+        let prompt_a = sample.prompt_b.take();
+        let second = sample.text_b.take().map(|text_a| Sample { text_a, prompt_a, ..sample.clone() });
         texts.push(sample);
         texts.extend(second);
     }
@@ -198,7 +204,10 @@ fn split_pairs(samples: Vec<Sample>) -> Vec<Sample> {
 }
 
 /// Reads a data file. What the config gives no place to is not there, whatever the file's other columns hold.
-fn read_source(source: &config::DataSource) -> Result<Vec<Sample>, DatasetError> {
+fn read_source(
+    source: &config::DataSource,
+    directory: &ModelDirectory,
+) -> Result<Vec<Sample>, PipelineError> {
     let mut samples = dataset::read(Path::new(&source.path), &convert::read_options(source))?;
     for sample in &mut samples {
         if source.text_b.is_none() {
@@ -208,8 +217,30 @@ fn read_source(source: &config::DataSource) -> Result<Vec<Sample>, DatasetError>
             sample.score = None;
         }
         if source.label.is_none() {
-            sample.label = None;
+            (sample.label, sample.labels) = (None, None);
         }
+    }
+    prompted(samples, Some(source), directory)
+}
+
+/// The texts of the prompts that a data source asks for, before the first and before the second text.
+fn prompts(
+    source: Option<&config::DataSource>,
+    directory: &ModelDirectory,
+) -> Result<[Option<Arc<str>>; 2], PipelineError> {
+    let [first, second] = convert::prompts(source);
+    Ok([directory.prompt(&first)?.map(Into::into), directory.prompt(&second)?.map(Into::into)])
+}
+
+fn prompted(
+    mut samples: Vec<Sample>,
+    source: Option<&config::DataSource>,
+    directory: &ModelDirectory,
+) -> Result<Vec<Sample>, PipelineError> {
+    let [first, second] = prompts(source, directory)?;
+    for sample in &mut samples {
+        sample.prompt_a.clone_from(&first);
+        sample.prompt_b.clone_from(&second);
     }
     Ok(samples)
 }
@@ -219,37 +250,50 @@ fn read_task(
     calibration: &[Sample],
     directory: &ModelDirectory,
 ) -> Result<Task, PipelineError> {
-    let mut samples = match &task.data {
-        Some(source) => read_source(source)?,
-        None => calibration.to_vec(),
+    let limit = task.limit.unwrap_or(usize::MAX);
+    let texts = |split: bool| -> Result<Vec<Sample>, PipelineError> {
+        let samples = match &task.data {
+            Some(source) => read_source(source, directory)?,
+            None => calibration.to_vec(),
+        };
+        let mut samples = if split { split_pairs(samples) } else { samples };
+        samples.truncate(limit);
+        Ok(samples)
     };
-    let encoder = directory.spec().head().is_embedding();
-    if encoder && task.kind == config::TaskKind::Fidelity {
-        samples = split_pairs(samples);
-    }
-    samples.truncate(task.limit.unwrap_or(usize::MAX));
-    let kind = match task.kind {
-        config::TaskKind::Sts => TaskKind::Sts,
-        config::TaskKind::Classification => TaskKind::Classification,
-        config::TaskKind::Fidelity => TaskKind::Fidelity,
+    let data = match task.kind {
+        config::TaskKind::Sts => TaskData::Sts(texts(false)?),
+        config::TaskKind::Classification => TaskData::Classification(texts(false)?),
+        config::TaskKind::Fidelity => TaskData::Fidelity(texts(directory.spec().head().is_embedding())?),
+        config::TaskKind::MaskedLm => TaskData::MaskedLm(texts(true)?),
+        config::TaskKind::TokenClassification => TaskData::TokenClassification(rows(task, limit)?),
+        config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(rows(task, limit)?),
+        config::TaskKind::Reranking => {
+            let [query, document] = prompts(task.data.as_ref(), directory)?;
+            TaskData::Reranking(rows(task, limit)?, RankingPrompts { query, document })
+        }
     };
-    Ok(Task { name: task.name.clone(), kind, samples })
+    Ok(Task { name: task.name.clone(), data })
+}
+
+/// Rows with lists; the config has made sure that there is a file.
+fn rows<T: Record>(task: &config::Task, limit: usize) -> Result<Vec<T>, PipelineError> {
+    let path = task.data.as_ref().map_or("", |source| source.path.as_str());
+    let mut rows = dataset::read_records(Path::new(path))?;
+    rows.truncate(limit);
+    Ok(rows)
 }
 
 /// A gate on a metric that this model does not have could never be held.
-fn check_gates(config: &Config, directory: &ModelDirectory) -> Result<(), PipelineError> {
-    let encoder = directory.spec().head().is_embedding();
-    match config.evaluation.gate.iter().position(|gate| gate.metric == config::Metric::Top1Agreement) {
-        Some(index) if encoder => {
-            let gate = &config.evaluation.gate[index];
+fn check_gates(config: &Config, directory: &ModelDirectory, tasks: &[Task]) -> Result<(), PipelineError> {
+    for (index, gate) in config.evaluation.gate.iter().enumerate() {
+        let Some(task) = tasks.iter().find(|task| task.name == gate.task) else { continue };
+        let metrics = task.metrics(directory.spec())?;
+        if !metrics.contains(&gate.metric.as_str()) {
             let error = PipelineError::Gate {
                 task: gate.task.clone(),
                 metric: gate.metric.to_string(),
-                reason: "the model gives sentence vectors, which have no classes".to_owned(),
-            };
-            let key = format!("evaluation.gate.{index}.metric");
-            Err(error.named_by(config, &[key], "not a metric of this model"))
-        }
-        _ => Ok(()),
+                reason: format!(
+                    "with what {} gives, a task of this kind has {}",
     }
+    Ok(())
 }

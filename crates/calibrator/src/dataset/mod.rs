@@ -311,7 +311,7 @@ pub fn fingerprint(samples: &[Sample]) -> Fingerprint {
         optional(&mut builder, "text_b", sample.text_b.as_deref());
         optional(&mut builder, "score", sample.score.map(f64::to_le_bytes));
         optional(&mut builder, "label", sample.label.as_deref());
-        optional(&mut builder, "labels", sample.labels.as_ref().map(|labels| labels.join("\0")));
+        optional(&mut builder, "labels", sample.labels.as_ref().map(|labels| format!("{labels:?}")));
         optional(&mut builder, "prompt_a", sample.prompt_a.as_deref());
         optional(&mut builder, "prompt_b", sample.prompt_b.as_deref());
     }

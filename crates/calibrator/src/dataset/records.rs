@@ -133,7 +133,8 @@ fn non_empty(name: &str, list: &[String]) -> Result<(), Problem> {
 
 /// The first of the names that is there.
 fn field<'a>(object: &'a Map<String, Value>, names: &[&'a str]) -> Result<(&'a str, &'a Value), Problem> {
-    let found = names.iter().find_map(|name| Some((*name, object.get(*name).filter(|value| !value.is_null())?)));
+    let found =
+        names.iter().find_map(|name| Some((*name, object.get(*name).filter(|value| !value.is_null())?)));
     found.ok_or_else(|| {
         let wanted: Vec<FieldRef> = names.iter().map(|name| FieldRef::from(*name)).collect();
         Problem::missing(&wanted.iter().collect::<Vec<_>>(), object.keys().map(String::as_str))
@@ -182,7 +183,8 @@ mod tests {
         assert_eq!((&words[0].words[1], &words[0].tags[1]), (&"Rome".to_owned(), &"5".to_owned()));
         assert_eq!((words[1].origin.line, &*words[1].origin.file), (3, "rows.jsonl"));
 
-        let squad = r#"{"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}}"#;
+        let squad =
+            r#"{"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}}"#;
         let plain = r#"{"question": "q", "context": "c", "answers": []}"#;
         let questions: Vec<Question> = rows(&format!("{squad}\n{plain}")).unwrap();
         assert_eq!((questions[0].answers.len(), questions[1].answers.len()), (2, 0));
@@ -197,12 +199,21 @@ mod tests {
         let tagged = |text: &str| rows::<TaggedWords>(text).unwrap_err();
         let cases = [
             (tagged("{\"tokens\": [\"a\"]}"), "the field `labels` or `tags` or `ner_tags` is missing"),
-            (tagged("{\"tokens\": \"a b\", \"tags\": []}"), "the field `tokens` holds a string; a list of strings"),
-            (tagged("{\"tokens\": [\"a\"], \"tags\": []}"), "there are 1 tokens and 0 labels; each token has one"),
+            (
+                tagged("{\"tokens\": \"a b\", \"tags\": []}"),
+                "the field `tokens` holds a string; a list of strings",
+            ),
+            (
+                tagged("{\"tokens\": [\"a\"], \"tags\": []}"),
+                "there are 1 tokens and 0 labels; each token has one",
+            ),
             (tagged("{\"tokens\": [], \"tags\": []}"), "the list `tokens` is empty"),
             (tagged("[]"), "the line holds an array"),
             (tagged("{"), "the line is not a JSON object"),
-            (rows::<Question>("{\"question\": \"q\", \"context\": 1, \"answers\": []}").unwrap_err(), "`context` holds a number"),
+            (
+                rows::<Question>("{\"question\": \"q\", \"context\": 1, \"answers\": []}").unwrap_err(),
+                "`context` holds a number",
+            ),
             (
                 rows::<Ranking>("{\"query\": \"q\", \"positives\": [\"a\"], \"negatives\": []}").unwrap_err(),
                 "the list `negatives` is empty",

@@ -18,7 +18,7 @@ fn error(format: Format, text: impl AsRef<[u8]>) -> String {
 
 fn sample(line: usize, a: &str, b: Option<&str>, score: Option<f64>, label: Option<&str>) -> Sample {
     let [b, label] = [b, label].map(|text| text.map(str::to_owned));
-    Sample { text_a: a.to_owned(), text_b: b, score, label, file: "data".into(), line }
+    Sample { text_a: a.to_owned(), text_b: b, score, label, file: "data".into(), line, ..Sample::default() }
 }
 
 #[test]

@@ -47,7 +47,9 @@ mod tests {
 
     #[test]
     fn known_values() {
-        let sets = |bits: &[[u8; 3]]| -> Vec<LabelSet> { bits.iter().map(|b| b.iter().map(|&x| x == 1).collect()).collect() };
+        let sets = |bits: &[[u8; 3]]| -> Vec<LabelSet> {
+            bits.iter().map(|b| b.iter().map(|&x| x == 1).collect()).collect()
+        };
         let (predicted, gold) = (sets(&[[1, 0, 1], [0, 1, 0]]), sets(&[[1, 0, 0], [0, 1, 0]]));
         let pairs: Vec<_> = predicted.iter().zip(&gold).collect();
         assert_eq!(exact_sets(&pairs), Some(0.5));

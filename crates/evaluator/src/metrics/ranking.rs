@@ -32,8 +32,13 @@ pub fn reciprocal_rank(positives: &[f64], negatives: &[f64]) -> Option<f64> {
 pub fn ndcg(positives: &[f64], negatives: &[f64], depth: usize) -> Option<f64> {
     let discount = |index: usize| 1.0 / ((index + 2) as f64).log2();
     let ranked = ranked(positives, negatives)?;
-    let found: f64 =
-        ranked.iter().take(depth).enumerate().filter(|(_, relevant)| **relevant).map(|(i, _)| discount(i)).sum();
+    let found: f64 = ranked
+        .iter()
+        .take(depth)
+        .enumerate()
+        .filter(|(_, relevant)| **relevant)
+        .map(|(i, _)| discount(i))
+        .sum();
     let ideal: f64 = (0..positives.len().min(depth)).map(discount).sum();
     (ideal > 0.0).then(|| found / ideal)
 }

@@ -33,6 +33,14 @@ pub struct DataSource {
     pub score: Option<Column>,
     /// The column of the gold class of a text.
     pub label: Option<Column>,
+    /// The name of the prompt before each text, of those in the model's files.
+    pub prompt: Option<String>,
+    /// The prompt itself; empty for none.
+    pub prompt_text: Option<String>,
+    /// As `prompt`, before the second text of a pair or the documents of a ranking.
+    pub prompt_b: Option<String>,
+    /// As `prompt_text`, before the second text of a pair or the documents of a ranking.
+    pub prompt_text_b: Option<String>,
 }
 
 /// How a data file is read.
@@ -66,6 +74,8 @@ pub(super) enum Use {
     ScoredPairs,
     /// Texts with a class.
     LabelledTexts,
+    /// JSON lines with fields of their own, for a task of this kind.
+    Rows(&'static str),
 }
 
 const MOST_COLUMNS: usize = 10_000;
@@ -100,8 +110,17 @@ struct DataSourceTable {
     text_b: Option<Column>,
     /// The column of the gold similarity of a pair. Default: "score".
     score: Option<Column>,
-    /// The column of the gold class of a text. Default: "label".
+    /// The column of the gold class of a text, or of a list of labels (in csv with `|` between them). Default: "label".
     label: Option<Column>,
+    /// For sentence encoders: the prompt that is put before each text, by its name in the model's
+    /// `config_sentence_transformers.json`. Default: the one that the file names as its default, if any.
+    prompt: Option<String>,
+    /// Instead of `prompt`, the text itself, such as "query: "; "" for none.
+    prompt_text: Option<String>,
+    /// As `prompt`, for the second text of a pair and the documents of a reranking task. Default: that of the first.
+    prompt_b: Option<String>,
+    /// Instead of `prompt_b`, the text itself; "" for none.
+    prompt_text_b: Option<String>,
 }
 
 impl TryFrom<DataSourceKeys> for DataSource {
@@ -150,6 +169,10 @@ impl TryFrom<DataSourceKeys> for DataSource {
             text_b: column(keys.text_b, "text_b"),
             score: column(keys.score, "score"),
             label: column(keys.label, "label"),
+            prompt: keys.prompt,
+            prompt_text: keys.prompt_text,
+            prompt_b: keys.prompt_b,
+            prompt_text_b: keys.prompt_text_b,
             path: keys.path,
         })
     }
@@ -223,7 +246,27 @@ impl DataSource {
                 }
             }
         }
+        self.check_prompts(at)?;
         self.check_columns(at, used_for)
+    }
+
+    fn check_prompts(&self, at: &str) -> Result<(), Problem> {
+        let pairs = [
+            ("prompt", &self.prompt, "prompt_text", &self.prompt_text),
+            ("prompt_b", &self.prompt_b, "prompt_text_b", &self.prompt_text_b),
+        ];
+        for (key, name, text_key, text) in pairs {
+            if let Some(name) = name {
+                not_blank(&format!("{at}.{key}"), name)
+                    .map_err(|problem| problem.hint(format!("for no prompt write `{text_key} = \"\"`")))?;
+                if text.is_some() {
+                    let path = format!("{at}.{text_key}");
+                    let message = format!("`{path}` is given beside `{key}`, and only one can be used");
+                    return Err(Problem::new(path, message).hint(format!("remove `{key}` or `{text_key}`")));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_columns(&self, at: &str, used_for: Use) -> Result<(), Problem> {
@@ -231,11 +274,12 @@ impl DataSource {
             Use::Texts => ("", &["text"]),
             Use::ScoredPairs => ("an sts task", &["text_a", "text_b", "score"]),
             Use::LabelledTexts => ("a classification task", &["text", "label"]),
+            Use::Rows(kind) => return self.check_rows(at, kind),
         };
         if self.format == DataFormat::Txt {
             return match used_for {
                 Use::Texts => Ok(()),
-                _ => Err(Problem::new(
+                Use::ScoredPairs | Use::LabelledTexts | Use::Rows(_) => Err(Problem::new(
                     at,
                     format!("`{at}` is a txt file, but {purpose} needs {} of each sample", list(needed)),
                 )
@@ -260,6 +304,24 @@ impl DataSource {
             missing.iter().zip(free).map(|(key, index)| format!("{key} = {index}")).collect();
         let hint = format!("for example `{}`", example.join(", "));
         Err(Problem::new(at, message).label("columns are missing").hint(hint))
+    }
+}
+
+impl DataSource {
+    /// Rows with lists have one form, under fixed names.
+    fn check_rows(&self, at: &str, kind: &str) -> Result<(), Problem> {
+        if self.format != DataFormat::Jsonl {
+            let message = format!("`{at}` is not jsonl, and rows of a {kind} task hold lists");
+            return Err(Problem::new(at, message).hint("allowed: a jsonl file"));
+        }
+        for (key, column) in self.columns() {
+            if column.is_some_and(|column| *column != Column::Name(key.to_owned())) {
+                let path = format!("{at}.{key}");
+                let message = format!("`{path}` is given, but rows of a {kind} task have fixed names");
+                return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
+            }
+        }
+        Ok(())
     }
 }
 

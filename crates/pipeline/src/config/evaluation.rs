@@ -5,6 +5,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use zeropoint_evaluator::tasks::names;
 
 use super::calibration::{LARGEST_BATCH, LARGEST_SEED, MOST_SAMPLES};
 use super::data::{DataSource, Use};
@@ -14,6 +15,8 @@ use super::error::{Problem, list, name_hint, not_blank, quoted, within};
 const FEWEST_RESAMPLES: usize = 100;
 const MOST_RESAMPLES: usize = 100_000;
 const LONGEST_NAME: usize = 64;
+/// Largest `max_drop` of a metric that is no fraction.
+const LARGEST_RISE: f64 = 1e6;
 
 /// `[evaluation]`: what the original and the quantised model are compared on, and how much may be lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,8 +59,9 @@ struct TaskKeys {
     kind: TaskKind,
     /// What reports and gates call it, each task differently; by default its kind. Letters, digits, `-`, `_`, `.`.
     name: Option<String>,
-    /// The samples: `text_a`, `text_b`, `score` for sts; `text`, `label` for classification; texts for fidelity, by
-    /// default those of the calibration.
+    /// The samples: `text_a`, `text_b`, `score` for sts; `text`, `label` for classification; texts for fidelity and
+    /// masked-lm, by default those of the calibration; rows of JSON lines for token-classification (`tokens`, `labels`),
+    /// question-answering (`question`, `context`, `answers`) and reranking (`query`, `positives`, `negatives`).
     data: Option<DataSource>,
     /// Use only this many samples, the first of the file; by default all.
     #[schemars(range(min = 1, max = MOST_SAMPLES))]
@@ -75,10 +79,18 @@ impl From<TaskKeys> for Task {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskKind {
-    /// Semantic textual similarity: the model's cosine of each pair against people's scores.
+    /// Semantic textual similarity: the model's cosine or score of each pair against people's scores.
     Sts,
-    /// The model's class of each text against the gold one.
+    /// The model's class, labels or number of each text against the gold ones.
     Classification,
+    /// The model's label of each word against the gold one.
+    TokenClassification,
+    /// The model's span of each context against the answers that people gave.
+    QuestionAnswering,
+    /// How well the model tells hidden tokens; needs no gold answers.
+    MaskedLm,
+    /// Whether the model ranks the documents that answer a query above the others, by cosine or score.
+    Reranking,
     /// The quantised model's outputs against the original's; needs no gold answers.
     Fidelity,
 }
@@ -92,43 +104,89 @@ pub struct Gate {
     /// A metric of that task.
     pub metric: Metric,
     /// The largest allowed loss in the metric's own unit: 0.01 is one hundredth of a correlation, or one percent of an
-    /// accuracy. For fidelity the loss is counted from 1.
-    #[schemars(range(min = 0, max = 1))]
+    /// accuracy. For fidelity the loss is counted from 1. Of metrics that are better the lower they are it is the largest
+    /// allowed rise, in nats or in the unit of the scores, and may be more than 1.
+    #[schemars(range(min = 0, max = LARGEST_RISE))]
     pub max_drop: f64,
 }
 
-/// A metric, as a fraction; higher is better for each.
+/// A metric. Most are fractions; higher is better where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Rank correlation of an sts task.
+    /// Rank correlation with gold scores; in fidelity, of the two models' scores.
     Spearman,
-    /// Linear correlation of an sts task.
+    /// Linear correlation with gold scores; in fidelity, of the two models' scores.
     Pearson,
-    /// Share of texts of a classification task that get the gold class.
+    /// Mean absolute error of a model that gives a number; lower is better.
+    MeanAbsoluteError,
+    /// Share of texts, words or hidden tokens that are told right.
     Accuracy,
     /// F1 of a classification task, averaged over its classes with equal weight.
+    #[serde(rename = "macro_f1")]
     MacroF1,
+    /// F1 of a multi-label task over all its labels together.
+    #[serde(rename = "micro_f1")]
+    MicroF1,
+    /// Share of texts whose set of labels, or of questions whose answer, is exactly right.
+    ExactMatch,
+    /// F1 of the words of an answer.
+    #[serde(rename = "f1")]
+    F1,
+    /// F1 of whole entities, as conlleval counts them.
+    #[serde(rename = "entity_f1")]
+    EntityF1,
+    /// Mean negative log-likelihood of hidden tokens in nats; lower is better.
+    Loss,
+    /// Mean reciprocal rank of the first document that answers a query.
+    Mrr,
+    /// Normalised discounted cumulative gain of the first ten documents.
+    #[serde(rename = "ndcg_at_10")]
+    NdcgAt10,
     /// Mean cosine of the two models' outputs.
     CosineMean,
     /// Smallest cosine of the two models' outputs.
     CosineMin,
     /// First percentile of the cosine of the two models' outputs.
+    #[serde(rename = "cosine_p01")]
     CosineP01,
-    /// Share of texts for which the two models' largest output is the same.
+    /// Share of texts or tokens for which the two models' largest output is the same.
     #[serde(rename = "top1_agreement")]
     Top1Agreement,
+    /// Mean Kullback-Leibler divergence of the two models' probabilities in nats; lower is better.
+    KlMean,
+    /// Mean absolute difference of the two models' scores; lower is better.
+    DifferenceMean,
 }
 
 impl TaskKind {
-    /// The metrics a task of this kind has.
+    /// The metrics that a task of this kind can have; which of them it has depends on the model's head.
     pub fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Sts => &[Metric::Spearman, Metric::Pearson],
-            Self::Classification => &[Metric::Accuracy, Metric::MacroF1],
-            Self::Fidelity => {
-                &[Metric::CosineMean, Metric::CosineMin, Metric::CosineP01, Metric::Top1Agreement]
-            }
+            Self::Classification => &[
+                Metric::Accuracy,
+                Metric::MacroF1,
+                Metric::MicroF1,
+                Metric::ExactMatch,
+                Metric::Pearson,
+                Metric::Spearman,
+                Metric::MeanAbsoluteError,
+            ],
+            Self::TokenClassification => &[Metric::Accuracy, Metric::EntityF1],
+            Self::QuestionAnswering => &[Metric::ExactMatch, Metric::F1],
+            Self::MaskedLm => &[Metric::Loss, Metric::Accuracy],
+            Self::Reranking => &[Metric::Mrr, Metric::NdcgAt10],
+            Self::Fidelity => &[
+                Metric::CosineMean,
+                Metric::CosineMin,
+                Metric::CosineP01,
+                Metric::Top1Agreement,
+                Metric::KlMean,
+                Metric::Pearson,
+                Metric::Spearman,
+                Metric::DifferenceMean,
+            ],
         }
     }
 
@@ -137,6 +195,10 @@ impl TaskKind {
         match self {
             Self::Sts => "sts",
             Self::Classification => "classification",
+            Self::TokenClassification => "token-classification",
+            Self::QuestionAnswering => "question-answering",
+            Self::MaskedLm => "masked-lm",
+            Self::Reranking => "reranking",
             Self::Fidelity => "fidelity",
         }
     }
@@ -152,15 +214,30 @@ impl Metric {
     /// The name used in configs and reports.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Spearman => "spearman",
-            Self::Pearson => "pearson",
-            Self::Accuracy => "accuracy",
-            Self::MacroF1 => "macro_f1",
-            Self::CosineMean => "cosine_mean",
-            Self::CosineMin => "cosine_min",
-            Self::CosineP01 => "cosine_p01",
-            Self::Top1Agreement => "top1_agreement",
+            Self::Spearman => names::SPEARMAN,
+            Self::Pearson => names::PEARSON,
+            Self::MeanAbsoluteError => names::MEAN_ABSOLUTE_ERROR,
+            Self::Accuracy => names::ACCURACY,
+            Self::MacroF1 => names::MACRO_F1,
+            Self::MicroF1 => names::MICRO_F1,
+            Self::ExactMatch => names::EXACT_MATCH,
+            Self::F1 => names::F1,
+            Self::EntityF1 => names::ENTITY_F1,
+            Self::Loss => names::LOSS,
+            Self::Mrr => names::MRR,
+            Self::NdcgAt10 => names::NDCG,
+            Self::CosineMean => names::COSINE_MEAN,
+            Self::CosineMin => names::COSINE_MIN,
+            Self::CosineP01 => names::COSINE_P01,
+            Self::Top1Agreement => names::TOP1_AGREEMENT,
+            Self::KlMean => names::KL_MEAN,
+            Self::DifferenceMean => names::DIFFERENCE_MEAN,
         }
+    }
+
+    /// Whether it lies between 0 and 1, or -1 and 1, so that no loss of it above 1 can be meant.
+    pub fn is_fraction(self) -> bool {
+        !matches!(self, Self::MeanAbsoluteError | Self::Loss | Self::KlMean | Self::DifferenceMean)
     }
 }
 
@@ -192,17 +269,21 @@ impl Task {
         let used_for = match self.kind {
             TaskKind::Sts => Use::ScoredPairs,
             TaskKind::Classification => Use::LabelledTexts,
-            TaskKind::Fidelity => Use::Texts,
+            TaskKind::Fidelity | TaskKind::MaskedLm => Use::Texts,
+            TaskKind::TokenClassification => Use::Rows("token-classification"),
+            TaskKind::QuestionAnswering => Use::Rows("question-answering"),
+            TaskKind::Reranking => Use::Rows("reranking"),
         };
         match (&self.data, self.kind) {
             (Some(data), _) => data.check(&format!("{at}.data"), used_for),
-            (None, TaskKind::Fidelity) => Ok(()),
+            (None, TaskKind::Fidelity | TaskKind::MaskedLm) => Ok(()),
             (None, kind) => {
                 let message =
                     format!("`{at}.data` is missing: the {kind} task needs samples with gold answers");
+                let formats = if matches!(used_for, Use::Rows(_)) { "jsonl" } else { "jsonl or csv" };
                 Err(Problem::new(format!("{at}.data"), message)
                     .label("`data` belongs here")
-                    .hint("add `data = \"FILE\"`, jsonl or csv"))
+                    .hint(format!("add `data = \"FILE\"`, {formats}")))
             }
         }
     }
@@ -275,8 +356,14 @@ impl Evaluation {
                     .related(format!("evaluation.gate.{first}.metric"), "the first")
                     .hint("keep the stricter one"));
             }
-            within(&format!("{at}.max_drop"), gate.max_drop, 0.0..=1.0)
-                .map_err(|problem| problem.hint("metrics are fractions from 0 to 1: one percent is 0.01"))?;
+            let at = format!("{at}.max_drop");
+            if gate.metric.is_fraction() {
+                within(&at, gate.max_drop, 0.0..=1.0).map_err(|problem| {
+                    problem.hint("metrics are fractions from 0 to 1: one percent is 0.01")
+                })?;
+            } else {
+                within(&at, gate.max_drop, 0.0..=LARGEST_RISE)?;
+            }
         }
         Ok(())
     }

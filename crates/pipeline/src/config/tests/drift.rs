@@ -25,6 +25,12 @@ text_a = 0
 text_b = 1
 score = 2
 label = "l"
+prompt = "query"
+prompt_text_b = "passage: "
+[[calibration.data]]
+path = "b.jsonl"
+prompt_text = ""
+prompt_b = "document"
 [quantization]
 scheme = "w8a8-static"
 weights = { bits = 8, granularity = "tensor", symmetric = true, observer = "min-max" }
@@ -45,7 +51,7 @@ seed = 9
 kind = "sts"
 name = "sts-b"
 limit = 100
-data = { path = "b", format = "csv", header = true, delimiter = ",", text = "t", text_a = 0, text_b = 1, score = 2, label = "l" }
+data = { path = "b", format = "csv", header = true, delimiter = ",", text = "t", text_a = 0, text_b = 1, score = 2, label = "l", prompt = "q", prompt_b = "d" }
 [[evaluation.gate]]
 task = "sts-b"
 metric = "spearman"

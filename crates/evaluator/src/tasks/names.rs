@@ -1,0 +1,38 @@
+//! The names of metrics in reports and gates.
+
+/// Share of samples, words or masked tokens that are right.
+pub const ACCURACY: &str = "accuracy";
+/// F1 averaged over classes with equal weight.
+pub const MACRO_F1: &str = "macro_f1";
+/// F1 over all labels together.
+pub const MICRO_F1: &str = "micro_f1";
+/// Share of samples whose labels or answer are exactly right.
+pub const EXACT_MATCH: &str = "exact_match";
+/// F1 of the words of an answer.
+pub const F1: &str = "f1";
+/// F1 of entities.
+pub const ENTITY_F1: &str = "entity_f1";
+/// Linear correlation.
+pub const PEARSON: &str = "pearson";
+/// Rank correlation.
+pub const SPEARMAN: &str = "spearman";
+/// Mean of the absolute error; lower is better.
+pub const MEAN_ABSOLUTE_ERROR: &str = "mean_absolute_error";
+/// Mean negative log-likelihood of a masked token in nats; lower is better.
+pub const LOSS: &str = "loss";
+/// Mean reciprocal rank.
+pub const MRR: &str = "mrr";
+/// Normalised discounted cumulative gain of the first ten.
+pub const NDCG: &str = "ndcg_at_10";
+/// Mean cosine of the two models' outputs.
+pub const COSINE_MEAN: &str = "cosine_mean";
+/// Smallest cosine.
+pub const COSINE_MIN: &str = "cosine_min";
+/// First percentile of the cosine.
+pub const COSINE_P01: &str = "cosine_p01";
+/// Share of distributions with the same likeliest entry in both models.
+pub const TOP1_AGREEMENT: &str = "top1_agreement";
+/// Mean Kullback-Leibler divergence in nats; lower is better.
+pub const KL_MEAN: &str = "kl_mean";
+/// Mean absolute difference of the two models' scores; lower is better.
+pub const DIFFERENCE_MEAN: &str = "difference_mean";

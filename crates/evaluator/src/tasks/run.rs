@@ -1,0 +1,164 @@
+//! Both models over the same batches, and metrics of what is kept of their outputs.
+
+use std::ops::ControlFlow;
+
+use rayon::prelude::*;
+use zeropoint_calibrator::BatchPlan;
+use zeropoint_models::{HeadOutput, ModelError, PackedBatch, TokenSequence};
+
+use super::{Models, Options, TaskError};
+use crate::bootstrap::paired_standard_error;
+use crate::report::Metric;
+
+/// Most values that the outputs of one batch may have, at the head's width and the longest sequence: 256 MiB in f32.
+const MOST_VALUES: usize = 64 << 20;
+
+/// A task being run.
+pub(super) struct Run<'a> {
+    pub(super) task: &'a str,
+    pub(super) models: &'a Models<'a>,
+    pub(super) options: Options,
+    pub(super) progress: &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+}
+
+/// What a model gave for one sequence: one row, or one a token.
+#[derive(Clone, Copy)]
+pub(super) struct Output<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) columns: usize,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn rows(self) -> impl ExactSizeIterator<Item = &'a [f32]> {
+        self.values.chunks_exact(self.columns.max(1))
+    }
+
+    pub(super) fn row(self, index: usize) -> &'a [f32] {
+        &self.values[index * self.columns..(index + 1) * self.columns]
+    }
+}
+
+impl Run<'_> {
+    /// Runs both models over the sequences and keeps of each what `keep` makes of the original's and the quantised model's
+    /// output, in the order of the sequences. Outputs live as long as their batch: those of a vocabulary head over all
+    /// samples would take gigabytes.
+    pub(super) fn both<T: Send>(
+        &mut self,
+        sequences: &[&TokenSequence],
+        keep: impl Fn(usize, Output<'_>, Output<'_>) -> T + Sync,
+    ) -> Result<Vec<T>, TaskError> {
+        let mut kept: Vec<Option<T>> = sequences.iter().map(|_| None).collect();
+        let mut done = 0;
+        for indices in self.plan(sequences).batches() {
+            let batch = PackedBatch::new(indices.iter().map(|&i| sequences[i]))?;
+            let original = self.models.original.forward(&batch)?;
+            let quantized = self.models.quantized.forward(&batch)?;
+            for (which, outputs) in [("original", &original), ("quantized", &quantized)] {
+                let broken =
+                    outputs.samples().position(|values| values.iter().any(|value| !value.is_finite()));
+                if let Some(at) = broken {
+                    let task = self.task.to_owned();
+                    return Err(TaskError::NotFinite { task, which, sample: indices[at] });
+                }
+            }
+            let pairs: Vec<_> = original.samples().zip(quantized.samples()).collect();
+            let output = |values, columns| Output { values, columns };
+            let of_batch: Vec<T> = pairs
+                .par_iter()
+                .zip(indices)
+                .map(|((a, b), &i)| keep(i, output(a, original.columns), output(b, quantized.columns)))
+                .collect();
+            for (&i, value) in indices.iter().zip(of_batch) {
+                kept[i] = Some(value);
+            }
+            done += indices.len();
+            if (self.progress)(done, sequences.len()).is_break() {
+                return Err(TaskError::Cancelled);
+            }
+        }
+        let kept: Option<Vec<T>> = kept.into_iter().collect();
+        kept.ok_or_else(|| {
+            ModelError::Sample { reason: "a batch plan left a sequence out".to_owned() }.into()
+        })
+    }
+
+    fn plan(&self, sequences: &[&TokenSequence]) -> BatchPlan {
+        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
+        let spec = self.models.original.spec();
+        let widest = match spec.head().output {
+            HeadOutput::MaskedLm => spec.tables().map(|table| table.rows).max().unwrap_or(1),
+            _ => 1,
+        };
+        let longest = lengths.iter().copied().max().unwrap_or(1);
+        let fits = (MOST_VALUES / (widest * longest).max(1)).max(1);
+        BatchPlan::of_lengths(&lengths, self.options.batch_size.min(fits))
+    }
+
+    /// A metric of both models with the standard error of its loss. `rows` holds for each sample what was kept of the
+    /// original and of the quantised model; `of` makes one number of one model's.
+    pub(super) fn compared<T: Sync>(
+        &self,
+        (name, higher_is_better): (&str, bool),
+        rows: &[(T, T)],
+        of: impl Fn(&[&T]) -> Option<f64> + Sync,
+    ) -> Metric {
+        let originals = |chosen: &[usize]| of(&chosen.iter().map(|&row| &rows[row].0).collect::<Vec<_>>());
+        let quantized = |chosen: &[usize]| of(&chosen.iter().map(|&row| &rows[row].1).collect::<Vec<_>>());
+        let all: Vec<usize> = (0..rows.len()).collect();
+        let stderr = self.standard_error(rows.len(), |chosen| Some(quantized(chosen)? - originals(chosen)?));
+        let (original, quantized) = (originals(&all), quantized(&all));
+        self.metric(name, higher_is_better, [original, quantized], stderr, rows.len())
+    }
+
+    /// A metric of how near the quantised model is to the original, whose best value is `ideal`.
+    pub(super) fn against_ideal<T: Sync>(
+        &self,
+        name: &str,
+        ideal: f64,
+        rows: &[T],
+        of: impl Fn(&[&T]) -> Option<f64> + Sync,
+    ) -> Metric {
+        let value = |chosen: &[usize]| of(&chosen.iter().map(|&row| &rows[row]).collect::<Vec<_>>());
+        let all: Vec<usize> = (0..rows.len()).collect();
+        let stderr = self.standard_error(rows.len(), value);
+        let metric = self.metric(name, ideal > 0.0, [Some(ideal), value(&all)], stderr, rows.len());
+        Metric { ideal: true, ..metric }
+    }
+
+    fn standard_error(&self, n: usize, of: impl Fn(&[usize]) -> Option<f64> + Sync) -> f64 {
+        paired_standard_error(n, self.options.resamples, self.options.seed, of)
+    }
+
+    fn metric(
+        &self,
+        name: &str,
+        higher_is_better: bool,
+        values: [Option<f64>; 2],
+        stderr: f64,
+        samples: usize,
+    ) -> Metric {
+        let [original, quantized] = values.map(|value| value.unwrap_or(f64::NAN));
+        Metric {
+            task: self.task.to_owned(),
+            name: name.to_owned(),
+            original,
+            quantized,
+            delta: quantized - original,
+            stderr,
+            higher_is_better,
+            samples: samples as u64,
+            ideal: false,
+        }
+    }
+}
+
+/// The mean of a value of each sample; `None` without samples.
+pub(super) fn mean<T>(rows: &[&T], of: impl Fn(&T) -> f64) -> Option<f64> {
+    (!rows.is_empty()).then(|| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len() as f64)
+}
+
+/// The sum of one value over the sum of another; `None` when the latter is 0.
+pub(super) fn ratio<T>(rows: &[&T], of: impl Fn(&T) -> (f64, f64)) -> Option<f64> {
+    let (above, below) = rows.iter().map(|row| of(row)).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+    (below != 0.0).then(|| above / below)
+}
