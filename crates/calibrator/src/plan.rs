@@ -104,6 +104,10 @@ impl CalibrationSet {
             for &i in batch {
                 builder.field("ids", bytes(&self.sequences[i].ids));
                 builder.field("types", bytes(&self.sequences[i].type_ids));
+                // What is left out of the pooling reaches the sites behind it.
+                if self.sequences[i].prompt > 0 {
+                    builder.field("prompt", (self.sequences[i].prompt as u64).to_le_bytes());
+                }
             }
         }
         builder.finish()

@@ -2,7 +2,7 @@
 
 mod scene;
 
-use scene::{Scene, data, fixture, stderr, stdout};
+use scene::{Scene, data, fixture, json_lines, stderr, stdout};
 use serde_json::Value;
 
 /// A finished run of the embedded model at `out`.
@@ -19,10 +19,6 @@ fn finished() -> Scene {
     scene.write("config.toml", config);
     scene.succeeds(["run", "config.toml", "--no-cache", "--out", "out"]);
     scene
-}
-
-fn json_lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
 }
 
 #[test]

@@ -299,6 +299,14 @@ impl<'a> Encoder<'a> {
                 let room = self.tokenizer.max_length().saturating_sub(tokens.around());
                 // Only the first text is labelled; of a pair too long for the model the second is cut.
                 if pair.is_some() {
+                    if tokens.around() > self.tokenizer.max_length() {
+                        let reason = format!(
+                            "the first text of the pair takes {} tokens with specials, and the model takes {}",
+                            tokens.around(),
+                            self.tokenizer.max_length()
+                        );
+                        return Err(ModelError::Sample { reason });
+                    }
                     let first = tokens.part(TextPart::First);
                     let last = tokens.last_part();
                     let kept = last.start..last.end.min(last.start + room);

@@ -147,6 +147,11 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("standard error is UTF-8")
 }
 
+/// Lines of JSON.
+pub(crate) fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
+}
+
 pub(crate) fn tree(dir: &Path) -> Tree {
     fn walk(dir: &Path, prefix: &str, found: &mut Tree) {
         for entry in fs::read_dir(dir).expect("the directory is there") {

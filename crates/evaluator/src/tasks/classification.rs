@@ -54,6 +54,7 @@ pub(super) fn gold(
 }
 
 fn label_sets(task: &str, samples: &[Sample], labels: &[String]) -> Result<Vec<LabelSet>, TaskError> {
+    let data = |source| TaskError::Data { task: task.to_owned(), source };
     let mut written: Vec<Written<'_>> = Vec::new();
     let mut counts = Vec::with_capacity(samples.len());
     for sample in samples {
@@ -64,13 +65,8 @@ fn label_sets(task: &str, samples: &[Sample], labels: &[String]) -> Result<Vec<L
             (None, Some(joined)) => {
                 written.extend(joined.split(SEPARATOR).map(|label| (label.trim(), place)));
             }
-            (None, None) => {
-                let source = require_labels(std::slice::from_ref(sample)).err();
-                return Err(source.map_or(TaskError::Cancelled, |source| TaskError::Data {
-                    task: task.to_owned(),
-                    source,
-                }));
-            }
+            // Neither is there, which is the error.
+            (None, None) => drop(require_labels(std::slice::from_ref(sample)).map_err(data)?),
         }
         counts.push(written.len() - before);
     }

@@ -30,6 +30,8 @@ pub struct AlignedTokens {
     pub spans: Vec<Range<usize>>,
     /// Number of the word in that text to which each token belongs, by the tokenizer's own rule.
     pub words: Vec<Option<u32>>,
+    /// Whether there are two texts.
+    pub is_pair: bool,
 }
 
 impl Tokenizer {
@@ -57,6 +59,7 @@ impl Tokenizer {
             parts: Vec::with_capacity(specials.len()),
             spans: Vec::with_capacity(specials.len()),
             words: Vec::with_capacity(specials.len()),
+            is_pair: pair.is_some(),
         };
         let sequences = encoding.get_sequence_ids();
         let places =
@@ -81,11 +84,12 @@ impl Tokenizer {
 }
 
 impl AlignedTokens {
-    /// The tokens of a text, as a range: they are neighbours. Empty when it has none.
+    /// The tokens of a text, as a range: they are neighbours. Empty, at the end, when it has none.
     pub fn part(&self, part: TextPart) -> Range<usize> {
         let start = self.parts.iter().position(|found| *found == part);
         let end = self.parts.iter().rposition(|found| *found == part);
-        start.zip(end).map_or(0..0, |(start, end)| start..end + 1)
+        let none = self.parts.len()..self.parts.len();
+        start.zip(end).map_or(none, |(start, end)| start..end + 1)
     }
 
     /// A sequence with only the tokens `kept` of the last text, and all that stands before and behind that text.
@@ -103,8 +107,7 @@ impl AlignedTokens {
 
     /// The tokens of the second text, or of the only one.
     pub fn last_part(&self) -> Range<usize> {
-        let second = self.part(TextPart::Second);
-        if second.is_empty() { self.part(TextPart::First) } else { second }
+        self.part(if self.is_pair { TextPart::Second } else { TextPart::First })
     }
 
     /// Cuts the last text into ranges of at most `room` tokens (at least 1), one after the other, between tokens whose
@@ -202,6 +205,7 @@ mod tests {
             parts,
             spans: vec![0..0; inner + 2],
             words: all,
+            is_pair: false,
         }
     }
 
@@ -214,6 +218,14 @@ mod tests {
         assert_eq!(by_word(4), [1..3, 3..7, 7..8, 8..9], "the second word is longer than the room");
         assert_eq!(tokens.window(&(3..7)).ids, [0, 3, 4, 5, 6, 9]);
         assert_eq!(tokens.around(), 2);
+    }
+
+    #[test]
+    fn of_a_pair_the_second_text_is_the_last_even_without_a_token() {
+        let tokens = AlignedTokens { is_pair: true, ..aligned(&[0, 1]) };
+        assert_eq!(tokens.last_part(), 4..4);
+        assert_eq!(tokens.windows(5, 1), [4..4]);
+        assert_eq!(tokens.window(&(4..4)).ids, tokens.tokens.ids);
     }
 
     #[test]
