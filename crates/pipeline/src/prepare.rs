@@ -250,6 +250,8 @@ fn read_task(
     calibration: &[Sample],
     directory: &ModelDirectory,
 ) -> Result<Task, PipelineError> {
+    // Whether the model can do this at all is said before what is wrong with the data.
+    Task { name: task.name.clone(), data: no_data(task.kind) }.metrics(directory.spec())?;
     let limit = task.limit.unwrap_or(usize::MAX);
     let texts = |split: bool| -> Result<Vec<Sample>, PipelineError> {
         let samples = match &task.data {
@@ -273,6 +275,18 @@ fn read_task(
         }
     };
     Ok(Task { name: task.name.clone(), data })
+}
+
+fn no_data(kind: config::TaskKind) -> TaskData {
+    match kind {
+        config::TaskKind::Sts => TaskData::Sts(Vec::new()),
+        config::TaskKind::Classification => TaskData::Classification(Vec::new()),
+        config::TaskKind::Fidelity => TaskData::Fidelity(Vec::new()),
+        config::TaskKind::MaskedLm => TaskData::MaskedLm(Vec::new()),
+        config::TaskKind::TokenClassification => TaskData::TokenClassification(Vec::new()),
+        config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(Vec::new()),
+        config::TaskKind::Reranking => TaskData::Reranking(Vec::new(), RankingPrompts::default()),
+    }
 }
 
 /// Rows with lists; the config has made sure that there is a file.

@@ -39,6 +39,17 @@ fn jsonl_rows_of_each_kind() {
 }
 
 #[test]
+fn a_list_of_labels_is_kept_as_a_list() {
+    let text = "{\"text\": \"a\", \"label\": [\"x\", 2]}\n{\"text\": \"b\", \"label\": []}";
+    let samples = ok(Format::Jsonl, text);
+    assert_eq!(samples[0].labels, Some(vec!["x".to_owned(), "2".to_owned()]));
+    assert_eq!((&samples[1].labels, &samples[1].label), (&Some(Vec::new()), &None));
+    let error = require_labels(&samples).unwrap_err().to_string();
+    assert_eq!(error, "data:1: the label is a list, and the model gives each text one label");
+    assert_ne!(fingerprint(&samples[..1]), fingerprint(&[Sample { labels: None, ..samples[0].clone() }]));
+}
+
+#[test]
 fn txt_is_a_sample_a_line() {
     let expected = [sample(1, "one", None, None, None), sample(3, " two ", None, None, None)];
     assert_eq!(ok(Format::Txt, "\u{feff}one\r\n\r\n two \r\n"), expected);

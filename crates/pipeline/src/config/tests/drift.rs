@@ -52,6 +52,9 @@ kind = "sts"
 name = "sts-b"
 limit = 100
 data = { path = "b", format = "csv", header = true, delimiter = ",", text = "t", text_a = 0, text_b = 1, score = 2, label = "l", prompt = "q", prompt_b = "d" }
+[[evaluation.tasks]]
+kind = "fidelity"
+data = { path = "b.jsonl", prompt_text = "", prompt_text_b = "passage: " }
 [[evaluation.gate]]
 task = "sts-b"
 metric = "spearman"
