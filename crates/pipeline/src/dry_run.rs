@@ -101,8 +101,11 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         _ => None,
     };
     let spec = prepared.directory.spec();
-    let evaluation =
-        prepared.tasks.iter().map(|task| task.sequences(spec, &prepared.tokenizer)).collect::<Result<Vec<_>, _>>()?;
+    let evaluation = prepared
+        .tasks
+        .iter()
+        .map(|task| task.sequences(spec, &prepared.tokenizer))
+        .collect::<Result<Vec<_>, _>>()?;
     let size = prepared.options.batch_size;
     let batches: Vec<_> = evaluation.iter().map(|sequences| memory::lengths(sequences, size)).collect();
     let planned = planned_output(prepared);

@@ -149,6 +149,9 @@ fn short(value: &toml::Value) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use zeropoint_calibrator::dataset::Sample;
+    use zeropoint_evaluator::tasks::TaskData;
+
     use super::*;
 
     fn fingerprint(text: &str) -> Fingerprint {
@@ -236,7 +239,8 @@ pub(crate) mod tests {
             vec![sample("ab", None, None)],
         ];
         let count = cases.len();
-        let all: BTreeSet<Fingerprint> = cases.into_iter().map(|samples| TaskData::Fidelity(samples).fingerprint()).collect();
+        let all: BTreeSet<Fingerprint> =
+            cases.into_iter().map(|samples| TaskData::Fidelity(samples).fingerprint()).collect();
         assert_eq!(all.len(), count);
     }
 }

@@ -264,9 +264,13 @@ fn evaluation(prepared: &Prepared) -> String {
             "\n# {about}\n# [[evaluation.tasks]]\n# kind = \"{kind}\"\n# data = \"{kind}.jsonl\"  # {columns}"
         );
     }
-    text.push_str(
+    // One score has no direction.
+    let head = prepared.directory.spec().head();
+    let nearness = if head.labels().len() == 1 && !head.is_per_token() { "pearson" } else { "cosine_mean" };
+    let _ = write!(
+        text,
         "\n# A gate ends the run with exit code 3 when more than this is lost; metrics are fractions:\n\
-         # [[evaluation.gate]]\n# task = \"fidelity\"\n# metric = \"cosine_mean\"\n# max_drop = 0.01\n",
+         # [[evaluation.gate]]\n# task = \"fidelity\"\n# metric = \"{nearness}\"\n# max_drop = 0.01\n",
     );
     if let Some((_, kind, _, metric)) = with_gold {
         let _ = writeln!(

@@ -181,9 +181,7 @@ fn calibration_texts(
         let mut samples = Vec::new();
         for (index, source) in sources.iter().enumerate() {
             let at = format!("calibration.data.{index}");
-            samples.extend(
-                read_source(source, directory).map_err(|error| blame::data(error, config, &at))?,
-            );
+            samples.extend(read_source(source, directory).map_err(|error| blame::data(error, config, &at))?);
         }
         let names: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
         (samples, names.join(", "))
@@ -308,6 +306,13 @@ fn check_gates(config: &Config, directory: &ModelDirectory, tasks: &[Task]) -> R
                 metric: gate.metric.to_string(),
                 reason: format!(
                     "with what {} gives, a task of this kind has {}",
+                    directory.spec().architecture,
+                    metrics.join(", ")
+                ),
+            };
+            let key = format!("evaluation.gate.{index}.metric");
+            return Err(error.named_by(config, &[key], "not a metric of this model"));
+        }
     }
     Ok(())
 }
