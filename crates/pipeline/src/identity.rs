@@ -231,6 +231,7 @@ pub(crate) mod tests {
             score: None,
             file: "file".into(),
             line: 1,
+            ..Sample::default()
         };
         let cases = [
             vec![sample("a", Some("b"), None)],
