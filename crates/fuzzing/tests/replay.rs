@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use zeropoint_fuzzing::TARGETS;
+use zeropoint_kernels::Isa;
+use zeropoint_observer::{ActivationStatistics, StatisticsFile};
 
 #[test]
 fn kept_inputs_and_their_neighbours_are_read_or_refused() {
@@ -28,4 +30,22 @@ fn kept_inputs_and_their_neighbours_are_read_or_refused() {
             }
         }
     }
+}
+
+/// The seed of statistics files is of the version that is written now: an older one is refused at its first bytes, and what
+/// lies behind would never be reached.
+#[test]
+fn the_seed_of_statistics_files_is_of_this_version() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/statistics/one-site");
+    let mut site = ActivationStatistics::new(2);
+    site.observe(Isa::SCALAR, &[0.5, -1.0, 0.25, 3.0]).expect("finite values");
+    let header = [("samples".to_owned(), "1".to_owned())].into();
+    let file = StatisticsFile { header, sites: [("a.input".to_owned(), site)].into() };
+    if std::env::var_os("ZEROPOINT_UPDATE_SEEDS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("the folder can be made");
+        file.save(&path).expect("it can be saved");
+    }
+    let loaded =
+        StatisticsFile::load(&path).expect("the seed is read; ZEROPOINT_UPDATE_SEEDS=1 writes it anew");
+    assert_eq!(loaded.sites, file.sites);
 }

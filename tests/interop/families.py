@@ -1,0 +1,191 @@
+"""Every small checkpoint of tests/fixtures, quantised by Zeropoint and loaded by transformers.
+
+    tests/interop/families.sh [--venv DIR] [NAME...]
+
+For each fixture with a text model (or those named) and for dynamic and static W8A8 it runs `zeropoint run` and checks that
+
+- the class named by `architectures` loads the result, every tensor finds its place, and the layers stored as integers are
+  those that compressed-tensors holds as integers, bit for bit (check.py has the checks);
+- transformers' outputs, with activations quantised, are near the original's: the mean cosine over the reference texts is at
+  least --min-original;
+- where the head gives one row a text, the rows of `zeropoint encode` agree with transformers' to a mean cosine of
+  --min-cosine, or of what transformers in f32 and in f64 agree to, whichever is lower. The weights are random, which magnifies
+  rounding. For heads over tokens the run itself has compared runtime and simulation bit by bit.
+
+Exit code 1 when a check fails.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import check
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+# Tensors that carry another name in the file than their module has, as transformers renames them while loading.
+RENAMED = {
+    "nomic_bert": [
+        (r"^layers\.", "encoder.layers."),
+        (r"self_attn\.o_proj$", "attn.out_proj"),
+        (r"mlp\.up_proj$", "mlp.fc11"),
+        (r"mlp\.gate_proj$", "mlp.fc12"),
+        (r"mlp\.down_proj$", "mlp.fc2"),
+    ],
+    "gte": [(r"^layers\.(\d+)\.self_attn\.o_proj$", r"encoder.layer.\1.attention.o_proj"),
+            (r"^layers\.(\d+)\.mlp\.down_proj$", r"encoder.layer.\1.mlp.down_proj")],
+}
+
+
+def with_module_names(tensors, model_type, modules):
+    """The file's tensors under the names of the modules."""
+    aliases = {}
+    for module in modules:
+        name = module
+        for pattern, replacement in RENAMED.get(model_type, []):
+            name = re.sub(pattern, replacement, name)
+        for suffix in ("weight", "weight_scale", "input_scale", "input_zero_point", "bias"):
+            if f"{name}.{suffix}" in tensors and name != module:
+                aliases[f"{name}.{suffix}"] = f"{module}.{suffix}"
+    return {aliases.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def outputs(model, reference, texts):
+    """The output for each reference text alone, flattened."""
+    import torch
+
+    rows = []
+    for i in texts:
+        ids = torch.tensor([reference["input_ids"][i]])
+        kinds = torch.tensor([reference["token_type_ids"][i]])
+        inputs = {"input_ids": ids}
+        if getattr(model.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = kinds
+        with torch.no_grad():
+            output = model(**inputs)
+        if hasattr(output, "start_logits"):
+            rows.append(torch.stack([output.start_logits[0], output.end_logits[0]], -1).flatten())
+        elif hasattr(output, "logits"):
+            rows.append(output.logits[0].flatten())
+        else:
+            rows.append(output.last_hidden_state[0].flatten())
+    return rows
+
+
+def mean_cosine(left, right):
+    import torch
+
+    cosines = [torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item() for a, b in zip(left, right)]
+    return sum(cosines) / len(cosines)
+
+
+def run(zeropoint, fixture, scheme, work):
+    """Quantises a fixture and returns the directory of the model."""
+    out = work / f"{fixture.name}-{scheme}"
+    config = work / "config.toml"
+    config.write_text(
+        f'version = 1\nmodel.source = {json.dumps(str(fixture))}\noutput.dir = {json.dumps(str(out))}\n'
+        f'calibration.samples = 16\nquantization.scheme = "w8a8-{scheme}"\nevaluation.tasks = []\n',
+        encoding="utf-8",
+    )
+    subprocess.run([zeropoint, "run", str(config), "--no-cache", "--quiet"], check=True)
+    return out / "model"
+
+
+def encoded(zeropoint, model, reference, texts, work):
+    """The rows of `zeropoint encode`, or None where the head gives no vector a text."""
+    import torch
+
+    data, rows = work / "texts.jsonl", work / "rows.jsonl"
+    with open(data, "w", encoding="utf-8") as file:
+        for i in texts:
+            text = reference["texts"][i]
+            row = {"text": text} if isinstance(text, str) else {"text_a": text[0], "text_b": text[1]}
+            file.write(json.dumps(row) + "\n")
+    command = [zeropoint, "encode", str(model), "--data", str(data), "--out", str(rows), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    values = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    if "logits" not in values[0]:
+        return None
+    return [torch.tensor(value["logits"]) for value in values]
+
+
+def one(zeropoint, fixture, scheme, args, work):
+    """Checks one fixture with one scheme; returns a line for the table and what failed."""
+    import torch
+    import transformers
+
+    reference = check.read_json(fixture / "reference.json")
+    directory = run(zeropoint, fixture, scheme, work)
+    config = check.read_json(directory / "config.json")
+    factory = getattr(transformers, config["architectures"][0])
+    failures = []
+
+    def load(path, **options):
+        return factory.from_pretrained(path, dtype=torch.float32, attn_implementation="eager", **options)
+
+    model, info = load(directory, output_loading_info=True)
+    model.eval()
+    check.check_loading(info, failures)
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    tensors = with_module_names(check.read_tensors(directory), config["model_type"], linears)
+    quantised, floats = check.check_layers(model, tensors, failures)
+    texts = range(len(reference["texts"]))
+    ours = outputs(model, reference, texts)
+    original = outputs(load(fixture).eval(), reference, texts)
+    to_original = mean_cosine(ours, original)
+    if not to_original >= args.min_original:
+        failures.append(f"mean cosine to the original {to_original:.5f}, at least {args.min_original} is expected")
+    rows = encoded(zeropoint, directory, reference, texts, work)
+    agreement = None
+    if rows is not None and rows[0].numel() == ours[0].numel():
+        required = args.min_cosine
+        exact = outputs(model.double(), reference, texts)
+        required = min(required, mean_cosine(ours, exact))
+        agreement = mean_cosine(rows, ours)
+        if not agreement >= required:
+            failures.append(f"mean cosine of zeropoint and transformers {agreement:.5f}, at least {required:.5f} is expected")
+    line = f"{fixture.name:28} {scheme:8} {len(quantised):3} {len(floats):3} {to_original:9.5f}"
+    return f"{line} {agreement:9.5f}" if agreement is not None else line, failures
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Quantised fixtures in transformers.")
+    parser.add_argument("names", nargs="*", help="fixtures (default: all with a text model)")
+    parser.add_argument("--zeropoint", required=True, help="the program")
+    parser.add_argument("--min-original", type=float, default=0.99)
+    parser.add_argument("--min-cosine", type=float, default=0.999)
+    args = parser.parse_args()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    names = args.names or sorted(
+        path.parent.name for path in FIXTURES.glob("*/reference.json")
+        if "input_ids" in check.read_json(path) and not path.parent.name.endswith("-remote")
+        and check.read_json(path.parent / "config.json")["model_type"] not in ("clip",)
+    )
+    print(f"{'fixture':28} {'scheme':8} {'int':>3} {'flt':>3} {'original':>9} {'zeropoint':>9}")
+    failed = 0
+    for name in names:
+        for scheme in ("dynamic", "static"):
+            with tempfile.TemporaryDirectory() as work:
+                line, failures = one(args.zeropoint, FIXTURES / name, scheme, args, Path(work))
+            print(line, flush=True)
+            for failure in failures:
+                print(f"    FAILED: {failure}")
+            failed += bool(failures)
+    print(f"{2 * len(names)} directories, {failed} with failures")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Quantises every small checkpoint of tests/fixtures, dynamic and static, and loads the results with transformers.
+#
+#   tests/interop/families.sh [--venv DIR] [NAME...]
+#
+# Environment: ZEROPOINT, the binary (default target/release/zeropoint, built when absent); PYTHON, for making the
+# environment (default python3).
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+venv=$root/target/interop-venv
+if [[ ${1:-} == --venv ]]; then
+    [[ $# -ge 2 ]] || { echo "usage: $0 [--venv DIR] [NAME...]" >&2; exit 2; }
+    venv=$2
+    shift 2
+fi
+if ! "$venv/bin/python" -c 'import torch, transformers, compressed_tensors' 2>/dev/null; then
+    echo "making a Python environment in $venv" >&2
+    "${PYTHON:-python3}" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --requirement "$here/requirements.txt"
+fi
+zeropoint=${ZEROPOINT:-$root/target/release/zeropoint}
+if [[ ! -x $zeropoint ]]; then
+    [[ -z ${ZEROPOINT:-} ]] || { echo "error: ZEROPOINT=$zeropoint is not a program" >&2; exit 2; }
+    (cd "$root" && cargo build --release --locked -p zeropoint-cli) >&2
+fi
+"$venv/bin/python" "$here/families.py" --zeropoint "$zeropoint" "$@"
