@@ -86,7 +86,7 @@ fn a_disk_that_is_too_small_is_refused_before_the_work() {
         said.contains("disk/out: the output needs ") && said.contains("bytes and the disk has "),
         "{said}"
     );
-    assert!(said.contains("hint: free some space, or give another place with --out"), "{said}");
+    assert!(said.contains("free some space, or give another place with --out"), "{said}");
     assert_eq!(scene.tree("disk").len(), 0);
 }
 
@@ -126,7 +126,7 @@ fn a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on() {
         std::fs::remove_file(&filler).expect("it is there");
         let said = stderr(&scene.succeeds(RUN.iter().chain(&["--force"])));
         assert!(said.contains("Going on with the interrupted run in "), "{said}");
-        assert_eq!(product(&scene, "disk/out"), expected);
+        scene::assert_same_tree(&product(&scene, "disk/out"), &expected);
         std::fs::remove_dir_all(scene.path("disk/out")).expect("it is there");
         assert_eq!(scene.tree("disk").len(), 0);
     }
@@ -179,7 +179,7 @@ fn a_file_system_that_becomes_read_only_loses_nothing() {
     mount.remount("rw");
     let said = stderr(&scene.succeeds(RUN));
     assert!(said.contains("Going on with the interrupted run in "), "{said}");
-    assert_eq!(product(&scene, "disk/out"), product(&scene, "reference"));
+    scene::assert_same_tree(&product(&scene, "disk/out"), &product(&scene, "reference"));
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_limit_on_file_sizes_stops_the_run_and_raising_it_lets_it_go_on() {
         said.contains("Going on with the interrupted run in ") && said.contains(": quantisation"),
         "{said}"
     );
-    assert_eq!(product(&scene, "disk/out"), product(&scene, "reference"));
+    scene::assert_same_tree(&product(&scene, "disk/out"), &product(&scene, "reference"));
 }
 
 #[test]
