@@ -50,7 +50,9 @@ fn the_loss_is_the_mean_over_hidden_tokens_alone() {
             assert!(i != 3 || hidden.len() > 5);
             let gold: Vec<(usize, u32)> =
                 hidden.into_iter().map(|at| (all.start + at, sequence.ids[all.start + at])).collect();
-            gold.iter().for_each(|(at, _)| sequence.ids[*at] = mask);
+            for (at, _) in &gold {
+                sequence.ids[*at] = mask;
+            }
             let outputs = model.forward(&PackedBatch::new(&[sequence]).unwrap()).unwrap();
             let rows: Vec<&[f32]> = outputs.rows().collect();
             for (at, token) in gold {

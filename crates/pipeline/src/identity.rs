@@ -228,9 +228,6 @@ pub(crate) mod tests {
             text_a: a.to_owned(),
             text_b: b.map(str::to_owned),
             label: label.map(str::to_owned),
-            score: None,
-            file: "file".into(),
-            line: 1,
             ..Sample::default()
         };
         let cases = [

@@ -80,11 +80,10 @@ impl Row<'_> {
 
     fn label(&self) -> Result<Option<String>, Problem> {
         match self.value(Role::Label)? {
-            None => Ok(None),
+            None | Some(Value::Array(_)) => Ok(None),
             Some(Value::String(label)) => Ok(Some(label.clone())),
             Some(Value::Number(label)) => Ok(Some(label.to_string())),
             Some(Value::Bool(label)) => Ok(Some(label.to_string())),
-            Some(Value::Array(_)) => Ok(None),
             Some(other) => {
                 Err(self.wrong_kind(Role::Label, other, "a string, a number, a boolean or a list of these"))
             }

@@ -128,8 +128,9 @@ mod tests {
 
     #[test]
     fn spans_are_those_of_conlleval() {
+        type Spans = &'static [(usize, usize, &'static str)];
         // Worked out by hand from the rules of the script for where a chunk starts and ends.
-        let cases: [(&str, &[(usize, usize, &str)]); 10] = [
+        let cases: [(&str, Spans); 10] = [
             ("B-PER I-PER O B-LOC", &[(0, 2, "PER"), (3, 4, "LOC")]),
             ("B-PER B-PER", &[(0, 1, "PER"), (1, 2, "PER")]),
             ("O I-PER I-PER", &[(1, 3, "PER")]),

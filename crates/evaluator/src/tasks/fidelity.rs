@@ -27,9 +27,9 @@ enum Kind {
 impl Kind {
     fn of(head: &HeadOutput) -> Self {
         match head {
-            HeadOutput::Embedding { .. } => Self::Vector,
             HeadOutput::Classification { labels, .. } if labels.len() == 1 => Self::Score,
-            HeadOutput::Classification { problem: Problem::Regression, .. } => Self::Vector,
+            HeadOutput::Embedding { .. }
+            | HeadOutput::Classification { problem: Problem::Regression, .. } => Self::Vector,
             HeadOutput::Classification { problem: Problem::MultiLabel, .. } => Self::YesOrNo,
             HeadOutput::Classification { problem: Problem::SingleLabel, .. }
             | HeadOutput::TokenClassification { .. }

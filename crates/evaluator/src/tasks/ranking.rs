@@ -47,6 +47,9 @@ pub(super) fn sequences(
     tokenizer.encode_all(&texts)
 }
 
+/// Of the original and of the quantised model.
+type BothOutputs = (Vec<f32>, Vec<f32>);
+
 /// Reciprocal rank and gain of one query.
 type Scores = (f64, f64);
 
@@ -65,7 +68,7 @@ pub(super) fn measure(
         let documents = ranking.positives.len() + ranking.negatives.len();
         let (own, others) = rest.split_at(documents + usize::from(encoder));
         rest = others;
-        let scores = |of: fn(&(Vec<f32>, Vec<f32>)) -> &[f32]| -> Scores {
+        let scores = |of: fn(&BothOutputs) -> &[f32]| -> Scores {
             let scores: Vec<f64> = if encoder {
                 own[1..].iter().map(|document| cosine(of(&own[0]), of(document))).collect()
             } else {

@@ -213,7 +213,7 @@ mod tests {
     fn a_text_is_cut_between_words_where_it_can_be() {
         let tokens = aligned(&[0, 0, 1, 1, 1, 1, 1, 2]);
         let by_word = |room| tokens.split(room, |i| tokens.words[i]);
-        assert_eq!(by_word(8), [1..9]);
+        assert_eq!(by_word(8), std::slice::from_ref(&(1..9)));
         assert_eq!(by_word(7), [1..8, 8..9]);
         assert_eq!(by_word(4), [1..3, 3..7, 7..9], "the second word is longer than the room");
         assert_eq!(tokens.window(&(3..7)).ids, [0, 3, 4, 5, 6, 9]);
@@ -224,7 +224,7 @@ mod tests {
     fn of_a_pair_the_second_text_is_the_last_even_without_a_token() {
         let tokens = AlignedTokens { is_pair: true, ..aligned(&[0, 1]) };
         assert_eq!(tokens.last_part(), 4..4);
-        assert_eq!(tokens.windows(5, 1), [4..4]);
+        assert_eq!(tokens.windows(5, 1), std::slice::from_ref(&(4..4)));
         assert_eq!(tokens.window(&(4..4)).ids, tokens.tokens.ids);
     }
 

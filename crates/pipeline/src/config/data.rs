@@ -87,7 +87,7 @@ enum DataSourceKeys {
     /// A path; everything else by default.
     Path(String),
     /// A path and how to read the file.
-    Table(DataSourceTable),
+    Table(Box<DataSourceTable>),
 }
 
 /// A path and how to read the file.
@@ -129,7 +129,7 @@ impl TryFrom<DataSourceKeys> for DataSource {
     fn try_from(keys: DataSourceKeys) -> Result<Self, String> {
         let keys = match keys {
             DataSourceKeys::Path(path) => DataSourceTable { path, ..DataSourceTable::default() },
-            DataSourceKeys::Table(table) => table,
+            DataSourceKeys::Table(table) => *table,
         };
         let extension = std::path::Path::new(&keys.path).extension().and_then(|extension| extension.to_str());
         let extension = extension.map(str::to_ascii_lowercase);
@@ -341,7 +341,7 @@ impl<'de> Deserialize<'de> for DataSourceKeys {
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 DataSourceTable::deserialize(de::value::MapAccessDeserializer::new(map))
-                    .map(DataSourceKeys::Table)
+                    .map(|table| DataSourceKeys::Table(Box::new(table)))
             }
         }
         deserializer.deserialize_any(PathOrTable)
