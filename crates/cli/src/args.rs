@@ -24,12 +24,14 @@ pub(crate) struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage or config, or one that names a model or file that does not exist; 3 an \
 accuracy gate was not met (the outputs are kept); 130 stopped by a signal.
-Environment: ZEROPOINT_ISA=scalar|avx2|avx512vnni chooses the instruction set, NO_COLOR turns colour off.";
+Environment: ZEROPOINT_ISA=scalar|avx2|avx512vnni chooses the instruction set, NO_COLOR turns colour off; HF_HOME, \
+HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are those of the Hugging Face hub.";
 
 const SUPPORTED: &str = "\
 Supported models: BERT encoders (BertModel, BertForSequenceClassification) with absolute positions, in f32, f16 or \
 bf16 safetensors, one file or sharded; sentence-transformers with CLS, max or mean pooling; single-label classifiers.
-Limits: models are read from a directory (nothing is downloaded); weights and activations are INT8; transformers \
+Models come from a directory or, as owner/name, from the Hugging Face hub.
+Limits: weights and activations are INT8; transformers \
 expands INT8 weights to float when it loads them, so the speed-up is in Zeropoint's own runtime.";
 
 /// Options of every command.
@@ -44,6 +46,9 @@ pub(crate) struct Global {
     /// Show errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
+    /// Use no network: models and data of the hub must be in its cache
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,6 +74,9 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Write a commented config for a model, which it inspects
     Init(InitArgs),
+    /// Put a quantised model on the Hugging Face hub: a private repository unless --public is given, one commit
+    #[cfg(feature = "hub")]
+    Push(PushArgs),
     /// Print the JSON Schema of the config
     Schema,
 }
@@ -116,7 +124,8 @@ pub(crate) struct RunArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
-    /// Print the plan (layers, schemes, sizes, passes, memory, time) and do nothing; reads no weights
+    /// Print the plan (layers, schemes, sizes, passes, memory, time) and do nothing; reads no weights, and of a model on
+    /// the hub fetches no more than their headers
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print the report (or the plan) as JSON on standard output
@@ -187,7 +196,7 @@ pub(crate) struct QuantizeArgs {
 pub(crate) struct EvaluateArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// The quantised model, such as runs/NAME/model
+    /// The quantised model, such as runs/NAME/model, or owner/name of the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// Print metrics and gates as JSON on standard output
@@ -197,9 +206,13 @@ pub(crate) struct EvaluateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct EncodeArgs {
-    /// The quantised model, such as runs/NAME/model
+    /// The quantised model, such as runs/NAME/model, or owner/name of the hub
     pub(crate) model: PathBuf,
-    /// The texts: jsonl, txt or csv; pairs as `text_a` and `text_b`, questions as `question` and `context`
+    /// Branch, tag or commit of a model on the hub (default: main)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
+    /// The texts: jsonl, txt, csv or parquet, or hub:owner/name/path; pairs as `text_a` and `text_b`, questions as `question`
+    /// and `context`
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Write here instead of to standard output
@@ -235,8 +248,11 @@ pub(crate) struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A model directory, or "embedded"
+    /// A model directory, owner/name of the hub, or "embedded"
     pub(crate) model: String,
+    /// Branch, tag or commit of a model on the hub (default: main)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -244,7 +260,7 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
-    /// A model directory, or "embedded"
+    /// A model directory, owner/name of the hub, or "embedded"
     pub(crate) model: String,
     /// Write here instead of to standard output
     #[arg(long, value_name = "FILE")]
@@ -262,4 +278,28 @@ pub(crate) struct InitArgs {
     /// Replace files that are there
     #[arg(long, requires = "out")]
     pub(crate) force: bool,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// The run directory, or the model/ in it
+    pub(crate) dir: PathBuf,
+    /// The repository, as owner/name
+    pub(crate) target: String,
+    /// Let everyone see a repository that is made
+    #[arg(long)]
+    pub(crate) public: bool,
+    /// The branch, made if it is not there (default: main)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
+    /// The message of the commit
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// Check the directory, list what would be sent, and send nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the plan or the result as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }

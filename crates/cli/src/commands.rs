@@ -5,32 +5,31 @@ use std::path::PathBuf;
 use serde_json::json;
 use zeropoint_pipeline::config::{Config, Preset};
 use zeropoint_pipeline::{
-    CacheDir, CalibrateOptions, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, calibrate, dry_run,
-    evaluate, inspect, quantize, run, starter, write_starter,
+    CacheDir, CalibrateOptions, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, Sources, calibrate,
+    dry_run, evaluate, inspect, quantize, run, starter, write_starter,
 };
 
 use crate::args::{
-    CacheArgs, CalibrateArgs, Command, ConfigArgs, EvaluateArgs, InitArgs, InspectArgs, OutputArgs,
+    CacheArgs, CalibrateArgs, Cli, Command, ConfigArgs, EvaluateArgs, InitArgs, InspectArgs, OutputArgs,
     QuantizeArgs, RunArgs,
 };
 use crate::terminal::Terminal;
 use crate::{Outcome, compare, encode, render, statistics};
 
-pub(crate) fn execute(
-    command: &Command,
-    terminal: &Terminal,
-    cancel: &Cancel,
-) -> Result<Outcome, PipelineError> {
-    match command {
-        Command::Run(args) => run_command(args, terminal, cancel),
-        Command::Calibrate(args) => calibrate_command(args, terminal, cancel),
+pub(crate) fn execute(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
+    let sources = Sources::new(terminal, cancel).offline(cli.global.offline);
+    match &cli.command {
+        Command::Run(args) => run_command(args, sources, terminal, cancel),
+        Command::Calibrate(args) => calibrate_command(args, &sources, terminal, cancel),
         Command::Statistics(command) => statistics::execute(command, terminal),
-        Command::Quantize(args) => quantize_command(args, terminal, cancel),
-        Command::Evaluate(args) => evaluate_command(args, terminal, cancel),
-        Command::Encode(args) => encode::encode(args, terminal, cancel),
+        Command::Quantize(args) => quantize_command(args, &sources, terminal, cancel),
+        Command::Evaluate(args) => evaluate_command(args, &sources, terminal, cancel),
+        Command::Encode(args) => encode::encode(args, &sources, terminal, cancel),
         Command::Compare(args) => compare::compare_command(args, terminal),
-        Command::Inspect(args) => inspect_command(args, terminal),
-        Command::Init(args) => init_command(args, terminal),
+        Command::Inspect(args) => inspect_command(args, &sources.headers_only(true), terminal),
+        Command::Init(args) => init_command(args, &sources.headers_only(true), terminal),
+        #[cfg(feature = "hub")]
+        Command::Push(args) => crate::push::push(args, cli.global.offline, terminal, cancel),
         Command::Schema => {
             print_json(&Config::json_schema(), terminal)?;
             Ok(Outcome::Done)
@@ -58,8 +57,14 @@ fn options(args: &OutputArgs, cache: CacheDir) -> RunOptions {
     RunOptions { force: args.force, restart: args.restart, cache }
 }
 
-fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
-    let prepared = Prepared::new(load(&args.config, args.output.out.as_ref())?)?;
+fn run_command(
+    args: &RunArgs,
+    sources: Sources<'_>,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Outcome, PipelineError> {
+    let sources = sources.headers_only(args.dry_run);
+    let prepared = Prepared::with_sources(load(&args.config, args.output.out.as_ref())?, &sources)?;
     let options = options(&args.output, cache(&args.cache));
     if args.dry_run {
         let plan = dry_run(&prepared, &options)?;
@@ -76,10 +81,11 @@ fn run_command(args: &RunArgs, terminal: &Terminal, cancel: &Cancel) -> Result<O
 
 fn quantize_command(
     args: &QuantizeArgs,
+    sources: &Sources<'_>,
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
-    let prepared = Prepared::new(load(&args.config, args.output.out.as_ref())?)?;
+    let prepared = Prepared::with_sources(load(&args.config, args.output.out.as_ref())?, sources)?;
     let options = options(&args.output, CacheDir::None);
     let outcome = quantize(&prepared, &args.statistics, &options, terminal, cancel)?;
     finish(&outcome, args.json, terminal)
@@ -103,10 +109,11 @@ fn gate_outcome(passed: bool, terminal: &Terminal) -> Outcome {
 
 fn calibrate_command(
     args: &CalibrateArgs,
+    sources: &Sources<'_>,
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
-    let prepared = Prepared::new(load(&args.config, None)?)?;
+    let prepared = Prepared::with_sources(load(&args.config, None)?, sources)?;
     for warning in &prepared.warnings {
         terminal.warn(warning);
     }
@@ -118,11 +125,13 @@ fn calibrate_command(
 
 fn evaluate_command(
     args: &EvaluateArgs,
+    sources: &Sources<'_>,
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
-    let prepared = Prepared::new(load(&args.config, None)?)?;
-    let (metrics, gates) = evaluate(&prepared, &args.model, terminal, cancel)?;
+    let prepared = Prepared::with_sources(load(&args.config, None)?, sources)?;
+    let (model, _kept) = sources.directory(&args.model, None)?;
+    let (metrics, gates) = evaluate(&prepared, &model, terminal, cancel)?;
     if args.json {
         print_json(&json!({ "metrics": metrics, "gates": gates }), terminal)?;
     } else {
@@ -132,8 +141,12 @@ fn evaluate_command(
     Ok(gate_outcome(gates.iter().all(|gate| gate.passed), terminal))
 }
 
-fn inspect_command(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome, PipelineError> {
-    let inspection = inspect(&args.model)?;
+fn inspect_command(
+    args: &InspectArgs,
+    sources: &Sources<'_>,
+    terminal: &Terminal,
+) -> Result<Outcome, PipelineError> {
+    let inspection = inspect(&args.model, args.revision.as_deref(), sources)?;
     if args.json {
         print_json(&json!(inspection), terminal)?;
     } else {
@@ -142,9 +155,13 @@ fn inspect_command(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome, P
     Ok(Outcome::Done)
 }
 
-fn init_command(args: &InitArgs, terminal: &Terminal) -> Result<Outcome, PipelineError> {
+fn init_command(
+    args: &InitArgs,
+    sources: &Sources<'_>,
+    terminal: &Terminal,
+) -> Result<Outcome, PipelineError> {
     let named = Preset::ALL.into_iter().find(|preset| preset.as_str() == args.scheme);
-    let text = starter(&args.model, named.unwrap_or_default(), args.schema)?;
+    let text = starter(&args.model, named.unwrap_or_default(), args.schema, sources)?;
     match &args.out {
         Some(path) => {
             write_starter(&text, path, &args.model, args.schema, args.force)?;

@@ -6,7 +6,9 @@ use std::path::Path;
 use zeropoint_formats::staged::check_writable;
 use zeropoint_formats::{AtomicFile, FormatError};
 use zeropoint_models::{PromptChoice, Task};
-use zeropoint_pipeline::{Cancel, EncodeOptions, PipelineError, Record, encode as encode_texts, read_texts};
+use zeropoint_pipeline::{
+    Cancel, EncodeOptions, PipelineError, Record, Sources, encode as encode_texts, read_texts,
+};
 use zeropoint_runtime::QuantizedModel;
 
 use crate::Outcome;
@@ -15,6 +17,7 @@ use crate::terminal::Terminal;
 
 pub(crate) fn encode(
     args: &EncodeArgs,
+    sources: &Sources<'_>,
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
@@ -22,11 +25,16 @@ pub(crate) fn encode(
         keep_inputs(out, args)?;
         check_writable(out)?;
     }
-    if !args.model.is_dir() {
-        return Err(PipelineError::Absent { path: args.model.clone(), what: "quantised model directory" });
+    let (model, _kept) = sources.directory(&args.model, args.revision.as_deref())?;
+    if !model.is_dir() {
+        return Err(PipelineError::Absent { path: model, what: "quantised model directory" });
     }
-    let model = QuantizedModel::load(&args.model, Task::Auto)?;
-    let samples = read_texts(&args.data, &model)?;
+    let data = match args.data.to_str() {
+        Some(data) => sources.data(data)?.path,
+        None => args.data.clone(),
+    };
+    let model = QuantizedModel::load(&model, Task::Auto)?;
+    let samples = read_texts(&data, &model)?;
     let options = EncodeOptions {
         batch_size: usize::from(args.batch_size),
         prompt: match (&args.prompt, &args.prompt_text) {

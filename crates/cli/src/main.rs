@@ -9,6 +9,8 @@ mod args;
 mod commands;
 mod compare;
 mod encode;
+#[cfg(feature = "hub")]
+mod push;
 mod render;
 mod report;
 mod statistics;
@@ -67,7 +69,7 @@ fn on_threads(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome
         path: "threads".into(),
         source: std::io::Error::other(error),
     })?;
-    pool.install(|| commands::execute(&cli.command, terminal, cancel))
+    pool.install(|| commands::execute(cli, terminal, cancel))
 }
 
 /// The first signal asks the run to stop and clean up; a second one ends the program where it is.

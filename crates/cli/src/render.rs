@@ -24,6 +24,23 @@ pub(crate) fn summary(outcome: &RunOutcome) -> String {
     text
 }
 
+/// What a push would send, and where.
+#[cfg(feature = "hub")]
+pub(crate) fn push(plan: &zeropoint_pipeline::PushPlan) -> String {
+    let rows: Vec<Vec<String>> =
+        plan.files.iter().map(|(path, bytes)| vec![path.clone(), BinaryBytes(*bytes).to_string()]).collect();
+    format!(
+        "{}{} files, {}: {} -> {} at {}, {}\n",
+        table(&rows),
+        plan.files.len(),
+        BinaryBytes(plan.bytes),
+        plan.dir.display(),
+        plan.target,
+        plan.revision,
+        if plan.public { "public if it is made" } else { "private" },
+    )
+}
+
 /// Metrics of both models, and the gates.
 pub(crate) fn metrics(metrics: &[Metric], gates: &[Gate]) -> String {
     let mut rows =

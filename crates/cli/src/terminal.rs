@@ -90,13 +90,24 @@ impl Terminal {
     }
 
     fn progress(&self, done: u64, total: u64, message: String) {
+        self.show(done, total, message, "{bar:30} {pos}/{len} {msg}");
+    }
+
+    fn progress_bytes(&self, done: u64, total: u64, message: String) {
+        self.show(done, total, message, "{bar:30} {decimal_bytes}/{decimal_total_bytes} {msg}");
+        if done == total {
+            self.clear();
+        }
+    }
+
+    fn show(&self, done: u64, total: u64, message: String, template: &str) {
         if self.quiet || !self.live {
             return;
         }
         let Ok(mut bar) = self.bar.lock() else { return };
         let bar = bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
+            if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
             bar
@@ -150,6 +161,15 @@ impl Events for Terminal {
             }
             Event::Evaluated { task, done, total } => {
                 self.progress(done as u64, total as u64, format!("sequences of task {task}"));
+            }
+            Event::Fetching { what, files, bytes } => {
+                let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+                self.say(&format!("Fetching {what}: {files}, {}", indicatif::DecimalBytes(bytes)));
+            }
+            Event::Downloaded { file, done, total } => self.progress_bytes(done, total, file),
+            Event::Uploaded { done, total } => self.progress_bytes(done, total, "sent".to_owned()),
+            Event::Waiting { seconds } => {
+                self.say(&format!("The hub allows no more requests at the moment; waiting {seconds} s"));
             }
             Event::Warning(text) => self.warn(&text),
             _ => {}

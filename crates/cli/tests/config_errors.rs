@@ -58,7 +58,7 @@ fn config_files() {
             "a pattern that is no regular expression",
             &format!("{model}quantization.ignore = ['re:encoder.(layer']\n"),
         ),
-        ("data in an unknown format", &format!("{model}calibration.data = ['texts.parquet']\n")),
+        ("data in an unknown format", &format!("{model}calibration.data = ['texts.arrow']\n")),
     ] {
         answers.config(mistake, text);
     }

@@ -20,6 +20,7 @@ fn help_of_every_command() {
         "compare",
         "inspect",
         "init",
+        "push",
         "schema",
     ] {
         let output = scene.succeeds(command.split_whitespace().chain(["--help"]));
@@ -52,6 +53,7 @@ fn help_lists_every_command_and_no_other() {
             "compare",
             "inspect",
             "init",
+            "push",
             "schema",
             "help"
         ]

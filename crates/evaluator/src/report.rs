@@ -123,6 +123,9 @@ pub struct Zeropoint {
 pub struct Model {
     /// As the config names it: a directory or a Hub id.
     pub source: String,
+    /// The commit, for a model of a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// The architecture that its `config.json` names.
     pub architecture: String,
     /// Number of parameters.

@@ -226,9 +226,8 @@ impl Client {
                 Ok(value) => return Ok(value),
                 Err(Failure::Cancelled) => return Err(HubError::Cancelled),
                 Err(failure) => {
-                    let wait = match rate_limit(&failure) {
+                    let wait = match rate_limit(&failure, pause * 4) {
                         Some(wait) => {
-                            let wait = wait.unwrap_or(pause * 4);
                             if last || wait > self.patience.longest_wait {
                                 return Err(HubError::RateLimited { seconds: wait.as_secs().max(1) });
                             }
@@ -338,11 +337,11 @@ fn sleep(time: Duration, watch: &dyn Watch) -> Result<(), HubError> {
     }
 }
 
-/// `Some` for a 429, with the pause that it asks for.
-fn rate_limit(failure: &Failure) -> Option<Option<Duration>> {
+/// For a 429, the pause that it asks for, or this one where it does not say.
+fn rate_limit(failure: &Failure, otherwise: Duration) -> Option<Duration> {
     match failure {
-        Failure::Hub(HFError::RateLimited { retry_after, .. }) => Some(*retry_after),
-        Failure::Hub(error) => Answer::of(error).filter(|answer| answer.status == 429).map(|_| None),
+        Failure::Hub(HFError::RateLimited { retry_after, .. }) => Some(retry_after.unwrap_or(otherwise)),
+        Failure::Hub(error) => Answer::of(error).filter(|answer| answer.status == 429).map(|_| otherwise),
         _ => None,
     }
 }
@@ -350,10 +349,9 @@ fn rate_limit(failure: &Failure) -> Option<Option<Duration>> {
 /// Whether trying again may help.
 fn may_pass(failure: &Failure) -> bool {
     match failure {
-        Failure::Stalled(_) => true,
         Failure::Cancelled => false,
+        Failure::Stalled(_) | Failure::Hub(HFError::Xet { .. }) => true,
         Failure::Hub(HFError::Request { source, .. }) => !source.is_builder(),
-        Failure::Hub(HFError::Xet { .. }) => true,
         Failure::Hub(error) => {
             Answer::of(error).is_some_and(|answer| matches!(answer.status, 408 | 500 | 502..=504))
         }

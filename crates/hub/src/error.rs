@@ -157,7 +157,7 @@ pub enum HubError {
         found: String,
     },
     /// Without the network, and the cache does not have it.
-    #[error("offline, and the cache does not have {what}: {missing}")]
+    #[error("the cache does not have {what}: {missing}; nothing is fetched offline")]
     Offline {
         /// The repository and its revision.
         what: String,

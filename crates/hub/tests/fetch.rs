@@ -109,6 +109,18 @@ fn a_new_commit_fetches_only_what_changed() {
 }
 
 #[test]
+fn the_token_goes_to_the_hub_and_nowhere_else() {
+    let (scene, _) = Scene::with_model();
+    scene.server.make_private(MODEL);
+    scene.server.know_token("hf_good");
+    let settings = HubSettings { token: Some("hf_good".to_owned()), ..scene.settings() };
+    Hub::new(settings).expect("a hub").fetch_model(&tiny(), &main(), Weights::Whole, &()).expect("fetched");
+    let log = scene.server.take_log();
+    assert!(log.iter().any(|line| line.contains("GET /cdn/")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("WITH A TOKEN")), "{log:?}");
+}
+
+#[test]
 fn a_pinned_commit_stays_what_it_is_while_its_branch_moves() {
     let (scene, pinned) = Scene::with_model();
     scene.server.commit(
@@ -249,12 +261,14 @@ fn a_fetch_that_failed_is_taken_up_by_the_next_one() {
 
 #[test]
 fn damaged_content_never_gets_a_name_in_the_cache() {
-    for (file, part) in [("tokenizer.json", "GET /owner/tiny/resolve/"), ("model.safetensors", "GET /cdn/")] {
-        let part = if file == "tokenizer.json" { format!("{part}") } else { part.to_owned() };
+    for file in ["tokenizer.json", "model.safetensors"] {
         // Once: the file is fetched again. Twice: it is refused.
         for (times, fine) in [(1, true), (2, false)] {
             let (scene, commit) = Scene::with_model();
-            let part = if file == "tokenizer.json" { format!("{part}{commit}/{file}") } else { part.clone() };
+            let part = match file {
+                "model.safetensors" => "GET /cdn/".to_owned(),
+                _ => format!("GET /owner/tiny/resolve/{commit}/{file}"),
+            };
             for _ in 0..times {
                 scene.server.fault(&part, Fault::Flip(7));
             }
@@ -394,18 +408,68 @@ fn a_cache_that_python_wrote_is_completed_online_and_nothing_is_fetched_twice() 
     assert_eq!(downloads(&log), [&format!("GET /owner/tiny/resolve/{commit}/tokenizer.json")]);
 }
 
+/// With `huggingface_hub` itself: `ZEROPOINT_PYTHON=python3 cargo test --workspace --test fetch -- --ignored`.
+#[test]
+#[ignore = "needs ZEROPOINT_PYTHON with huggingface_hub"]
+fn python_and_zeropoint_share_a_cache() {
+    const SCRIPT: &str = "
+import sys
+from huggingface_hub import snapshot_download
+cache, offline = sys.argv[1], sys.argv[2] == 'offline'
+print(snapshot_download('owner/tiny', cache_dir=cache, local_files_only=offline, ignore_patterns=['onnx/*', '*.bin', '*.py', '.git*']))
+";
+    let python = |scene: &Scene, cache: &Path, how: &str| {
+        let python = std::env::var_os("ZEROPOINT_PYTHON").expect("ZEROPOINT_PYTHON names an interpreter");
+        let output = std::process::Command::new(python)
+            .args(["-c", SCRIPT])
+            .args([cache.as_os_str(), how.as_ref()])
+            .env("HF_ENDPOINT", scene.server.endpoint())
+            .env("HF_HUB_DISABLE_XET", "1")
+            .env_remove("HF_HUB_OFFLINE")
+            .output()
+            .expect("it starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+    };
+    let (scene, _) = Scene::with_model();
+    let model = scene.hub().fetch_model(&tiny(), &main(), Weights::Whole, &()).expect("fetched");
+    let ours = scene.tree();
+    // Python takes our cache for its own, offline and online, and finds nothing to download.
+    scene.server.take_log();
+    for how in ["offline", "online"] {
+        assert_eq!(Path::new(&python(&scene, &scene.cache(), how)), model.path());
+    }
+    assert_eq!(downloads(&scene.server.take_log()), [] as [&String; 0]);
+    // What it writes itself has the same names in the same places; its locks and markers aside.
+    let other = tempfile::TempDir::new().expect("a directory");
+    python(&scene, other.path(), "online");
+    let theirs = scene::tree_of(other.path());
+    let kept = |tree: &std::collections::BTreeMap<String, String>| {
+        let ours = |(name, what): (&String, &String)| {
+            let inside = ["/blobs/", "/refs/", "/snapshots/"].iter().any(|part| name.contains(part));
+            inside.then(|| (name.clone(), what.clone()))
+        };
+        tree.iter().filter_map(ours).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&theirs), kept(&ours));
+    // And we read what it wrote.
+    let settings = HubSettings { cache: other.path().to_owned(), offline: true, ..scene.settings() };
+    let model = Hub::new(settings).expect("a hub").fetch_model(&tiny(), &main(), Weights::Whole, &());
+    assert_eq!(fs::read(model.expect("cached").path().join("model.safetensors")).expect("a file"), weights());
+}
+
 #[test]
 fn offline_says_what_is_missing() {
     let (scene, commit) = Scene::with_model();
     let miss =
         |what: &Revision| error(scene.offline().fetch_model(&tiny(), what, Weights::Whole, &())).to_string();
-    assert!(miss(&main()).ends_with("no file of this revision was ever fetched"), "{}", miss(&main()));
+    assert!(miss(&main()).contains("no file of this revision was ever fetched"), "{}", miss(&main()));
     scene.hub().fetch_model(&tiny(), &main(), Weights::Whole, &()).expect("fetched");
     scene.server.take_log();
     scene.offline().fetch_model(&tiny(), &main(), Weights::Whole, &()).expect("a hit");
     let snapshot = scene.cache().join("models--owner--tiny/snapshots").join(&commit);
     fs::remove_file(snapshot.join("model.safetensors")).expect("removed");
-    assert!(miss(&main()).ends_with("the weights (`model.safetensors` or `model.safetensors.index.json`)"));
+    assert!(miss(&main()).contains("the weights (`model.safetensors` or `model.safetensors.index.json`)"));
     fs::remove_file(snapshot.join("config.json")).expect("removed");
     assert!(miss(&revision(&commit)).contains("`config.json`, the weights"));
     let data = DataRef::parse("hub:owner/texts/train.jsonl").expect("a reference").expect("a good one");

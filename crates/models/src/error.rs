@@ -15,11 +15,8 @@ pub enum ModelError {
         /// The directory asked for.
         path: PathBuf,
     },
-    /// The source looks like a hub id, which this version does not fetch.
-    #[error(
-        "`{id}` is neither a directory here nor \"embedded\"; models are not fetched from a hub: download it and set \
-         `model.source` to its directory"
-    )]
+    /// A model of the hub that was not fetched.
+    #[error("`{id}` is neither a directory here nor \"embedded\", and it was not fetched from the hub")]
     HubId {
         /// The source as given.
         id: String,

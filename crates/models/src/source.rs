@@ -25,10 +25,22 @@ pub enum SourceRef {
     Directory(PathBuf),
     /// The model that the binary carries.
     Embedded,
+    /// A model of the Hugging Face hub, which has to be fetched before it can be opened.
+    Hub {
+        /// `owner/name`.
+        id: String,
+    },
+    /// A model of the hub that has been fetched.
+    Snapshot {
+        /// `owner/name`.
+        id: String,
+        /// Its directory.
+        path: PathBuf,
+    },
 }
 
 impl SourceRef {
-    /// Understands `model.source`: "embedded", or a directory that exists.
+    /// Understands `model.source`: "embedded", a directory that exists, or `owner/name` of the hub.
     pub fn parse(source: &str) -> Result<Self, ModelError> {
         if source == EMBEDDED_NAME {
             return Ok(Self::Embedded);
@@ -43,7 +55,7 @@ impl SourceRef {
             && !path.exists()
             && !Path::new(parts[0]).exists();
         if hub_like {
-            return Err(ModelError::HubId { id: source.to_owned() });
+            return Ok(Self::Hub { id: source.to_owned() });
         }
         if path.exists() {
             let error = std::io::Error::new(
@@ -59,6 +71,9 @@ impl SourceRef {
     pub fn name(&self) -> String {
         match self {
             Self::Embedded => EMBEDDED_NAME.to_owned(),
+            Self::Hub { id } | Self::Snapshot { id, .. } => {
+                id.rsplit('/').next().unwrap_or_default().to_owned()
+            }
             Self::Directory(path) => path
                 .canonicalize()
                 .ok()
@@ -85,7 +100,10 @@ impl ModelDirectory {
     /// Opens a source for a task.
     pub fn open(source: &SourceRef, task: Task) -> Result<Self, ModelError> {
         match source {
-            SourceRef::Directory(path) => Self::describe(path.clone(), source.name(), task, None),
+            SourceRef::Directory(path) | SourceRef::Snapshot { path, .. } => {
+                Self::describe(path.clone(), source.name(), task, None)
+            }
+            SourceRef::Hub { id } => Err(ModelError::HubId { id: id.clone() }),
             SourceRef::Embedded => {
                 let unpacked = unpack_embedded()?;
                 Self::describe(unpacked.path().to_owned(), source.name(), task, Some(unpacked))

@@ -405,10 +405,11 @@ fn batch_of(directory: &ModelDirectory, text: &str) -> PackedBatch {
 fn sources_that_are_no_directory_are_told_apart() {
     let copy = Copy::of(MEAN);
     let says = |source: &str| SourceRef::parse(source).unwrap_err().to_string();
-    assert!(
-        says("sentence-transformers/all-MiniLM-L6-v2")
-            .contains("models are not fetched from a hub: download it")
-    );
+    let hub = SourceRef::parse("sentence-transformers/all-MiniLM-L6-v2").expect("a model of the hub");
+    assert_eq!(hub.name(), "all-MiniLM-L6-v2");
+    let unfetched =
+        ModelDirectory::open(&hub, Task::Auto).map(|_| ()).expect_err("it is not here").to_string();
+    assert!(unfetched.contains("it was not fetched from the hub"), "{unfetched}");
     let absent = copy.path("absent").to_string_lossy().into_owned();
     assert!(says(&absent).contains("absent: no such model directory; a directory with config.json"));
     let file = copy.path("config.json").to_string_lossy().into_owned();

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 
 use zeropoint_calibrator::dataset::{DatasetError, Problem};
 use zeropoint_evaluator::tasks::TaskError;
+#[cfg(feature = "hub")]
+use zeropoint_hub::HubError;
 use zeropoint_models::ModelError;
 use zeropoint_quantizer::PlanError;
 
@@ -21,6 +23,12 @@ pub(crate) fn model(error: PipelineError, config: &Config) -> PipelineError {
             ("model.source", "not a directory")
         }
         PipelineError::AlreadyQuantized { .. } => ("model.source", "quantised already"),
+        #[cfg(feature = "hub")]
+        PipelineError::NoModel { .. } => ("model.source", "not found"),
+        #[cfg(feature = "hub")]
+        PipelineError::Hub(HubError::Revision { .. } | HubError::RevisionName { .. }) => {
+            ("model.revision", "no such revision")
+        }
         _ => ("model.source", "this model"),
     };
     error.named_by(config, &[key], label)

@@ -115,6 +115,7 @@ pub(crate) fn read_options(source: &DataSource) -> ReadOptions {
         format: Some(match source.format {
             DataFormat::Jsonl => Format::Jsonl,
             DataFormat::Txt => Format::Txt,
+            DataFormat::Parquet => Format::Parquet,
             DataFormat::Csv => Format::Csv { header: source.header, delimiter },
         }),
         fields,

@@ -9,6 +9,8 @@ use zeropoint_evaluator::compare::CompareError;
 use zeropoint_evaluator::report::ReportError;
 use zeropoint_evaluator::tasks::TaskError;
 use zeropoint_formats::FormatError;
+#[cfg(feature = "hub")]
+use zeropoint_hub::HubError;
 use zeropoint_models::ModelError;
 use zeropoint_observer::StatisticsFileError;
 use zeropoint_quantizer::{PatternError, PlanError};
@@ -51,6 +53,38 @@ pub enum PipelineError {
     /// The written model.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(HubError),
+    /// A source that is neither here nor, as far as can be told, on the hub.
+    #[cfg(feature = "hub")]
+    #[error("`{id}` is no directory here, and {hub}")]
+    NoModel {
+        /// `model.source`.
+        id: String,
+        /// What came of asking the hub.
+        hub: HubError,
+    },
+    /// Something of the hub in a build that fetches nothing.
+    #[error("`{what}` is not on this machine, and this build fetches nothing from the hub")]
+    NoHub {
+        /// The model or data file.
+        what: String,
+    },
+    /// A model of which only the headers were fetched is to be run.
+    #[error(
+        "only the headers of the weights were fetched, which is enough for a plan and not to run the model"
+    )]
+    HeadersOnly,
+    /// A directory that cannot be pushed.
+    #[error("{path}: {reason}")]
+    NotPushable {
+        /// The directory.
+        path: PathBuf,
+        /// Why, what is expected.
+        reason: String,
+    },
     /// The source is quantised already.
     #[error("{path}: the model is quantised already (config.json has `quantization_config`)")]
     AlreadyQuantized {
@@ -294,6 +328,9 @@ impl PipelineError {
                 "put back what has changed to go on with it, discard it with `--restart`, or write elsewhere with \
                  `--out DIR`"
             }
+            #[cfg(feature = "hub")]
+            Self::Hub(error) | Self::NoModel { hub: error, .. } => return error.hint(),
+            Self::NoHub { .. } => "download it and give its path, or build with the feature `hub`",
             Self::AlreadyQuantized { .. } => "start from the float model that it was made from",
             Self::NoSamples { .. } => "add texts to the file, or name another one in `calibration.data`",
             Self::ForeignStatistics { .. } => {
@@ -394,6 +431,18 @@ impl PipelineError {
             | Self::Absent { .. }
             | Self::Task(TaskError::Head { .. }) => true,
             Self::Named { error, .. } => error.is_usage(),
+            #[cfg(feature = "hub")]
+            Self::Hub(error) | Self::NoModel { hub: error, .. } => matches!(
+                error,
+                HubError::Id { .. }
+                    | HubError::RevisionName { .. }
+                    | HubError::DataRef { .. }
+                    | HubError::Endpoint { .. }
+                    | HubError::NotFound { .. }
+                    | HubError::Revision { .. }
+                    | HubError::File { .. }
+            ),
+            Self::NoHub { .. } | Self::NotPushable { .. } => true,
             Self::Model(error) | Self::Runtime(RuntimeError::Model(error)) => match error {
                 ModelError::Isa(_)
                 | ModelError::NotFound { .. }
@@ -449,11 +498,22 @@ fn does_not_fit(error: &DatasetError) -> bool {
             Problem::UnknownFormat
                 | Problem::MissingField { .. }
                 | Problem::ColumnInJson { .. }
+                | Problem::ColumnInParquet { .. }
                 | Problem::NoSuchColumn { .. }
                 | Problem::NameWithoutHeader { .. }
                 | Problem::UnknownColumns { .. }
                 | Problem::Delimiter { .. }
                 | Problem::Required { .. }
         ),
+    }
+}
+
+#[cfg(feature = "hub")]
+impl From<HubError> for PipelineError {
+    fn from(error: HubError) -> Self {
+        match error {
+            HubError::Cancelled => Self::Cancelled,
+            error => Self::Hub(error),
+        }
     }
 }

@@ -65,6 +65,7 @@ pub fn evaluate(
     if !dir.is_dir() {
         return Err(PipelineError::Absent { path: dir.to_owned(), what: "quantised model directory" });
     }
+    prepared.model.check_whole()?;
     events.event(Event::Started(Stage::Load));
     let directory = zeropoint_models::ModelDirectory::open(
         &SourceRef::Directory(dir.to_owned()),

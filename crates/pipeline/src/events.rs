@@ -70,6 +70,36 @@ pub enum Event {
         /// Of how many.
         total: usize,
     },
+    /// Files of the hub are about to be downloaded.
+    Fetching {
+        /// The repository and its commit.
+        what: String,
+        /// How many files are missing in the cache.
+        files: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// Bytes of a file are there.
+    Downloaded {
+        /// Its path in the repository.
+        file: String,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes of the whole file.
+        total: u64,
+    },
+    /// The hub asked for a pause.
+    Waiting {
+        /// How long, in seconds.
+        seconds: u64,
+    },
+    /// Bytes of a push are sent.
+    Uploaded {
+        /// Bytes so far, of all files.
+        done: u64,
+        /// Bytes of all files.
+        total: u64,
+    },
     /// Something that works but that the user should know.
     Warning(String),
 }
@@ -90,6 +120,11 @@ impl Events for () {
 pub struct Cancel(AtomicBool);
 
 impl Cancel {
+    /// Nothing has been asked for.
+    pub const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
     /// Asks the run to stop at the next batch or layer.
     pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);

@@ -9,19 +9,24 @@ use zeropoint_quantizer::Decision;
 
 use crate::config::{Calibration, Config, Preset};
 use crate::deploy::planned_output;
-use crate::{PipelineError, Prepared, inspect};
+use crate::{PipelineError, Prepared, Sources, inspect};
 
 /// What [`SCHEMA_FILE`] is called beside a config.
 pub const SCHEMA_FILE: &str = "zeropoint.schema.json";
 
 /// A commented config for the model of `source`, which is inspected: no weight is read. With `schema`, its first line
 /// names [`SCHEMA_FILE`] for editors. It runs as it is, on texts built into the program.
-pub fn starter(source: &str, scheme: Preset, schema: bool) -> Result<String, PipelineError> {
+pub fn starter(
+    source: &str,
+    scheme: Preset,
+    schema: bool,
+    sources: &Sources<'_>,
+) -> Result<String, PipelineError> {
     let mut config = Config::new(source);
     config.quantization = scheme.into();
     config.validate()?;
-    let found = inspect(source)?;
-    let prepared = Prepared::new(config)?;
+    let found = inspect(source, None, sources)?;
+    let prepared = Prepared::with_sources(config, sources)?;
     let name = plain(&found.name);
 
     let mut text = String::new();

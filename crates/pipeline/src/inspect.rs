@@ -3,10 +3,11 @@
 use serde::Serialize;
 use zeropoint_formats::compressed_tensors::QuantizationConfig;
 use zeropoint_models::{
-    HeadOutput, HeadSpec, ModelDirectory, Pooling, Problem, RowSelection, SentenceStep, SourceRef, Task,
+    HeadOutput, HeadSpec, ModelDirectory, Pooling, Problem, RowSelection, SentenceStep, Task,
 };
 
 use crate::PipelineError;
+use crate::sources::Sources;
 
 /// One Linear of an inspected model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -56,9 +57,15 @@ pub struct Inspection {
     pub unused: Vec<(String, String)>,
 }
 
-/// Describes the model of a source (a directory, or "embedded").
-pub fn inspect(source: &str) -> Result<Inspection, PipelineError> {
-    let directory = ModelDirectory::open(&SourceRef::parse(source)?, Task::Auto)?;
+/// Describes the model of a source: a directory, "embedded", or `owner/name` of the hub, of which only the headers of the
+/// weights are needed.
+pub fn inspect(
+    source: &str,
+    revision: Option<&str>,
+    sources: &Sources<'_>,
+) -> Result<Inspection, PipelineError> {
+    let model = sources.model(source, revision)?;
+    let directory = ModelDirectory::open(&model.source, Task::Auto)?;
     let (spec, checkpoint) = (directory.spec(), directory.checkpoint());
     let quantization = directory.quantization_config().map(QuantizationConfig::from_json).transpose()?;
     let linears = spec

@@ -25,9 +25,12 @@ mod journal;
 mod memory;
 mod merge;
 mod prepare;
+#[cfg(feature = "hub")]
+mod push;
 mod report;
 mod run;
 mod show;
+mod sources;
 mod stages;
 mod statistics;
 mod system;
@@ -45,7 +48,10 @@ pub use init::{SCHEMA_FILE, starter, write_starter};
 pub use inspect::{InspectedLinear, Inspection, inspect};
 pub use merge::{MergeError, merge_statistics};
 pub use prepare::Prepared;
+#[cfg(feature = "hub")]
+pub use push::{PushOutcome, PushPlan, PushRequest, plan_push, push};
 pub use run::{RunOptions, RunOutcome, quantize, run};
 pub use show::{ShownSite, ShownStatistics, show_statistics};
+pub use sources::{LocalFile, LocalModel, Sources};
 pub use statistics::{CacheDir, CalibrateOptions, calibrate};
 pub use zeropoint_calibrator::Shard;

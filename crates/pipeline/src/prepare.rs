@@ -1,17 +1,17 @@
 //! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use zeropoint_calibrator::CalibrationSet;
 use zeropoint_calibrator::dataset::{self, Fields, Format, Record, Sample};
 use zeropoint_core::ActivationMode;
 use zeropoint_evaluator::tasks::{Options, RankingPrompts, Task, TaskData};
-use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, SourceRef, Tokenizer};
+use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, Tokenizer};
 use zeropoint_quantizer::Plan;
 
 use crate::PipelineError;
 use crate::config::{self, Config};
+use crate::sources::{LocalModel, Sources};
 use crate::{blame, convert};
 
 /// Calibration text for configs that name none: the repository's own.
@@ -38,24 +38,43 @@ pub struct Prepared {
     pub activation: ActivationFn,
     /// What works but should be known.
     pub warnings: Vec<String>,
+    /// Where the model came from.
+    pub(crate) model: LocalModel,
 }
 
 impl Prepared {
     /// Opens, plans, reads and checks, as `config` says. Reads headers and data files, no weights.
     pub fn new(config: Config) -> Result<Self, PipelineError> {
-        let directory = open_model(&config).map_err(|error| blame::model(error, &config))?;
+        Self::with_sources(config, &Sources::default())
+    }
+
+    /// As [`Prepared::new`], with models and data of the hub fetched as `sources` says. The config that comes of it names
+    /// the commits that were fetched, so that a later run of it reads the same files.
+    pub fn with_sources(mut config: Config, sources: &Sources<'_>) -> Result<Self, PipelineError> {
+        // Before the model, which may be large: a wrong name of a data file should not cost a download.
+        pin_data(&mut config, sources)?;
+        let (model, directory) =
+            open_model(&config, sources).map_err(|error| blame::model(error, &config))?;
         let plan = convert::plan_request(&config.quantization)
             .map_err(PipelineError::from)
             .and_then(|request| Ok(Plan::new(directory.spec(), &request)?))
             .map_err(|error| blame::plan(error, &config))?;
         let mut warnings = plan.warnings.clone();
-        if config.model.revision.is_some() {
+        if let Some(commit) = &model.commit {
+            config.model.revision = Some(commit.clone());
+        } else if config.model.revision.is_some() {
             warnings.push(
                 "`model.revision` has no meaning for a directory; the files are taken as they are".to_owned(),
             );
         }
 
-        let (texts, origin) = calibration_texts(&config, &directory)?;
+        if model.bytes_missing > 0 {
+            warnings.push(format!(
+                "weights of {} bytes are not in the cache: a run downloads them",
+                model.bytes_missing
+            ));
+        }
+        let (texts, origin) = calibration_texts(&config, &directory, sources)?;
         if texts.is_empty() {
             return Err(PipelineError::NoSamples { origin }.named_by(
                 &config,
@@ -85,7 +104,7 @@ impl Prepared {
             .iter()
             .enumerate()
             .map(|(index, task)| {
-                read_task(task, &texts, &directory)
+                read_task(task, &texts, &directory, sources)
                     .and_then(|task| Ok(task.check(directory.spec(), &tokenizer).map(|()| task)?))
                     .map_err(|error| blame::task(error, &config, index))
             })
@@ -107,6 +126,7 @@ impl Prepared {
             tasks,
             options,
             warnings,
+            model,
         })
     }
 
@@ -135,13 +155,13 @@ impl Prepared {
     }
 }
 
-fn open_model(config: &Config) -> Result<ModelDirectory, PipelineError> {
-    let source = SourceRef::parse(&config.model.source)?;
-    let directory = ModelDirectory::open(&source, convert::task(config.model.task))?;
+fn open_model(config: &Config, sources: &Sources<'_>) -> Result<(LocalModel, ModelDirectory), PipelineError> {
+    let model = sources.model(&config.model.source, config.model.revision.as_deref())?;
+    let directory = ModelDirectory::open(&model.source, convert::task(config.model.task))?;
     if directory.quantization_config().is_some() {
         return Err(PipelineError::AlreadyQuantized { path: directory.path().to_owned() });
     }
-    Ok(directory)
+    Ok((model, directory))
 }
 
 /// The config with what the model decides where the config leaves it open: its task, the tokens it takes, the Linears
@@ -171,19 +191,22 @@ fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
 fn calibration_texts(
     config: &Config,
     directory: &ModelDirectory,
+    sources: &Sources<'_>,
 ) -> Result<(Vec<Sample>, String), PipelineError> {
-    let sources = &config.calibration.data;
-    let (samples, origin) = if sources.is_empty() {
+    let data = &config.calibration.data;
+    let (samples, origin) = if data.is_empty() {
         let name = BUILT_IN_NAME.into();
         let samples = dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?;
         (prompted(samples, None, directory)?, BUILT_IN_NAME.to_owned())
     } else {
         let mut samples = Vec::new();
-        for (index, source) in sources.iter().enumerate() {
+        for (index, source) in data.iter().enumerate() {
             let at = format!("calibration.data.{index}");
-            samples.extend(read_source(source, directory).map_err(|error| blame::data(error, config, &at))?);
+            samples.extend(
+                read_source(source, directory, sources).map_err(|error| blame::data(error, config, &at))?,
+            );
         }
-        let names: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
+        let names: Vec<&str> = data.iter().map(|source| source.path.as_str()).collect();
         (samples, names.join(", "))
     };
     let pairs_together = !directory.spec().head().is_embedding();
@@ -201,12 +224,41 @@ fn split_pairs(samples: Vec<Sample>) -> Vec<Sample> {
     texts
 }
 
+/// Fetches the data files of the hub and puts their commits into the config.
+fn pin_data(config: &mut Config, sources: &Sources<'_>) -> Result<(), PipelineError> {
+    let pin = |source: &config::DataSource, at: &str| {
+        let file = sources.data(&source.path).map_err(|error| blame::data(error, config, at))?;
+        Ok(file.pinned.unwrap_or_else(|| source.path.clone()))
+    };
+    let texts = config.calibration.data.iter().enumerate();
+    let texts: Vec<String> = texts
+        .map(|(index, source)| pin(source, &format!("calibration.data.{index}")))
+        .collect::<Result<_, PipelineError>>()?;
+    let tasks = config.evaluation.tasks.iter().enumerate();
+    let tasks: Vec<Option<String>> = tasks
+        .map(|(index, task)| {
+            task.data.as_ref().map(|data| pin(data, &format!("evaluation.tasks.{index}.data"))).transpose()
+        })
+        .collect::<Result<_, PipelineError>>()?;
+    for (source, path) in config.calibration.data.iter_mut().zip(texts) {
+        source.path = path;
+    }
+    for (task, path) in config.evaluation.tasks.iter_mut().zip(tasks) {
+        if let (Some(data), Some(path)) = (&mut task.data, path) {
+            data.path = path;
+        }
+    }
+    Ok(())
+}
+
 /// Reads a data file. What the config gives no place to is not there, whatever the file's other columns hold.
 fn read_source(
     source: &config::DataSource,
     directory: &ModelDirectory,
+    sources: &Sources<'_>,
 ) -> Result<Vec<Sample>, PipelineError> {
-    let mut samples = dataset::read(Path::new(&source.path), &convert::read_options(source))?;
+    let file = sources.data(&source.path)?;
+    let mut samples = dataset::read(&file.path, &convert::read_options(source))?;
     for sample in &mut samples {
         if source.text_b.is_none() {
             sample.text_b = None;
@@ -247,13 +299,14 @@ fn read_task(
     task: &config::Task,
     calibration: &[Sample],
     directory: &ModelDirectory,
+    sources: &Sources<'_>,
 ) -> Result<Task, PipelineError> {
     // Whether the model can do this at all is said before what is wrong with the data.
     Task { name: task.name.clone(), data: no_data(task.kind) }.metrics(directory.spec())?;
     let limit = task.limit.unwrap_or(usize::MAX);
     let texts = |split: bool| -> Result<Vec<Sample>, PipelineError> {
         let samples = match &task.data {
-            Some(source) => read_source(source, directory)?,
+            Some(source) => read_source(source, directory, sources)?,
             None => calibration.to_vec(),
         };
         let mut samples = if split { split_pairs(samples) } else { samples };
@@ -265,11 +318,11 @@ fn read_task(
         config::TaskKind::Classification => TaskData::Classification(texts(false)?),
         config::TaskKind::Fidelity => TaskData::Fidelity(texts(directory.spec().head().is_embedding())?),
         config::TaskKind::MaskedLm => TaskData::MaskedLm(texts(true)?),
-        config::TaskKind::TokenClassification => TaskData::TokenClassification(rows(task, limit)?),
-        config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(rows(task, limit)?),
+        config::TaskKind::TokenClassification => TaskData::TokenClassification(rows(task, limit, sources)?),
+        config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(rows(task, limit, sources)?),
         config::TaskKind::Reranking => {
             let [query, document] = prompts(task.data.as_ref(), directory)?;
-            TaskData::Reranking(rows(task, limit)?, RankingPrompts { query, document })
+            TaskData::Reranking(rows(task, limit, sources)?, RankingPrompts { query, document })
         }
     };
     Ok(Task { name: task.name.clone(), data })
@@ -288,9 +341,13 @@ fn no_data(kind: config::TaskKind) -> TaskData {
 }
 
 /// Rows with lists; the config has made sure that there is a file.
-fn rows<T: Record>(task: &config::Task, limit: usize) -> Result<Vec<T>, PipelineError> {
+fn rows<T: Record>(
+    task: &config::Task,
+    limit: usize,
+    sources: &Sources<'_>,
+) -> Result<Vec<T>, PipelineError> {
     let path = task.data.as_ref().map_or("", |source| source.path.as_str());
-    let mut rows = dataset::read_records(Path::new(path))?;
+    let mut rows = dataset::read_records(&sources.data(path)?.path)?;
     rows.truncate(limit);
     Ok(rows)
 }

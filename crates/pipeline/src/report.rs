@@ -57,6 +57,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
         zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
         model: Model {
             source: prepared.config.model.source.clone(),
+            revision: prepared.model.commit.clone(),
             architecture: spec.architecture.clone(),
             parameters,
             fingerprint: weights,

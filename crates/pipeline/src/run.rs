@@ -75,6 +75,7 @@ fn produce(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<RunOutcome, PipelineError> {
+    prepared.model.check_whole()?;
     for warning in &prepared.warnings {
         events.event(Event::Warning(warning.clone()));
     }

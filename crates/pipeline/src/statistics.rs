@@ -230,6 +230,7 @@ pub fn calibrate(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<StatisticsHeader, PipelineError> {
+    prepared.model.check_whole()?;
     check_out(out)?;
     let weights = prepared.directory.checkpoint().content_fingerprint()?;
     let origin = Origin::of(prepared, weights)?;

@@ -41,7 +41,7 @@ pub enum Problem {
     Io(io::Error),
     /// The extension says nothing.
     #[error(
-        "the format does not follow from the file's extension; name it .jsonl, .txt, .csv or .tsv, or give the format"
+        "the format does not follow from the file's extension; name it .jsonl, .txt, .csv, .tsv or .parquet, or give the format"
     )]
     UnknownFormat,
     /// No samples.
@@ -102,6 +102,21 @@ pub enum Problem {
         /// The reference.
         field: FieldRef,
     },
+    /// A column number where columns have names.
+    #[error("{field} is a column number, and the columns of a parquet file have names; give a name")]
+    ColumnInParquet {
+        /// The reference.
+        field: FieldRef,
+    },
+    /// A parquet file that is damaged or none.
+    #[error("the file is not a whole parquet file: {message}")]
+    Parquet {
+        /// What the reader says.
+        message: String,
+    },
+    /// A parquet file in a build that reads none.
+    #[error("this build does not read parquet (it lacks the feature `parquet`); convert the file to jsonl")]
+    NoParquet,
     /// A column that does not exist.
     #[error("the {role} is to be in column {column}, counted from 0, and there are {columns} columns")]
     NoSuchColumn {

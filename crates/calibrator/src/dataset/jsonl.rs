@@ -21,10 +21,15 @@ pub(super) fn parse(text: &str, fields: &Fields) -> Parsed<Vec<Sample>> {
 }
 
 fn sample(line: &str, fields: &Fields) -> Result<Sample, Problem> {
-    let row = match serde_json::from_str(line).map_err(|error| not_json(&error))? {
-        Value::Object(row) => Row { row, fields },
-        other => return Err(Problem::NotAnObject { found: kind(&other) }),
-    };
+    match serde_json::from_str(line).map_err(|error| not_json(&error))? {
+        Value::Object(row) => sample_of(row, fields),
+        other => Err(Problem::NotAnObject { found: kind(&other) }),
+    }
+}
+
+/// The sample that an object holds.
+pub(super) fn sample_of(row: Map<String, Value>, fields: &Fields) -> Result<Sample, Problem> {
+    let row = Row { row, fields };
     let mut text_a = None;
     for &role in fields.first_text() {
         text_a = text_a.or(row.text(role)?);

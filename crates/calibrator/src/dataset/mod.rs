@@ -1,4 +1,4 @@
-//! Data sets: samples of text with their scores or labels, from JSON lines, CSV and plain text.
+//! Data sets: samples of text with their scores or labels, from JSON lines, CSV, plain text and parquet.
 //!
 //! A file is read as a whole and checked as a whole: one broken row is an error that names the file, the line and what
 //! was expected there. Nothing is skipped silently, because a metric over the rows that happened to parse is not the
@@ -8,6 +8,8 @@ mod delimited;
 mod error;
 mod jsonl;
 mod lines;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod records;
 
 pub use error::{DatasetError, Problem};
@@ -46,7 +48,7 @@ pub struct Sample {
     pub prompt_b: Option<Arc<str>>,
     /// The file it comes from, for messages.
     pub file: Arc<str>,
-    /// Its line there, from 1 (of csv: where the record begins).
+    /// Its line there, from 1 (of csv: where the record begins; of parquet: the row).
     pub line: usize,
 }
 
@@ -69,7 +71,7 @@ impl Sample {
 /// Where a field is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FieldRef {
-    /// A key of a JSON object or a name in the csv header.
+    /// A key of a JSON object, a name in the csv header or a column of a parquet file.
     Name(String),
     /// A column of a csv file, from 0.
     Column(usize),
@@ -194,10 +196,12 @@ pub enum Format {
         /// One ASCII character; not a quote, not an end of line.
         delimiter: u8,
     },
+    /// Parquet, read from its file alone and only with the feature `parquet`.
+    Parquet,
 }
 
 impl Format {
-    /// The format that a file's extension stands for: jsonl, ndjson, txt, csv, tsv.
+    /// The format that a file's extension stands for: jsonl, ndjson, txt, csv, tsv, parquet.
     pub fn from_extension(path: &Path) -> Option<Self> {
         let extension = path.extension()?.to_str()?.to_ascii_lowercase();
         match extension.as_str() {
@@ -205,6 +209,7 @@ impl Format {
             "txt" => Some(Self::Txt),
             "csv" => Some(Self::Csv { header: None, delimiter: b',' }),
             "tsv" => Some(Self::Csv { header: None, delimiter: b'\t' }),
+            "parquet" => Some(Self::Parquet),
             _ => None,
         }
     }
@@ -228,6 +233,9 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>, DatasetEr
     let whole_file = |problem| DatasetError::new(&name, 0, problem);
     let format = options.format.or_else(|| Format::from_extension(path));
     let format = format.ok_or_else(|| whole_file(Problem::UnknownFormat))?;
+    if format == Format::Parquet {
+        return finish(read_parquet(path, &options.fields), &name);
+    }
     let bytes = read_bytes(path).map_err(whole_file)?;
     parse(&bytes, &name, format, &options.fields)
 }
@@ -242,7 +250,7 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, Problem> {
     Ok(bytes)
 }
 
-/// Reads every sample of a file's content; `file` is its name in messages. See [`read`].
+/// Reads every sample of a file's content, in any format but parquet; `file` is its name in messages. See [`read`].
 pub fn parse(
     bytes: &[u8],
     file: &Arc<str>,
@@ -256,7 +264,23 @@ pub fn parse(
             .map(|(line, text)| Sample { text_a: text.to_owned(), line, ..Sample::default() })
             .collect()),
         Format::Csv { header, delimiter } => delimited::parse(text, header, delimiter, fields),
+        Format::Parquet => Err((0, Problem::UnknownFormat)),
     };
+    finish(samples, file)
+}
+
+#[cfg(feature = "parquet")]
+fn read_parquet(path: &Path, fields: &Fields) -> Parsed<Vec<Sample>> {
+    parquet::read(path, fields)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn read_parquet(_path: &Path, _fields: &Fields) -> Parsed<Vec<Sample>> {
+    Err((0, Problem::NoParquet))
+}
+
+/// Gives samples and errors their file; no samples are an error.
+fn finish(samples: Parsed<Vec<Sample>>, file: &Arc<str>) -> Result<Vec<Sample>, DatasetError> {
     let mut samples: Vec<Sample> =
         samples.map_err(|(line, problem)| DatasetError::new(file, line, problem))?;
     if samples.is_empty() {

@@ -301,10 +301,10 @@ fn files_are_read_by_their_extension() {
         assert_eq!(samples[0].text_a, text);
         assert!(samples[0].file.ends_with(name));
     }
-    assert!(matches!(read_file("x.parquet", &options), Err(Problem::UnknownFormat)));
+    assert!(matches!(read_file("x.arrow", &options), Err(Problem::UnknownFormat)));
     assert!(matches!(read_file("absent.txt", &options), Err(Problem::Io(_))));
     let explicit = ReadOptions { format: Some(Format::Jsonl), ..options };
-    assert_eq!(read_file("x.parquet", &explicit).expect("good")[0].text_a, "a");
+    assert_eq!(read_file("x.arrow", &explicit).expect("good")[0].text_a, "a");
 }
 
 #[test]

@@ -62,6 +62,12 @@ impl Scene {
             .env("TMPDIR", self.path.join("tmp"))
             .env("XDG_CACHE_HOME", self.path.join("cache"))
             .env("COLUMNS", "100")
+            .env("HF_HOME", self.path.join("hf"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_TOKEN")
+            .env_remove("HF_TOKEN_PATH")
+            .env_remove("HF_ENDPOINT")
             .env_remove("RUST_BACKTRACE")
             .args(arguments);
         command
@@ -92,6 +98,11 @@ impl Scene {
     /// A path in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root().join(name)
+    }
+
+    /// The cache of the hub.
+    pub(crate) fn hub_cache(&self) -> PathBuf {
+        self.path.join("hf/hub")
     }
 
     /// Where the program puts statistics when nothing else is said.

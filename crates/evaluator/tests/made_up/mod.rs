@@ -68,6 +68,7 @@ pub(crate) fn rich() -> Report {
         zeropoint: Zeropoint { version: "0.1.0".to_owned() },
         model: Model {
             source: "sentence-transformers/all-MiniLM-L6-v2".to_owned(),
+            revision: None,
             architecture: "BertModel".to_owned(),
             parameters: 22_713_216,
             fingerprint: Fingerprint::builder("model").finish(),

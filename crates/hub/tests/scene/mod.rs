@@ -62,10 +62,14 @@ impl Scene {
 
     /// The cache's files and links by their path; a link as an arrow and its target.
     pub(crate) fn tree(&self) -> BTreeMap<String, String> {
-        let mut found = BTreeMap::new();
-        walk(&self.cache(), "", &mut found);
-        found
+        tree_of(&self.cache())
     }
+}
+
+pub(crate) fn tree_of(dir: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    walk(dir, "", &mut found);
+    found
 }
 
 fn walk(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {

@@ -83,11 +83,14 @@ pub fn serve(mut stream: TcpStream, answer: impl Fn(&Request) -> Response) {
         let _ = stream.read(&mut [0]);
         return;
     }
-    let mut head = format!("HTTP/1.1 {} status\r\nConnection: close\r\n", response.status);
-    for (name, value) in &response.headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    head += &format!("Content-Length: {}\r\n\r\n", response.body.len());
+    let headers: Vec<String> =
+        response.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!(
+        "HTTP/1.1 {} status\r\nConnection: close\r\n{}Content-Length: {}\r\n\r\n",
+        response.status,
+        headers.concat(),
+        response.body.len()
+    );
     let body = if request.method == "HEAD" { &[] } else { response.body.as_slice() };
     let body = &body[..response.cut.unwrap_or(body.len()).min(body.len())];
     // The client may have gone away, which is its right.
@@ -104,16 +107,8 @@ pub fn decode(text: &str) -> String {
             .then(|| tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()))
             .flatten()
             .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match code {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &tail[2..] } else { tail };
     }
     String::from_utf8(bytes).expect("a path in UTF-8")
 }

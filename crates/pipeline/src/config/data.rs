@@ -10,12 +10,13 @@ use super::error::{Problem, list, not_blank};
 /// A data file: its path alone, or a table that also says how to read it.
 ///
 /// What the table leaves out follows from the path, and every field holds what will be used: the format is that of the
-/// extension (`.jsonl`, `.txt`, `.csv`, `.tsv`), and each column is called as its key is (`text = "text"`). A CSV file
+/// extension (`.jsonl`, `.txt`, `.csv`, `.tsv`, `.parquet`), and each column is called as its key is (`text = "text"`). A CSV file
 /// without a header has no names: there only the columns that are given by index exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "DataSourceKeys")]
 pub struct DataSource {
-    /// UTF-8, as everything in a config. Relative to the current directory.
+    /// UTF-8, as everything in a config. Relative to the current directory; or a file of a data set of the hub,
+    /// `hub:owner/name/path` or `hub:owner/name@revision/path`.
     pub path: String,
     /// How the file is read.
     pub format: DataFormat,
@@ -53,6 +54,8 @@ pub enum DataFormat {
     Txt,
     /// Separated columns.
     Csv,
+    /// Apache Parquet.
+    Parquet,
 }
 
 /// A column, or field of a JSON object: a name, or an index from 0 in a CSV file.
@@ -94,9 +97,9 @@ enum DataSourceKeys {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DataSourceTable {
-    /// Relative paths start at the current directory.
+    /// Relative paths start at the current directory; `hub:owner/name/path` is a file of a data set of the hub.
     path: String,
-    /// By default from the extension: .jsonl, .txt, .csv or .tsv.
+    /// By default from the extension: .jsonl, .txt, .csv, .tsv or .parquet.
     format: Option<DataFormat>,
     /// CSV only: whether the first line names the columns. Default: true.
     header: Option<bool>,
@@ -137,12 +140,14 @@ impl TryFrom<DataSourceKeys> for DataSource {
             Some("jsonl") => Some(DataFormat::Jsonl),
             Some("txt") => Some(DataFormat::Txt),
             Some("csv" | "tsv") => Some(DataFormat::Csv),
+            Some("parquet") => Some(DataFormat::Parquet),
             _ => None,
         };
         let Some(format) = keys.format.or(by_extension) else {
             return Err(format!(
                 "the format of {} does not follow from its extension\n\
-                 use .jsonl, .txt, .csv or .tsv, or write {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \"csv\")",
+                 use .jsonl, .txt, .csv, .tsv or .parquet, or write {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \
+                 \"csv\", \"parquet\")",
                 super::error::quoted(&keys.path)
             ));
         };
@@ -153,7 +158,7 @@ impl TryFrom<DataSourceKeys> for DataSource {
         let header = keys.header.or(is_csv.then_some(!numbered));
         let delimiter = if extension.as_deref() == Some("tsv") { '\t' } else { ',' };
         let named = match format {
-            DataFormat::Jsonl => true,
+            DataFormat::Jsonl | DataFormat::Parquet => true,
             DataFormat::Txt => false,
             DataFormat::Csv => header == Some(true),
         };
@@ -236,10 +241,11 @@ impl DataSource {
                 }
                 Some(Column::Index(index)) => {
                     if !is_csv {
-                        let message = format!("`{path}` is an index, but the fields of jsonl have names");
+                        let message =
+                            format!("`{path}` is an index, but the fields of jsonl and parquet have names");
                         return Err(Problem::new(path, message)
                             .label("an index")
-                            .related(format!("{at}.path"), "a jsonl file")
+                            .related(format!("{at}.path"), "not a csv file")
                             .hint("give the name of the field in quotes"));
                     }
                     super::error::within(&path, *index, 0..=MOST_COLUMNS - 1)?;

@@ -9,10 +9,10 @@ use super::error::{Problem, not_blank};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// The directory of a Hugging Face model, or "embedded" for the small one built into the program. Relative paths
-    /// start at the current directory. A hub id can be written here; fetching one is for the program to allow.
+    /// The directory of a Hugging Face model, `owner/name` of one on the Hugging Face hub, or "embedded" for the small one
+    /// built into the program. Relative paths start at the current directory.
     pub source: String,
-    /// Branch, tag or commit of a hub id; by default the hub's own.
+    /// Branch, tag or commit of a model on the hub; by default `main`. A finished run's config names the commit.
     pub revision: Option<String>,
     /// What the model is for; "auto" reads it from the model's files.
     #[serde(default)]
@@ -60,7 +60,9 @@ impl Model {
         if self.source.starts_with("hub:") {
             let problem =
                 Problem::new("model.source", "`model.source` has a prefix `hub:`, which is not a source");
-            return Err(problem.label("not a source").hint("allowed: a model directory, or \"embedded\""));
+            return Err(problem.label("not a source").hint(
+                "allowed: a model directory, `owner/name` of the hub without a prefix, or \"embedded\"",
+            ));
         }
         if let Some(revision) = &self.revision {
             not_blank("model.revision", revision)?;

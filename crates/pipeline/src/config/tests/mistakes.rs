@@ -102,9 +102,9 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "write the name of a column",
         },
         Case {
-            text: "calibration.data = ['a.parquet']",
-            display: "c.toml:1:21: `calibration.data.0`: the format of `a.parquet` does not follow from its extension",
-            hint: "use .jsonl, .txt, .csv or .tsv, or write { path = ",
+            text: "calibration.data = ['a.arrow']",
+            display: "c.toml:1:21: `calibration.data.0`: the format of `a.arrow` does not follow from its extension",
+            hint: "use .jsonl, .txt, .csv, .tsv or .parquet, or write { path = ",
         },
         Case {
             text: "quantization.weights.bits = 300",
@@ -415,7 +415,7 @@ fn contradictions_are_found_at_their_key() {
             "calibration.data = [{ path = 'a.jsonl', text = 0 }]",
             "calibration.data.0.text",
             (2, 48),
-            "the fields of jsonl have names",
+            "the fields of jsonl and parquet have names",
             "give the name of the field",
         ),
         (
