@@ -15,6 +15,7 @@ mod embedded;
 mod error;
 mod families;
 mod heads;
+mod image_processor;
 mod model;
 mod ops;
 mod output;
@@ -34,6 +35,7 @@ pub use error::ModelError;
 pub use heads::{
     HeadBranch, HeadOutput, HeadSpec, HeadStep, Pooling, Problem, RowSelection, SentenceStep, Task,
 };
+pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
 pub use model::{Model, Outputs, SiteOpFactory, SiteSink};
 pub use ops::{apply_activation, rows_of};
 pub use prompts::{PromptChoice, Prompts, TextRef};

@@ -71,6 +71,7 @@ pub struct Model {
     isa: Isa,
     towers: Vec<TowerParts>,
     sites: Vec<Box<dyn SiteOp>>,
+    logit_scale: Option<f32>,
 }
 
 impl Model {
@@ -96,7 +97,10 @@ impl Model {
                 None => Ok(Box::new(float_site(spec, checkpoint, isa, site, &towers)?) as Box<dyn SiteOp>),
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(Self { spec: spec.clone(), isa, towers, sites })
+        let logit_scale =
+            spec.logit_scale.as_deref().map(|name| read_finite(checkpoint, name)).transpose()?;
+        let logit_scale = logit_scale.and_then(|values| values.first().map(|value| value.exp()));
+        Ok(Self { spec: spec.clone(), isa, towers, sites, logit_scale })
     }
 
     /// The description it was built from.
@@ -107,6 +111,11 @@ impl Model {
     /// The instruction set its kernels use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// The factor on the cosine of an image and a text, which makes logits of them, in models that have both.
+    pub fn logit_scale(&self) -> Option<f32> {
+        self.logit_scale
     }
 
     pub(crate) fn embedding(&self, tower: usize) -> &Embedding {

@@ -11,7 +11,7 @@ use crate::embedded::EMBEDDED;
 use crate::families::{self, FamilyInput};
 use crate::heads::Task;
 use crate::sentence::read_modules;
-use crate::{ModelError, ModelSpec, Tokenizer};
+use crate::{ImageProcessor, ModelError, ModelSpec, Tokenizer};
 
 /// The word for the model that the binary carries.
 const EMBEDDED_NAME: &str = "embedded";
@@ -206,6 +206,13 @@ impl ModelDirectory {
     pub fn tokenizer(&self, max_length: Option<usize>) -> Result<Tokenizer, ModelError> {
         let limit = max_length.map_or(self.max_tokens, |asked| asked.min(self.max_tokens));
         Tokenizer::load(&self.dir, limit, self.lower_case)
+    }
+
+    /// What prepares images, for a model that takes them.
+    pub fn image_processor(&self) -> Result<Option<ImageProcessor>, ModelError> {
+        let model_type = self.config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let image = self.spec.image();
+        image.map(|(_, input)| ImageProcessor::load(&self.dir, model_type, input)).transpose()
     }
 }
 

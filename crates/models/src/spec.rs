@@ -1,5 +1,6 @@
 //! The declarative description of a model: what every other crate reads instead of tensor names.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::heads::HeadSpec;
@@ -26,6 +27,8 @@ pub struct ModelSpec {
     pub unused: Vec<(String, String)>,
     /// Module paths of Linears that `transformers` builds though the checkpoint lacks them, such as an untrained pooler.
     pub absent_linears: Vec<String>,
+    /// Tensor of the logarithm of the factor on the cosine of an image and a text, in models that have both.
+    pub logit_scale: Option<String>,
 }
 
 /// From an input to an output: embedding, blocks, head.
@@ -449,6 +452,20 @@ impl ModelSpec {
             InputSpec::Image(input) => Some((tower, input)),
             InputSpec::Text(_) => None,
         })
+    }
+
+    /// The Linears that a tower runs, each once.
+    pub fn linears_of(&self, tower: &Tower) -> impl Iterator<Item = &LinearSpec> {
+        let first = match &tower.input {
+            InputSpec::Text(input) => input.projection,
+            InputSpec::Image(input) => Some(input.patches),
+        };
+        let blocks = tower.blocks.iter().flat_map(|block| {
+            [block.attention.input, block.attention.context, block.mlp.input, block.mlp.inner]
+        });
+        let head = tower.head.branches.iter().flat_map(|branch| &branch.steps).map(|step| step.site);
+        let sites: BTreeSet<SiteId> = first.into_iter().chain(blocks).chain(head).collect();
+        self.linears.iter().filter(move |linear| linear.site.is_some_and(|site| sites.contains(&site)))
     }
 
     /// The head that says what the model is for: that of the first tower.

@@ -55,6 +55,7 @@ pub(super) struct Builder<'a> {
     pub(super) edges: Vec<Edge>,
     known: BTreeSet<String>,
     absent: Vec<String>,
+    logit_scale: Option<String>,
 }
 
 impl<'a> Builder<'a> {
@@ -68,23 +69,37 @@ impl<'a> Builder<'a> {
         prefix: &'static str,
         probe: &str,
         base: bool,
-        (key, eps): (&str, f64),
+        eps: (&str, f64),
     ) -> Result<Self, ModelError> {
-        if !(eps > 0.0 && eps < 1.0) {
-            return Err(input.config_error(format!("`{key}` is {eps}; it lies between 0 and 1")));
-        }
         let prefixed = input.checkpoint.contains(&format!("{prefix}{probe}"));
-        Ok(Self {
+        let mut build = Self {
             input,
             in_file: if prefixed { prefix } else { "" },
             in_module: if base { "" } else { prefix },
-            eps: eps as f32,
+            eps: 0.0,
             linears: Vec::new(),
             sites: Vec::new(),
             edges: Vec::new(),
             known: BTreeSet::new(),
             absent: Vec::new(),
-        })
+            logit_scale: None,
+        };
+        build.set_eps(eps)?;
+        Ok(build)
+    }
+
+    /// Sets what the norms from here on add to the variance.
+    pub(super) fn set_eps(&mut self, (key, eps): (&str, f64)) -> Result<(), ModelError> {
+        if !(eps > 0.0 && eps < 1.0) {
+            return Err(self.input.config_error(format!("`{key}` is {eps}; it lies between 0 and 1")));
+        }
+        self.eps = eps as f32;
+        Ok(())
+    }
+
+    /// Names the tensor of [`ModelSpec::logit_scale`].
+    pub(super) fn logit_scale(&mut self, tensor: &str) {
+        self.logit_scale = Some(tensor.to_owned());
     }
 
     /// Sets what stands before module paths, where it is not what stands before the file's names.
@@ -212,6 +227,32 @@ impl<'a> Builder<'a> {
             activation: draft.activation,
             site: None,
             role: draft.role,
+        })
+    }
+
+    /// The convolution of the base model that embeds square patches, `[outputs, channels, patch, patch]`: its stride is its
+    /// size, so it is a Linear over flattened patches.
+    pub(super) fn convolution(
+        &mut self,
+        path: &str,
+        outputs: usize,
+        channels: usize,
+        patch: usize,
+        bias: bool,
+    ) -> Result<LinearId, ModelError> {
+        let tensor = self.in_file(path);
+        self.push(LinearSpec {
+            path: self.in_module(path),
+            weight: format!("{tensor}.weight"),
+            weight_shape: vec![outputs, channels, patch, patch],
+            rows: 0..outputs,
+            bias: bias.then(|| format!("{tensor}.bias")),
+            tensor,
+            outputs,
+            inputs: channels * patch * patch,
+            activation: ActivationFn::Identity,
+            site: None,
+            role: LinearRole::PatchEmbedding,
         })
     }
 
@@ -500,6 +541,7 @@ impl<'a> Builder<'a> {
             edges: self.edges,
             unused: carried,
             absent_linears: self.absent,
+            logit_scale: self.logit_scale,
         })
     }
 }

@@ -3,11 +3,13 @@
 mod albert;
 mod bert;
 mod builder;
+mod clip;
 mod distilbert;
 mod layers;
 mod modernbert;
 mod mpnet;
 mod nomic;
+mod vit;
 
 use std::path::Path;
 
@@ -195,6 +197,11 @@ const FAMILIES: &[Family] = &[
     modernbert::FAMILY,
     nomic::NOMIC,
     nomic::GTE,
+    vit::VIT,
+    vit::DEIT,
+    clip::CLIP,
+    clip::TEXT,
+    clip::VISION,
 ];
 
 /// The description of the model in `input.dir`.
