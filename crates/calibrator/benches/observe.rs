@@ -11,7 +11,9 @@ use std::sync::OnceLock;
 use divan::Bencher;
 use zeropoint_calibrator::{BatchPlan, CalibrationSet, calibrate};
 use zeropoint_core::Rng;
-use zeropoint_models::{EmbeddingRole, Model, ModelDirectory, PackedBatch, SourceRef, Task, TokenSequence};
+use zeropoint_models::{
+    EmbeddingRole, Model, ModelDirectory, ModelInput, PackedBatch, SourceRef, Task, TokenSequence,
+};
 
 const SAMPLES: usize = 256;
 const LENGTH: usize = 128;
@@ -34,16 +36,15 @@ fn setup() -> &'static Setup {
         let vocabulary = words.expect("a model has words").rows as u64;
         let length = LENGTH.min(directory.max_tokens());
         let mut rng = Rng::new(1);
-        let sequences: Vec<TokenSequence> = (0..SAMPLES)
-            .map(|_| TokenSequence {
-                ids: (0..length).map(|_| rng.below(vocabulary) as u32).collect(),
-                type_ids: vec![0; length],
-                prompt: 0,
+        let inputs: Vec<ModelInput> = (0..SAMPLES)
+            .map(|_| {
+                let ids = (0..length).map(|_| rng.below(vocabulary) as u32).collect();
+                TokenSequence { ids, type_ids: vec![0; length], prompt: 0 }.into()
             })
             .collect();
-        let plan = BatchPlan::new(&sequences, BATCH);
+        let plan = BatchPlan::new(&inputs, BATCH);
         let model = Model::load(&directory).expect("the model loads");
-        Setup { model, set: CalibrationSet { sequences, plan, available: SAMPLES } }
+        Setup { model, set: CalibrationSet { inputs, plan, available: SAMPLES } }
     })
 }
 
@@ -53,7 +54,7 @@ fn bare_forward(bencher: Bencher<'_, '_>) {
     bencher.bench(|| {
         for indices in set.plan.batches() {
             let batch =
-                PackedBatch::new(indices.iter().map(|&i| &set.sequences[i])).expect("samples have tokens");
+                PackedBatch::new(indices.iter().map(|&i| &set.inputs[i])).expect("samples have tokens");
             divan::black_box(model.forward(&batch).expect("the model runs"));
         }
     });

@@ -5,10 +5,12 @@
 //! graph.
 
 pub mod dataset;
+mod inputs;
 mod plan;
 mod run;
 mod shard;
 
+pub use inputs::Inputs;
 pub use plan::{BatchPlan, CalibrationSet, choose_samples};
 pub use run::{
     Begun, Calibrated, CalibrationProgress, Observed, calibrate, calibrate_batches, calibrate_from,

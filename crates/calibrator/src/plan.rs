@@ -1,12 +1,13 @@
 //! Which samples are used, and in which batches: a function of the whole set and the seed alone.
 
 use zeropoint_core::{Fingerprint, Rng};
-use zeropoint_models::{ModelError, TokenSequence, Tokenizer};
+use zeropoint_models::{InputRef, ModelError, ModelInput};
 
 use crate::dataset::Sample;
+use crate::inputs::Inputs;
 use crate::shard::{Shard, assign};
 
-/// Batches of indices into a list of sequences, longest sequences first.
+/// Batches of indices into a list of inputs: texts, longest first, then images, never both in one.
 ///
 /// Sequences of similar length share a batch, which keeps the memory of attention even and shows the largest batch
 /// first. The plan depends on lengths and batch size only, so it is the same on every run and for any thread count.
@@ -16,12 +17,25 @@ pub struct BatchPlan {
 }
 
 impl BatchPlan {
-    /// Plans batches of at most `batch_size` sequences (0 counts as 1).
-    pub fn new(sequences: &[TokenSequence], batch_size: usize) -> Self {
-        Self::of_lengths(&sequences.iter().map(TokenSequence::len).collect::<Vec<_>>(), batch_size)
+    /// Plans batches of at most `batch_size` inputs (0 counts as 1).
+    pub fn new<'a, T>(inputs: &'a [T], batch_size: usize) -> Self
+    where
+        InputRef<'a>: From<&'a T>,
+    {
+        let (mut texts, mut images) = (Vec::new(), Vec::new());
+        for (i, input) in inputs.iter().enumerate() {
+            match InputRef::from(input) {
+                InputRef::Tokens(tokens) => texts.push((std::cmp::Reverse(tokens.len()), i)),
+                InputRef::Image(_) => images.push(i),
+            }
+        }
+        texts.sort_unstable();
+        let texts: Vec<usize> = texts.into_iter().map(|(_, i)| i).collect();
+        let chunks = [&texts, &images].into_iter().flat_map(|order| order.chunks(batch_size.max(1)));
+        Self { batches: chunks.map(<[usize]>::to_vec).collect() }
     }
 
-    /// As [`BatchPlan::new`], for sequences of these lengths.
+    /// As [`BatchPlan::new`], for texts of these lengths.
     pub fn of_lengths(lengths: &[usize], batch_size: usize) -> Self {
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(lengths[i]), i));
@@ -44,11 +58,11 @@ pub fn choose_samples(available: usize, count: usize, seed: u64) -> Vec<usize> {
     Rng::new(seed).sample(available, count)
 }
 
-/// A calibration set: the chosen samples as tokens, in planned batches.
+/// A calibration set: the chosen samples as the model takes them, in planned batches.
 #[derive(Debug, Clone)]
 pub struct CalibrationSet {
     /// The samples in file order.
-    pub sequences: Vec<TokenSequence>,
+    pub inputs: Vec<ModelInput>,
     /// The batches they are run in.
     pub plan: BatchPlan,
     /// How many samples the data held before `samples` were chosen.
@@ -56,29 +70,29 @@ pub struct CalibrationSet {
 }
 
 impl CalibrationSet {
-    /// Chooses `samples` of `data`, and tokenises and batches them.
+    /// Chooses `samples` of `data`, and tokenises or decodes and batches them.
     pub fn new(
         data: &[Sample],
-        tokenizer: &Tokenizer,
+        makes: &Inputs,
         samples: usize,
         batch_size: usize,
         seed: u64,
     ) -> Result<Self, ModelError> {
-        let chosen = choose_samples(data.len(), samples, seed).into_iter().map(|i| &data[i]);
-        let texts: Vec<_> = chosen.map(Sample::text).collect();
-        let sequences = tokenizer.encode_all(&texts)?;
-        let plan = BatchPlan::new(&sequences, batch_size);
-        Ok(Self { sequences, plan, available: data.len() })
+        let chosen: Vec<&Sample> =
+            choose_samples(data.len(), samples, seed).into_iter().map(|i| &data[i]).collect();
+        let inputs = makes.encode(&chosen)?;
+        let plan = BatchPlan::new(&inputs, batch_size);
+        Ok(Self { inputs, plan, available: data.len() })
     }
 
-    /// Tokens over all samples.
+    /// Tokens over all samples; an image counts as one.
     pub fn tokens(&self) -> usize {
-        self.sequences.iter().map(TokenSequence::len).sum()
+        self.inputs.iter().map(ModelInput::len).sum()
     }
 
     /// Tokens of the samples in some batches of this set.
     pub fn tokens_in(&self, plan: &BatchPlan) -> usize {
-        plan.batches().iter().flatten().map(|&i| self.sequences[i].len()).sum()
+        plan.batches().iter().flatten().map(|&i| self.inputs[i].len()).sum()
     }
 
     /// The batches that a shard takes, in the order of the whole plan: a function of the plan and the number of shards.
@@ -89,24 +103,34 @@ impl CalibrationSet {
     pub fn shard(&self, shard: Shard) -> BatchPlan {
         let batches = self.plan.batches();
         let tokens: Vec<usize> =
-            batches.iter().map(|batch| batch.iter().map(|&i| self.sequences[i].len()).sum()).collect();
+            batches.iter().map(|batch| batch.iter().map(|&i| self.inputs[i].len()).sum()).collect();
         let taken = assign(&tokens, shard.of());
         let own = batches.iter().zip(taken).filter(|(_, taker)| *taker == shard.index());
         BatchPlan { batches: own.map(|(batch, _)| batch.clone()).collect() }
     }
 
-    /// Identifies the token ids and the batches: everything of the data that statistics depend on.
+    /// Identifies the token ids, the pixels and the batches: everything of the data that statistics depend on.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut builder = Fingerprint::builder("calibration-set");
         let bytes = |values: &[u32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         for batch in self.plan.batches() {
             builder.field("batch", (batch.len() as u64).to_le_bytes());
             for &i in batch {
-                builder.field("ids", bytes(&self.sequences[i].ids));
-                builder.field("types", bytes(&self.sequences[i].type_ids));
-                // What is left out of the pooling reaches the sites behind it.
-                if self.sequences[i].prompt > 0 {
-                    builder.field("prompt", (self.sequences[i].prompt as u64).to_le_bytes());
+                match &self.inputs[i] {
+                    ModelInput::Tokens(tokens) => {
+                        builder.field("ids", bytes(&tokens.ids));
+                        builder.field("types", bytes(&tokens.type_ids));
+                        // What is left out of the pooling reaches the sites behind it.
+                        if tokens.prompt > 0 {
+                            builder.field("prompt", (tokens.prompt as u64).to_le_bytes());
+                        }
+                    }
+                    ModelInput::Image(image) => {
+                        let shape = image.shape.iter().flat_map(|side| (*side as u64).to_le_bytes());
+                        builder.field("shape", shape.collect::<Vec<u8>>());
+                        let pixels = image.values.iter().flat_map(|value| value.to_le_bytes());
+                        builder.field("pixels", pixels.collect::<Vec<u8>>());
+                    }
                 }
             }
         }
@@ -116,10 +140,20 @@ impl CalibrationSet {
 
 #[cfg(test)]
 mod tests {
+    use zeropoint_models::{ImagePixels, TokenSequence};
+
     use super::*;
 
-    fn of_lengths(lengths: &[usize]) -> Vec<TokenSequence> {
-        lengths.iter().map(|&n| TokenSequence { ids: vec![1; n], type_ids: vec![0; n], prompt: 0 }).collect()
+    fn text(ids: Vec<u32>) -> ModelInput {
+        TokenSequence { type_ids: vec![0; ids.len()], ids, prompt: 0 }.into()
+    }
+
+    fn image(value: f32) -> ModelInput {
+        ModelInput::Image(ImagePixels { values: vec![value; 3], shape: [3, 1, 1] })
+    }
+
+    fn of_lengths(lengths: &[usize]) -> Vec<ModelInput> {
+        lengths.iter().map(|&n| text(vec![1; n])).collect()
     }
 
     #[test]
@@ -129,10 +163,17 @@ mod tests {
     }
 
     #[test]
+    fn images_come_after_texts_in_batches_of_their_own() {
+        let inputs = [image(0.0), text(vec![1]), image(1.0), text(vec![1; 4]), text(vec![1; 2]), image(2.0)];
+        let plan = BatchPlan::new(&inputs, 2);
+        assert_eq!(plan.batches(), [vec![3, 4], vec![1], vec![0, 2], vec![5]]);
+    }
+
+    #[test]
     fn shards_take_whole_batches_in_the_order_of_the_plan() {
-        let sequences = of_lengths(&[9, 8, 7, 6, 5, 4, 3, 2, 1]);
-        let plan = BatchPlan::new(&sequences, 2);
-        let set = CalibrationSet { sequences, plan, available: 9 };
+        let inputs = of_lengths(&[9, 8, 7, 6, 5, 4, 3, 2, 1]);
+        let plan = BatchPlan::new(&inputs, 2);
+        let set = CalibrationSet { inputs, plan, available: 9 };
         for of in 1..=8 {
             let shards: Vec<BatchPlan> = (1..=of).map(|i| set.shard(Shard::new(i, of).unwrap())).collect();
             for shard in &shards {
@@ -160,17 +201,17 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_sees_tokens_and_batches() {
-        let set = |ids: Vec<u32>, batch: usize| {
-            let sequences = vec![
-                TokenSequence { type_ids: vec![0; ids.len()], ids, prompt: 0 },
-                TokenSequence { ids: vec![7], type_ids: vec![0], prompt: 0 },
-            ];
-            let plan = BatchPlan::new(&sequences, batch);
-            CalibrationSet { sequences, plan, available: 2 }.fingerprint()
+    fn the_fingerprint_sees_tokens_pixels_and_batches() {
+        let set = |input: ModelInput, batch: usize| {
+            let inputs = vec![input, text(vec![7])];
+            let plan = BatchPlan::new(&inputs, batch);
+            CalibrationSet { inputs, plan, available: 2 }.fingerprint()
         };
-        assert_eq!(set(vec![1, 2], 2), set(vec![1, 2], 2));
-        assert_ne!(set(vec![1, 2], 2), set(vec![1, 3], 2));
-        assert_ne!(set(vec![1, 2], 2), set(vec![1, 2], 1));
+        assert_eq!(set(text(vec![1, 2]), 2), set(text(vec![1, 2]), 2));
+        assert_ne!(set(text(vec![1, 2]), 2), set(text(vec![1, 3]), 2));
+        assert_ne!(set(text(vec![1, 2]), 2), set(text(vec![1, 2]), 1));
+        assert_eq!(set(image(0.5), 2), set(image(0.5), 2));
+        assert_ne!(set(image(0.5), 2), set(image(0.25), 2));
+        assert_ne!(set(image(0.5), 2), set(text(vec![1, 2]), 2));
     }
 }

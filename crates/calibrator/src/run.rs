@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use zeropoint_core::Fingerprint;
 use zeropoint_kernels::Isa;
-use zeropoint_models::{Model, ModelDirectory, ModelError, PackedBatch, Site, SiteId, SiteSink};
+use zeropoint_models::{Model, ModelDirectory, ModelError, ModelInput, PackedBatch, Site, SiteId, SiteSink};
 use zeropoint_observer::{ActivationStatistics, SampleRows};
 
 use crate::plan::{BatchPlan, CalibrationSet};
@@ -136,15 +136,16 @@ pub fn calibrate_from(
         sites: spec.sites.iter().map(&mut take).collect::<Result<_, _>>()?,
         by_token: Vec::new(),
         by_sample: Vec::new(),
+        even: false,
     };
     let started = Instant::now();
     let (total, total_tokens) = (plan.samples(), set.tokens_in(plan));
     let before = batches.iter().take(begun.batches).flatten();
     let (mut done, mut tokens) =
-        before.fold((0, 0), |(done, tokens), &i| (done + 1, tokens + set.sequences[i].len()));
+        before.fold((0, 0), |(done, tokens), &i| (done + 1, tokens + set.inputs[i].len()));
     for (index, indices) in batches.iter().enumerate().skip(begun.batches) {
-        let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i]))?;
-        sink.begin(indices.iter().map(|&i| (i, set.sequences[i].len())));
+        let batch = PackedBatch::new(indices.iter().map(|&i| &set.inputs[i]))?;
+        sink.begin(indices.iter().map(|&i| (i, &set.inputs[i])));
         model.forward_observed(&batch, &mut sink)?;
         done += batch.len();
         tokens += batch.tokens();
@@ -167,34 +168,40 @@ struct StatisticsSink {
     by_token: Vec<SampleRows>,
     /// The same with one row each.
     by_sample: Vec<SampleRows>,
+    /// Whether they are images, which have the same number of rows at any site.
+    even: bool,
 }
 
 impl StatisticsSink {
-    /// Notes the samples of the next batch: number and tokens.
-    fn begin(&mut self, samples: impl Iterator<Item = (usize, usize)>) {
+    /// Notes the samples of the next batch with their numbers.
+    fn begin<'a>(&mut self, samples: impl Iterator<Item = (usize, &'a ModelInput)> + Clone) {
+        self.even = samples.clone().all(|(_, input)| matches!(input, ModelInput::Image(_)));
         // A set of 2^32 samples does not fit in memory.
-        let rows = |(sample, rows): (usize, usize)| SampleRows { sample: sample as u32, rows };
+        let rows = |(i, input): (usize, &ModelInput)| SampleRows { sample: i as u32, rows: input.len() };
         self.by_token = samples.map(rows).collect();
         self.by_sample = self.by_token.iter().map(|sample| SampleRows { rows: 1, ..*sample }).collect();
     }
 
-    /// Of which samples the rows of a site are: each has one for each token, or one after pooling. Other rows belong to
-    /// no known sample.
-    fn samples(&self, rows: usize) -> &[SampleRows] {
+    /// Of which samples the rows of a site are: each has one for each token, or one after pooling; an image has its
+    /// share. Other rows belong to no known sample.
+    fn samples(&self, rows: usize) -> Vec<SampleRows> {
         let tokens: usize = self.by_token.iter().map(|sample| sample.rows).sum();
-        if rows == tokens {
-            &self.by_token
+        if self.even && rows.is_multiple_of(self.by_sample.len().max(1)) {
+            let rows = rows / self.by_sample.len().max(1);
+            self.by_sample.iter().map(|sample| SampleRows { rows, ..*sample }).collect()
+        } else if rows == tokens {
+            self.by_token.clone()
         } else if rows == self.by_sample.len() {
-            &self.by_sample
+            self.by_sample.clone()
         } else {
-            &[]
+            Vec::new()
         }
     }
 }
 
 impl SiteSink for StatisticsSink {
     fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String> {
-        let samples = self.samples(values.len().checked_div(channels).unwrap_or(0)).to_vec();
+        let samples = self.samples(values.len().checked_div(channels).unwrap_or(0));
         self.sites[site].observe_samples(self.isa, values, &samples).map_err(|error| error.to_string())
     }
 }

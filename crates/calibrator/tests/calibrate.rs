@@ -11,7 +11,7 @@ use zeropoint_calibrator::{
 use zeropoint_core::Rng;
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
-    Model, ModelDirectory, PackedBatch, SiteId, SiteSink, SourceRef, Task, TokenSequence,
+    Model, ModelDirectory, ModelInput, PackedBatch, SiteId, SiteSink, SourceRef, Task, TokenSequence,
 };
 use zeropoint_observer::{ActivationStatistics, SampleRange, SampleRows, StatisticsFile};
 
@@ -32,14 +32,14 @@ fn model(path: PathBuf) -> Model {
 /// Samples of every length up to the limit of the fixtures.
 fn set(batch_size: usize) -> CalibrationSet {
     let mut rng = Rng::new(17);
-    let sequences: Vec<TokenSequence> = (0..SAMPLES)
+    let inputs: Vec<ModelInput> = (0..SAMPLES)
         .map(|_| {
             let length = 2 + rng.below(47) as usize;
             let ids = (0..length).map(|_| rng.below(107) as u32).collect();
-            TokenSequence { ids, type_ids: vec![0; length], prompt: 0 }
+            TokenSequence { ids, type_ids: vec![0; length], prompt: 0 }.into()
         })
         .collect();
-    CalibrationSet { plan: BatchPlan::new(&sequences, batch_size), sequences, available: SAMPLES }
+    CalibrationSet { plan: BatchPlan::new(&inputs, batch_size), inputs, available: SAMPLES }
 }
 
 fn calibrated(model: &Model, set: &CalibrationSet) -> Statistics {
@@ -63,7 +63,7 @@ impl SiteSink for Rows {
 fn collected(model: &Model, set: &CalibrationSet) -> Vec<Vec<f32>> {
     let mut rows = Rows(vec![Vec::new(); model.spec().sites.len()]);
     for indices in set.plan.batches() {
-        let batch = PackedBatch::new(indices.iter().map(|&i| &set.sequences[i])).expect("a batch");
+        let batch = PackedBatch::new(indices.iter().map(|&i| &set.inputs[i])).expect("a batch");
         model.forward_observed(&batch, &mut rows).expect("a forward pass");
     }
     rows.0
@@ -105,7 +105,7 @@ fn statistics_are_those_of_the_rows() {
             let mut rest = &values[..];
             let mut ranges = BTreeMap::new();
             for &i in set.plan.batches().iter().flatten() {
-                let rows = if head { 1 } else { set.sequences[i].len() };
+                let rows = if head { 1 } else { set.inputs[i].len() };
                 let (own, others) = rest.split_at(rows * channels);
                 rest = others;
                 let (min, max) =
@@ -118,10 +118,7 @@ fn statistics_are_those_of_the_rows() {
             let mut at_once = ActivationStatistics::new(channels);
             let order = set.plan.batches().iter().flatten();
             let samples: Vec<SampleRows> = order
-                .map(|&i| SampleRows {
-                    sample: i as u32,
-                    rows: if head { 1 } else { set.sequences[i].len() },
-                })
+                .map(|&i| SampleRows { sample: i as u32, rows: if head { 1 } else { set.inputs[i].len() } })
                 .collect();
             at_once.observe_samples(Isa::SCALAR, values, &samples).unwrap();
             assert_eq!(*statistics, at_once, "{}", site.id);

@@ -134,11 +134,15 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
 pub(crate) fn inspection(model: &Inspection) -> String {
     let mut text = format!("{} ({})\n\n", model.name, model.architecture);
     let _ = writeln!(text, "head         {}", model.head);
-    let _ = writeln!(
-        text,
-        "size         {} blocks, hidden {}, at most {} tokens",
-        model.blocks, model.hidden, model.max_tokens
-    );
+    let _ = write!(text, "size         {} blocks, hidden {}", model.blocks, model.hidden);
+    if let Some(tokens) = model.max_tokens {
+        let _ = write!(text, ", at most {tokens} tokens");
+    }
+    if let Some(image) = model.image {
+        let ([height, width], patch) = (image.size, image.patch);
+        let _ = write!(text, ", images of {height} x {width} in patches of {patch} x {patch}");
+    }
+    let _ = writeln!(text);
     let _ = writeln!(
         text,
         "parameters   {}, of them {} in {} Linears",

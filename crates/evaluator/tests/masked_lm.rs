@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use zeropoint_calibrator::Inputs;
 use zeropoint_calibrator::dataset::Sample;
 use zeropoint_core::Rng;
 use zeropoint_evaluator::tasks::{Models, Options, Task, TaskData, run_task};
@@ -21,7 +22,7 @@ fn the_loss_is_the_mean_over_hidden_tokens_alone() {
     for name in ["bert-mlm", "roberta-mlm"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
         let directory = ModelDirectory::open(&SourceRef::Directory(path), ModelTask::Auto).unwrap();
-        let (model, tokenizer) = (Model::load(&directory).unwrap(), directory.tokenizer(None).unwrap());
+        let (model, inputs) = (Model::load(&directory).unwrap(), Inputs::of(&directory, None).unwrap());
         let sample = |text: &str| Sample { text_a: text.to_owned(), ..Sample::default() };
         let task = Task {
             name: "task".to_owned(),
@@ -32,12 +33,13 @@ fn the_loss_is_the_mean_over_hidden_tokens_alone() {
         let models = Models {
             original: &model,
             quantized: &model,
-            tokenizer: &tokenizer,
+            inputs: &inputs,
             activation: directory.score_activation().unwrap(),
         };
         let metrics = run_task(&task, &models, options, &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert!(metrics.iter().all(|metric| metric.delta == 0.0 && metric.stderr == 0.0), "{metrics:?}");
 
+        let tokenizer = inputs.tokenizer().unwrap();
         let mask = tokenizer.mask_token().unwrap().id;
         let (mut loss, mut right, mut places) = (0.0, 0, 0);
         for (i, text) in TEXTS.iter().enumerate() {
@@ -74,12 +76,12 @@ fn the_loss_is_the_mean_over_hidden_tokens_alone() {
 fn a_task_can_be_stopped_after_any_batch() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/bert-mlm");
     let directory = ModelDirectory::open(&SourceRef::Directory(path), ModelTask::Auto).unwrap();
-    let (model, tokenizer) = (Model::load(&directory).unwrap(), directory.tokenizer(None).unwrap());
+    let (model, inputs) = (Model::load(&directory).unwrap(), Inputs::of(&directory, None).unwrap());
     let sample = |text: &str| Sample { text_a: text.to_owned(), ..Sample::default() };
     let task =
         Task { name: "task".to_owned(), data: TaskData::Fidelity(TEXTS.into_iter().map(sample).collect()) };
     let activation = directory.score_activation().unwrap();
-    let models = Models { original: &model, quantized: &model, tokenizer: &tokenizer, activation };
+    let models = Models { original: &model, quantized: &model, inputs: &inputs, activation };
     let options = Options { batch_size: 1, resamples: 100, seed: 5 };
     let mut batches = 0;
     let stopped = run_task(&task, &models, options, &mut |done, total| {

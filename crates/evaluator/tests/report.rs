@@ -16,6 +16,7 @@ fn card() -> CardInfo {
         base_model: Some("sentence-transformers/all-MiniLM-L6-v2".to_owned()),
         front_matter: parse_front_matter(SOURCE_CARD),
         auto_class: "AutoModel".to_owned(),
+        input_class: "AutoTokenizer".to_owned(),
         sentence_transformers: true,
     }
 }
@@ -47,6 +48,7 @@ fn model_card_of_a_bare_report() {
         base_model: None,
         front_matter: parse_front_matter(""),
         auto_class: "AutoModelForSequenceClassification".to_owned(),
+        input_class: "AutoTokenizer".to_owned(),
         sentence_transformers: false,
     };
     insta::assert_snapshot!(bare().to_model_card(card));

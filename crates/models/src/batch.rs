@@ -1,6 +1,6 @@
 //! Batches without padding: the sequences of a batch laid end to end.
 
-use crate::ModelError;
+use crate::{ModelError, ModelSpec};
 
 /// One tokenised sample.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -73,6 +73,12 @@ impl<'a> From<&'a ModelInput> for InputRef<'a> {
     }
 }
 
+impl<'a> From<&'a &'a ModelInput> for InputRef<'a> {
+    fn from(input: &'a &'a ModelInput) -> Self {
+        (*input).into()
+    }
+}
+
 impl From<TokenSequence> for ModelInput {
     fn from(tokens: TokenSequence) -> Self {
         Self::Tokens(tokens)
@@ -91,6 +97,14 @@ impl ModelInput {
     /// Whether it holds no token.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Its rows in the residual stream of a model that takes it.
+    pub fn rows(&self, model: &ModelSpec) -> usize {
+        match (self, model.image()) {
+            (Self::Image(_), Some((_, image))) => image.rows(),
+            _ => self.len(),
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
 use zeropoint_formats::compressed_tensors::read_linear;
 use zeropoint_models::{
-    Model, ModelError, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, Tables,
-    TokenSequence, rows_of,
+    Model, ModelError, ModelInput, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink,
+    Tables, rows_of,
 };
 use zeropoint_observer::sqnr_db;
 use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
@@ -68,27 +68,36 @@ pub(crate) fn simulate(
     Ok(Model::load_with(spec, checkpoint, &mut factory, tables)?)
 }
 
-/// A few calibration samples, spread over all lengths, with their indices.
-fn probes(prepared: &Prepared) -> Vec<(usize, &TokenSequence)> {
+/// A few calibration samples of each tower, spread over all lengths, with their indices.
+fn probes(prepared: &Prepared) -> Vec<Vec<(usize, &ModelInput)>> {
+    let inputs = &prepared.calibration.inputs;
     let order: Vec<usize> = prepared.calibration.plan.batches().concat();
-    let step = order.len().div_ceil(SAMPLES).max(1);
-    // From the short end, so that long samples are left out first when tokens run out.
-    let mut tokens = 0;
-    let mut chosen = Vec::new();
-    for &i in order.iter().rev().step_by(step) {
-        let sequence = &prepared.calibration.sequences[i];
-        tokens += sequence.len();
-        if tokens > TOKENS && !chosen.is_empty() {
-            break;
+    let is_image = |i: &usize| matches!(inputs[*i], ModelInput::Image(_));
+    let (images, texts): (Vec<usize>, Vec<usize>) = order.into_iter().partition(is_image);
+    let spec = prepared.directory.spec();
+    let choose = |order: Vec<usize>| {
+        let step = order.len().div_ceil(SAMPLES).max(1);
+        // From the short end, so that long samples are left out first when tokens run out.
+        let mut tokens = 0;
+        let mut chosen = Vec::new();
+        for &i in order.iter().rev().step_by(step) {
+            tokens += inputs[i].rows(spec);
+            if tokens > TOKENS && !chosen.is_empty() {
+                break;
+            }
+            chosen.push((i, &inputs[i]));
         }
-        chosen.push((i, sequence));
-    }
-    chosen
+        chosen
+    };
+    [texts, images].into_iter().filter(|order| !order.is_empty()).map(choose).collect()
 }
 
 /// The lengths of the samples that the check runs as one batch, in tokens.
 pub(crate) fn probe_lengths(prepared: &Prepared) -> Vec<usize> {
-    probes(prepared).into_iter().map(|(_, sequence)| sequence.len()).collect()
+    let spec = prepared.directory.spec();
+    let lengths = probes(prepared).into_iter();
+    let lengths = lengths.map(|probes| probes.into_iter().map(|(_, input)| input.rows(spec)).collect());
+    lengths.max_by_key(|lengths: &Vec<usize>| lengths.iter().sum::<usize>()).unwrap_or_default()
 }
 
 /// Runs the written model beside the simulation and refuses it when they disagree.
@@ -98,20 +107,21 @@ pub(crate) fn self_check(
     written: &QuantizedModel,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<SelfCheck, PipelineError> {
-    let probes = probes(prepared);
-    let batch = PackedBatch::new(probes.iter().map(|(_, sequence)| *sequence))?;
-    let (expected, found) = (simulated.forward(&batch)?, written.forward(&batch)?);
-    let mut worst = (0.0, 1.0, 0);
+    let mut worst: (f64, f64, usize) = (0.0, 1.0, 0);
     let mut cosine_min: f64 = 1.0;
-    for ((sample, _), (expected, found)) in probes.iter().zip(expected.samples().zip(found.samples())) {
-        let cosine = cosine(expected, found);
-        let deviation = deviation(expected, found);
-        cosine_min = cosine_min.min(cosine);
-        if deviation.is_nan() || deviation > worst.0 {
-            worst = (deviation, cosine, *sample);
-        }
-        if worst.0.is_nan() {
-            break;
+    let mut samples = 0;
+    for probes in probes(prepared) {
+        let batch = PackedBatch::new(probes.iter().map(|(_, input)| *input))?;
+        let (expected, found) = (simulated.forward(&batch)?, written.forward(&batch)?);
+        samples += probes.len();
+        for ((sample, _), (expected, found)) in probes.iter().zip(expected.samples().zip(found.samples())) {
+            let cosine = cosine(expected, found);
+            let deviation = deviation(expected, found);
+            cosine_min = cosine_min.min(cosine);
+            // Nothing is worse than what is no number.
+            if !worst.0.is_nan() && (deviation.is_nan() || deviation > worst.0) {
+                worst = (deviation, cosine, *sample);
+            }
         }
     }
     let (deviation, cosine, sample) = worst;
@@ -119,7 +129,7 @@ pub(crate) fn self_check(
         return Err(PipelineError::SelfCheck { deviation, cosine, sample, limit: MAX_DEVIATION });
     }
     unrun_linears(prepared, written, deployed)?;
-    Ok(SelfCheck { samples: probes.len() as u64, cosine_min })
+    Ok(SelfCheck { samples: samples as u64, cosine_min })
 }
 
 /// Length of the difference over the length of what is expected (at least the smallest normal number).
@@ -159,9 +169,11 @@ pub(crate) fn layer_errors(
     simulated: &Model,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<LayerErrors, PipelineError> {
-    let batch = PackedBatch::new(probes(prepared).into_iter().map(|(_, sequence)| sequence))?;
     let mut sink = ErrorSink { float, simulated, deployed, sums: BTreeMap::new() };
-    float.forward_observed(&batch, &mut sink)?;
+    for probes in probes(prepared) {
+        let batch = PackedBatch::new(probes.into_iter().map(|(_, input)| input))?;
+        float.forward_observed(&batch, &mut sink)?;
+    }
     let mut errors = LayerErrors::default();
     for (id, sums) in sink.sums {
         errors.output_sqnr_db.insert(id, sqnr_db(sums.output.0, sums.output.1));
@@ -259,7 +271,9 @@ mod tests {
             for sentences in sentences(&data).chunks(100) {
                 let texts: Vec<(&str, Option<&str>)> =
                     sentences.iter().map(|text| (text.as_str(), None)).collect();
-                let batch = PackedBatch::new(&prepared.tokenizer.encode_all(&texts).unwrap()).unwrap();
+                let batch =
+                    PackedBatch::new(&prepared.inputs.tokenizer().unwrap().encode_all(&texts).unwrap())
+                        .unwrap();
                 assert_eq!(written.forward(&batch).unwrap(), simulated.forward(&batch).unwrap(), "{scheme}");
                 compared += batch.len();
             }

@@ -109,15 +109,17 @@ pub(crate) fn read_options(source: &DataSource) -> ReadOptions {
     place(&mut fields.text_b, &source.text_b);
     place(&mut fields.score, &source.score);
     place(&mut fields.label, &source.label);
+    place(&mut fields.image, &source.image);
     // The config allows ASCII delimiters only.
     let delimiter = source.delimiter.and_then(|delimiter| u8::try_from(delimiter).ok()).unwrap_or(b',');
     ReadOptions {
-        format: Some(match source.format {
-            DataFormat::Jsonl => Format::Jsonl,
-            DataFormat::Txt => Format::Txt,
-            DataFormat::Parquet => Format::Parquet,
-            DataFormat::Csv => Format::Csv { header: source.header, delimiter },
-        }),
+        format: match source.format {
+            DataFormat::Jsonl => Some(Format::Jsonl),
+            DataFormat::Txt => Some(Format::Txt),
+            DataFormat::Parquet => Some(Format::Parquet),
+            DataFormat::Csv => Some(Format::Csv { header: source.header, delimiter }),
+            DataFormat::Images => None,
+        },
         fields,
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn statistics(prepared: &Prepared) -> u64 {
     /// Fingerprints, seed and counts in its metadata.
     const HEADER: u64 = 4 << 10;
     let sites = prepared.directory.spec().sites.iter().map(|site| (site.id.as_str(), site.channels));
-    HEADER + StatisticsFile::planned_bytes(sites, prepared.calibration.sequences.len())
+    HEADER + StatisticsFile::planned_bytes(sites, prepared.calibration.inputs.len())
 }
 
 /// Bytes of the files that are in a directory already; 0 when there is none.

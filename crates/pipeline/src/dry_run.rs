@@ -6,7 +6,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use zeropoint_formats::staged::StagedDir;
-use zeropoint_models::{ModelError, TokenSequence};
+use zeropoint_models::ModelError;
 use zeropoint_quantizer::Decision;
 
 use crate::deploy::planned_output;
@@ -104,10 +104,10 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
     let evaluation = prepared
         .tasks
         .iter()
-        .map(|task| task.sequences(spec, &prepared.tokenizer))
+        .map(|task| task.lengths(spec, &prepared.inputs))
         .collect::<Result<Vec<_>, _>>()?;
     let size = prepared.options.batch_size;
-    let batches: Vec<_> = evaluation.iter().map(|sequences| memory::lengths(sequences, size)).collect();
+    let batches: Vec<_> = evaluation.iter().map(|lengths| memory::batches_of(lengths, size)).collect();
     let planned = planned_output(prepared);
     let layers = prepared.plan.linears.iter().map(|plan| {
         let linear = &spec.linears[plan.linear];
@@ -125,7 +125,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         architecture: spec.architecture.clone(),
         scheme: prepared.scheme_name(),
         layers: layers.collect(),
-        samples: prepared.calibration.sequences.len(),
+        samples: prepared.calibration.inputs.len(),
         tokens: prepared.calibration.tokens(),
         passes: 1,
         cached: is_likely_cached(prepared, &options.cache),
@@ -143,28 +143,28 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
     })
 }
 
-/// Float operations of a forward pass over some sequences: two for each weight and token, and attention's two products.
-fn operations<'a>(prepared: &Prepared, sequences: impl Iterator<Item = &'a TokenSequence>) -> f64 {
+/// Float operations of a forward pass over inputs of so many rows: two for each weight and row, and attention's two
+/// products. A text counts as rows of the tower for images where a model has both.
+fn operations(prepared: &Prepared, rows: impl Iterator<Item = usize>) -> f64 {
     let spec = prepared.directory.spec();
-    let weights: usize =
-        spec.linears.iter().filter(|l| l.site.is_some()).map(zeropoint_models::LinearSpec::weights).sum();
     let tower = &spec.towers[0];
-    sequences
-        .map(|sequence| {
-            let n = sequence.len() as f64;
-            2.0 * n * weights as f64 + 4.0 * n * n * (tower.hidden * tower.blocks.len()) as f64
-        })
-        .sum()
+    let weights: usize = spec.linears_of(tower).map(zeropoint_models::LinearSpec::weights).sum();
+    rows.map(|n| {
+        let n = n as f64;
+        2.0 * n * weights as f64 + 4.0 * n * n * (tower.hidden * tower.blocks.len()) as f64
+    })
+    .sum()
 }
 
 /// Time: the float work at the pace of a short measured product. Evaluation runs the float and the INT8 model.
-fn seconds(prepared: &Prepared, evaluation: &[Vec<TokenSequence>]) -> Result<f64, PipelineError> {
+fn seconds(prepared: &Prepared, evaluation: &[Vec<usize>]) -> Result<f64, PipelineError> {
     /// Share of the time in matrix products; the rest is norms, softmax, activations and observing.
     const PRODUCT_SHARE: f64 = 0.6;
     /// The INT8 model takes about a third of the float one's time.
     const BOTH_MODELS: f64 = 1.35;
-    let calibration = operations(prepared, prepared.calibration.sequences.iter());
-    let evaluation: f64 = evaluation.iter().map(|task| operations(prepared, task.iter())).sum();
+    let spec = prepared.directory.spec();
+    let calibration = operations(prepared, prepared.calibration.inputs.iter().map(|input| input.rows(spec)));
+    let evaluation: f64 = evaluation.iter().map(|task| operations(prepared, task.iter().copied())).sum();
     let pace = operations_per_second().map_err(ModelError::from)?;
     let read = prepared.directory.checkpoint().weight_bytes() as f64 / 1e9;
     Ok(read + (calibration + evaluation * BOTH_MODELS) / (pace * PRODUCT_SHARE))

@@ -1,21 +1,22 @@
-//! Texts through the INT8 runtime: one record a text, in the order of the file, whatever the model's head.
+//! Texts and images through the INT8 runtime: one record each, in the order of the file, whatever the model's head.
 
 use std::ops::Range;
 use std::path::Path;
 
 use serde::Serialize;
-use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{
     self, DatasetError, FieldRef, Fields, Problem as DataProblem, ReadOptions, Sample,
 };
+use zeropoint_calibrator::{BatchPlan, Inputs};
 use zeropoint_evaluator::decode::{QuestionWindow, WindowAnswer, best_window};
 use zeropoint_evaluator::metrics::logits::{largest, sigmoid, softmax};
 use zeropoint_models::{
-    ActivationFn, HeadOutput, MaskToken, ModelError, PackedBatch, Problem, PromptChoice, Task, TextPart,
-    TokenSequence, Tokenizer, apply_activation,
+    ActivationFn, HeadOutput, MaskToken, ModelError, ModelInput, PackedBatch, Problem, PromptChoice, Task,
+    TextPart, TokenSequence, apply_activation,
 };
 use zeropoint_runtime::QuantizedModel;
 
+use crate::modality::{fit_samples, place};
 use crate::{Cancel, PipelineError};
 
 /// Batches whose records are held before they are passed on: enough for batches of like length, few enough to hold.
@@ -32,11 +33,15 @@ pub struct EncodeOptions {
     pub prompt: PromptChoice,
 }
 
-/// What the model says of one text.
+/// What the model says of one text or image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Record {
     /// The text, or the first of a pair; of a question with its context, the question.
-    pub text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The file of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// The second text of a pair.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_b: Option<String>,
@@ -131,21 +136,23 @@ pub struct Filling {
     pub score: f64,
 }
 
-/// Reads texts for [`encode`]. For question answering a row may also name its texts `question` and `context`.
+/// Reads texts and images for [`encode`], as the model takes them. For question answering a row may also name its texts `question` and `context`.
 pub fn read_texts(path: &Path, model: &QuantizedModel) -> Result<Vec<Sample>, PipelineError> {
     let read = dataset::read(path, &ReadOptions::default());
     let is_missing = |error: &DatasetError| matches!(error.problem, DataProblem::MissingField { .. });
-    match (read, &model.directory().spec().head().output) {
+    let spec = model.directory().spec();
+    let samples = match (read, &spec.head().output) {
         (Err(error), HeadOutput::QuestionAnswering) if is_missing(&error) => {
             let fields = Fields {
                 text_a: FieldRef::from("question"),
                 text_b: FieldRef::from("context"),
                 ..Fields::default()
             };
-            Ok(dataset::read(path, &ReadOptions { fields, ..ReadOptions::default() })?)
+            dataset::read(path, &ReadOptions { fields, ..ReadOptions::default() })?
         }
-        (read, _) => Ok(read?),
-    }
+        (read, _) => read?,
+    };
+    fit_samples(samples, spec)
 }
 
 /// Encodes texts and passes on a record for each, in their order, as soon as those before it are done; outputs are not
@@ -173,7 +180,7 @@ pub fn encode(
 /// A model with what is needed to read its outputs.
 struct Encoder<'a> {
     model: &'a QuantizedModel,
-    tokenizer: Tokenizer,
+    inputs: Inputs,
     prompt: Option<String>,
     activation: ActivationFn,
     mask: Option<MaskToken>,
@@ -182,7 +189,7 @@ struct Encoder<'a> {
 /// A sequence of a sample, and what its rows are of.
 struct Piece {
     sample: usize,
-    sequence: TokenSequence,
+    input: ModelInput,
     /// Of a question, the window; of labelled tokens and masks, rows with their places.
     rows: Rows,
 }
@@ -208,14 +215,14 @@ enum Part {
 impl<'a> Encoder<'a> {
     fn new(model: &'a QuantizedModel, options: &EncodeOptions) -> Result<Self, PipelineError> {
         let directory = model.directory();
-        let tokenizer = directory.tokenizer(None)?;
+        let inputs = Inputs::of(directory, None)?;
         let is_masked_lm = directory.spec().head().task() == Task::MaskedLm;
         Ok(Self {
             model,
             prompt: directory.prompt(&options.prompt)?,
             activation: directory.score_activation()?,
-            mask: is_masked_lm.then(|| tokenizer.mask_token()).transpose()?,
-            tokenizer,
+            mask: is_masked_lm.then(|| inputs.tokenizer()?.mask_token()).transpose()?,
+            inputs,
         })
     }
 
@@ -225,7 +232,7 @@ impl<'a> Encoder<'a> {
 
     fn check(&self, sample: &Sample) -> Result<(), PipelineError> {
         let refused = |what: String| {
-            let reason = format!("{}:{}: {what}", sample.file, sample.line);
+            let reason = format!("{}: {what}", place(sample));
             Err(ModelError::Sample { reason }.into())
         };
         match (self.head(), &sample.text_b, &self.mask) {
@@ -257,23 +264,27 @@ impl<'a> Encoder<'a> {
         let mut pieces = Vec::with_capacity(samples.len());
         for (i, sample) in samples.iter().enumerate() {
             let located = |error: ModelError| {
-                let reason = format!("{}:{}: {error}", sample.file, sample.line);
+                // An image's own file is named already.
+                let reason = match sample.image {
+                    Some(_) => error.to_string(),
+                    None => format!("{}: {error}", place(sample)),
+                };
                 PipelineError::from(ModelError::Sample { reason })
             };
             pieces.extend(self.pieces(i, sample).map_err(located)?);
         }
-        let lengths: Vec<usize> = pieces.iter().map(|piece| piece.sequence.len()).collect();
+        let all: Vec<&ModelInput> = pieces.iter().map(|piece| &piece.input).collect();
         let mut parts: Vec<Option<Part>> = pieces.iter().map(|_| None).collect();
-        for indices in BatchPlan::of_lengths(&lengths, batch_size).batches() {
+        for indices in BatchPlan::new(&all, batch_size).batches() {
             if cancel.is_requested() {
                 return Err(PipelineError::Cancelled);
             }
-            let batch = PackedBatch::new(indices.iter().map(|&i| &pieces[i].sequence))?;
+            let batch = PackedBatch::new(indices.iter().map(|&i| all[i]))?;
             let outputs = self.model.forward(&batch)?;
             for (&i, values) in indices.iter().zip(outputs.samples()) {
                 let sample = &samples[pieces[i].sample];
                 if values.iter().any(|value| !value.is_finite()) {
-                    let reason = format!("{}:{}: the model's output is not finite", sample.file, sample.line);
+                    let reason = format!("{}: the model's output is not finite", place(sample));
                     return Err(ModelError::Sample { reason }.into());
                 }
                 parts[i] = Some(self.part(&pieces[i], sample, values, outputs.columns)?);
@@ -288,22 +299,27 @@ impl<'a> Encoder<'a> {
 
     fn pieces(&self, sample: usize, texts: &Sample) -> Result<Vec<Piece>, ModelError> {
         let (text, pair) = (texts.text_a.as_str(), texts.text_b.as_deref());
-        let piece = |sequence, rows| Piece { sample, sequence, rows };
+        if texts.image.is_some() {
+            let images = self.inputs.encode(&[texts])?.into_iter();
+            return Ok(images.map(|input| Piece { sample, input, rows: Rows::Whole }).collect());
+        }
+        let tokenizer = self.inputs.tokenizer()?;
+        let piece = |sequence: TokenSequence, rows| Piece { sample, input: sequence.into(), rows };
         Ok(match self.head() {
             HeadOutput::QuestionAnswering => {
-                let windows = QuestionWindow::all(&self.tokenizer, text, pair.unwrap_or_default())?;
+                let windows = QuestionWindow::all(tokenizer, text, pair.unwrap_or_default())?;
                 windows.into_iter().map(|w| piece(w.sequence.clone(), Rows::Window(w))).collect()
             }
             HeadOutput::TokenClassification { .. } => {
-                let tokens = self.tokenizer.align(text, pair)?;
-                let room = self.tokenizer.max_length().saturating_sub(tokens.around());
+                let tokens = tokenizer.align(text, pair)?;
+                let room = tokenizer.max_length().saturating_sub(tokens.around());
                 // Only the first text is labelled; of a pair too long for the model the second is cut.
                 if pair.is_some() {
-                    if tokens.around() > self.tokenizer.max_length() {
+                    if tokens.around() > tokenizer.max_length() {
                         let reason = format!(
                             "the first text of the pair takes {} tokens with specials, and the model takes {}",
                             tokens.around(),
-                            self.tokenizer.max_length()
+                            tokenizer.max_length()
                         );
                         return Err(ModelError::Sample { reason });
                     }
@@ -324,14 +340,14 @@ impl<'a> Encoder<'a> {
                     .collect()
             }
             HeadOutput::MaskedLm => {
-                let sequence = self.tokenizer.encode(text, pair)?;
+                let sequence = tokenizer.encode(text, pair)?;
                 let mask = self.mask.as_ref().map(|mask| mask.id);
                 let rows: Vec<usize> =
                     (0..sequence.len()).filter(|&at| Some(sequence.ids[at]) == mask).collect();
                 if rows.is_empty() {
                     let reason = format!(
                         "every mask lies behind the {} tokens that the model takes",
-                        self.tokenizer.max_length()
+                        tokenizer.max_length()
                     );
                     return Err(ModelError::Sample { reason });
                 }
@@ -340,7 +356,7 @@ impl<'a> Encoder<'a> {
             HeadOutput::Embedding { .. } | HeadOutput::Classification { .. } => {
                 let mut text = texts.text();
                 text.prompt = self.prompt.as_deref();
-                vec![piece(self.tokenizer.encode_text(text)?, Rows::Whole)]
+                vec![piece(tokenizer.encode_text(text)?, Rows::Whole)]
             }
         })
     }
@@ -384,7 +400,10 @@ impl<'a> Encoder<'a> {
                 let fillings = |&at: &usize| {
                     let scores = softmax(row(at));
                     let filling = |id: usize| {
-                        Ok(Filling { token: self.tokenizer.token_text(id as u32)?, score: scores[id] })
+                        Ok(Filling {
+                            token: self.inputs.tokenizer()?.token_text(id as u32)?,
+                            score: scores[id],
+                        })
                     };
                     largest(row(at), CANDIDATES)
                         .into_iter()
@@ -416,7 +435,11 @@ impl<'a> Encoder<'a> {
         };
         // A question's context is where the answer comes from, not a part of it.
         let text_b = sample.text_b.clone().filter(|_| *self.head() != HeadOutput::QuestionAnswering);
-        Record { text: sample.text_a.clone(), text_b, output }
+        let (text, image) = match &sample.image {
+            Some(image) => (None, Some(image.display().to_string())),
+            None => (Some(sample.text_a.clone()), None),
+        };
+        Record { text, image, text_b, output }
     }
 
     fn classified(&self, logits: Vec<f32>, labels: &[String], problem: Problem) -> Encoded {

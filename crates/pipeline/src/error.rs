@@ -97,6 +97,18 @@ pub enum PipelineError {
         /// The data files.
         origin: String,
     },
+    /// Calibration data that never reach a part of the model.
+    #[error(
+        "{origin}: there are no {missing} in it, and {architecture} takes {missing}; what reads them would stay unobserved"
+    )]
+    EmptyTower {
+        /// The data files.
+        origin: String,
+        /// The model's architecture.
+        architecture: String,
+        /// `texts` or `images`.
+        missing: &'static str,
+    },
     /// Statistics that were made from something else.
     #[error(
         "{path}: these statistics belong to another {what} (the file says {found}, this run has {expected})"
@@ -333,6 +345,10 @@ impl PipelineError {
             Self::NoHub { .. } => "download it and give its path, or build with the feature `hub`",
             Self::AlreadyQuantized { .. } => "start from the float model that it was made from",
             Self::NoSamples { .. } => "add texts to the file, or name another one in `calibration.data`",
+            Self::EmptyTower { missing: "images", .. } => {
+                "name a folder of images (`\"photos/\"`), or a csv or jsonl file with a column `image`, in `calibration.data`"
+            }
+            Self::EmptyTower { .. } => "name a file of texts too in `calibration.data`",
             Self::ForeignStatistics { .. } => {
                 "calibrate again with this config: `zeropoint calibrate CONFIG --out FILE`"
             }

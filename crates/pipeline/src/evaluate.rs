@@ -23,7 +23,7 @@ pub(crate) fn measure(
     let models = Models {
         original,
         quantized: quantized.model(),
-        tokenizer: &prepared.tokenizer,
+        inputs: &prepared.inputs,
         activation: prepared.activation,
     };
     let mut progress = |done, total| -> ControlFlow<()> {

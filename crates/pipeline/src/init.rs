@@ -115,7 +115,12 @@ fn header(prepared: &Prepared, found: &inspect::Inspection) -> String {
         ("architecture", format!("{}: {}", found.architecture, found.head)),
         (
             "shape",
-            format!("{} blocks, {} wide, at most {} tokens", found.blocks, found.hidden, found.max_tokens),
+            match found.max_tokens {
+                Some(tokens) => {
+                    format!("{} blocks, {} wide, at most {tokens} tokens", found.blocks, found.hidden)
+                }
+                None => format!("{} blocks, {} wide", found.blocks, found.hidden),
+            },
         ),
         (
             "parameters",

@@ -26,6 +26,15 @@ pub struct InspectedLinear {
     pub ignored_by_default: Option<String>,
 }
 
+/// The images that a model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct InspectedImage {
+    /// Height and width, in pixels.
+    pub size: [usize; 2],
+    /// Side of a patch, in pixels.
+    pub patch: usize,
+}
+
 /// What a model directory holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inspection {
@@ -39,8 +48,12 @@ pub struct Inspection {
     pub hidden: usize,
     /// Number of blocks.
     pub blocks: usize,
-    /// Longest sample in tokens.
-    pub max_tokens: usize,
+    /// Longest text in tokens, of a model that takes texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+    /// What images it takes, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<InspectedImage>,
     /// Float and INT8 elements of all tensors.
     pub parameters: u64,
     /// Bytes of the weight files.
@@ -89,10 +102,16 @@ pub fn inspect(
     Ok(Inspection {
         name: directory.name().to_owned(),
         architecture: spec.architecture.clone(),
-        head: head_in_words(spec.head()),
+        head: match spec.towers.len() {
+            1 => head_in_words(spec.head()),
+            _ => "images and texts in one space: projected, normalised".to_owned(),
+        },
         hidden: spec.towers[0].hidden,
         blocks: spec.towers.iter().map(|tower| tower.blocks.len()).sum(),
-        max_tokens: directory.max_tokens(),
+        max_tokens: spec.text().map(|_| directory.max_tokens()),
+        image: spec
+            .image()
+            .map(|(_, image)| InspectedImage { size: image.image_size, patch: image.patch_size }),
         parameters: checkpoint
             .tensors()
             .filter(|info| info.dtype.is_float() || info.dtype == zeropoint_formats::Dtype::I8)
@@ -114,6 +133,12 @@ fn head_in_words(head: &HeadSpec) -> String {
                 Some(RowSelection::Pooled(poolings)) => {
                     let names: Vec<&str> = poolings.iter().map(|pooling| pooling_name(*pooling)).collect();
                     format!("sentence embedding: {} pooling", names.join(" and "))
+                }
+                Some(RowSelection::Token(_)) if head.branches[0].steps.is_empty() => {
+                    "embedding: class token".to_owned()
+                }
+                Some(RowSelection::Token(_)) if head.branches[0].steps.len() == 1 && after.is_empty() => {
+                    "embedding: class token through the pooler".to_owned()
                 }
                 _ => "embedding: projected".to_owned(),
             };

@@ -24,6 +24,7 @@ mod inspect;
 mod journal;
 mod memory;
 mod merge;
+mod modality;
 mod prepare;
 #[cfg(feature = "hub")]
 mod push;
@@ -45,7 +46,7 @@ pub use evaluate::evaluate;
 pub use events::{Cancel, Event, Events, Stage};
 pub use header::{ShardHeader, StatisticsHeader};
 pub use init::{SCHEMA_FILE, starter, write_starter};
-pub use inspect::{InspectedLinear, Inspection, inspect};
+pub use inspect::{InspectedImage, InspectedLinear, Inspection, inspect};
 pub use merge::{MergeError, merge_statistics};
 pub use prepare::Prepared;
 #[cfg(feature = "hub")]

@@ -3,7 +3,7 @@
 //! What lives at the same time is counted stage by stage and the largest sum is the answer. It is within a quarter of what
 //! a run of a real model measures (`VmHWM`); a test holds it to that.
 
-use zeropoint_models::{LinearSpec, ModelSpec, TokenSequence};
+use zeropoint_models::{LinearSpec, ModelSpec};
 use zeropoint_quantizer::EmbeddingPrecision;
 
 use crate::check::probe_lengths;
@@ -15,7 +15,7 @@ const F32: usize = 4;
 /// Of the program before any weight is read, where the system does not tell.
 const PROGRAM: u64 = 32 << 20;
 
-/// Bytes resident at the peak. `evaluation` has the lengths of the sequences of each task, in the batches that they are run in.
+/// Bytes resident at the peak. `evaluation` has the lengths of the inputs of each task, in the batches that they are run in.
 ///
 /// The program, its data sets and tokenizers are measured: the caller holds what a run holds at that point.
 pub(crate) fn peak(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> u64 {
@@ -51,7 +51,8 @@ pub(crate) fn peak(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> u64 {
 /// Lengths of the sequences of each batch of the observing pass.
 fn batches(prepared: &Prepared) -> impl Iterator<Item = Vec<usize>> + '_ {
     let set = &prepared.calibration;
-    set.plan.batches().iter().map(|batch| batch.iter().map(|&i| set.sequences[i].len()).collect())
+    let spec = prepared.directory.spec();
+    set.plan.batches().iter().map(|batch| batch.iter().map(|&i| set.inputs[i].rows(spec)).collect())
 }
 
 /// The largest batch of any task, with the outputs of both models that are kept to its end.
@@ -93,9 +94,8 @@ fn widest(spec: &ModelSpec) -> usize {
     linears.map(|linear| linear.outputs).max().unwrap_or(0)
 }
 
-/// The batches of a task as lengths, from its sequences.
-pub(crate) fn lengths(sequences: &[TokenSequence], batch_size: usize) -> Vec<Vec<usize>> {
-    let plan = zeropoint_calibrator::BatchPlan::new(sequences, batch_size);
-    let of = |batch: &Vec<usize>| batch.iter().map(|&i| sequences[i].len()).collect();
-    plan.batches().iter().map(of).collect()
+/// The batches of a task as lengths, from those of its inputs.
+pub(crate) fn batches_of(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
+    let plan = zeropoint_calibrator::BatchPlan::of_lengths(lengths, batch_size);
+    plan.batches().iter().map(|batch| batch.iter().map(|&i| lengths[i]).collect()).collect()
 }

@@ -1,16 +1,19 @@
 //! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
-use zeropoint_calibrator::CalibrationSet;
-use zeropoint_calibrator::dataset::{self, Fields, Format, Record, Sample};
+use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Problem, Record, Sample};
+use zeropoint_calibrator::{CalibrationSet, Inputs};
 use zeropoint_core::ActivationMode;
-use zeropoint_evaluator::tasks::{Options, RankingPrompts, Task, TaskData};
-use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, Tokenizer};
+use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData};
+use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
 use zeropoint_quantizer::Plan;
 
 use crate::PipelineError;
 use crate::config::{self, Config};
+use crate::modality::{check_towers, fit_samples};
 use crate::sources::{LocalModel, Sources};
 use crate::{blame, convert};
 
@@ -28,8 +31,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// Cuts at the calibration's length.
     pub calibration: CalibrationSet,
-    /// Cuts at the model's own length, for evaluation.
-    pub tokenizer: Tokenizer,
+    /// What makes the model's inputs for evaluation; cuts texts at the model's own length.
+    pub inputs: Inputs,
     /// The tasks with their data, checked against the model.
     pub tasks: Vec<Task>,
     /// How tasks are run.
@@ -82,6 +85,9 @@ impl Prepared {
                 "no text",
             ));
         }
+        check_towers(&texts, directory.spec(), &origin).map_err(|error| {
+            error.named_by(&config, &["calibration.data"], "not all that the model takes")
+        })?;
         if texts.len() < config.calibration.samples {
             warnings.push(format!(
                 "{origin} holds {} samples, {} were asked for; all of them are used",
@@ -92,12 +98,13 @@ impl Prepared {
         let settings = &config.calibration;
         let calibration = CalibrationSet::new(
             &texts,
-            &directory.tokenizer(settings.max_length).map_err(|error| blame::model(error.into(), &config))?,
+            &Inputs::of(&directory, settings.max_length)
+                .map_err(|error| blame::model(error.into(), &config))?,
             settings.samples,
             settings.batch_size,
             settings.seed,
         )?;
-        let tokenizer = directory.tokenizer(None)?;
+        let inputs = Inputs::of(&directory, None)?;
         let tasks = config
             .evaluation
             .tasks
@@ -105,7 +112,7 @@ impl Prepared {
             .enumerate()
             .map(|(index, task)| {
                 read_task(task, &texts, &directory, sources)
-                    .and_then(|task| Ok(task.check(directory.spec(), &tokenizer).map(|()| task)?))
+                    .and_then(|task| Ok(task.check(directory.spec(), &inputs).map(|()| task)?))
                     .map_err(|error| blame::task(error, &config, index))
             })
             .collect::<Result<Vec<_>, PipelineError>>()?;
@@ -118,7 +125,7 @@ impl Prepared {
         };
         Ok(Self {
             activation: directory.score_activation()?,
-            tokenizer,
+            inputs,
             config,
             directory,
             plan,
@@ -175,7 +182,7 @@ fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
         HeadOutput::MaskedLm => config::ModelTask::MaskedLm,
         HeadOutput::QuestionAnswering => config::ModelTask::QuestionAnswering,
     };
-    let longest = directory.max_tokens();
+    let longest = spec.text().map_or(0, |_| directory.max_tokens());
     let length = config.calibration.max_length.map_or(longest, |asked| asked.min(longest));
     if config::Calibration::MAX_LENGTH.contains(&length) {
         config.calibration.max_length = Some(length);
@@ -195,6 +202,9 @@ fn calibration_texts(
 ) -> Result<(Vec<Sample>, String), PipelineError> {
     let data = &config.calibration.data;
     let (samples, origin) = if data.is_empty() {
+        // A text, for models that take nothing else.
+        check_towers(&[Sample::default()], directory.spec(), BUILT_IN_NAME)
+            .map_err(|error| error.named_by(config, &["model.source"], "takes images"))?;
         let name = BUILT_IN_NAME.into();
         let samples = dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?;
         (prompted(samples, None, directory)?, BUILT_IN_NAME.to_owned())
@@ -202,9 +212,10 @@ fn calibration_texts(
         let mut samples = Vec::new();
         for (index, source) in data.iter().enumerate() {
             let at = format!("calibration.data.{index}");
-            samples.extend(
-                read_source(source, directory, sources).map_err(|error| blame::data(error, config, &at))?,
-            );
+            let read = read_source(source, directory, sources)
+                .and_then(|samples| fit_samples(samples, directory.spec()))
+                .map_err(|error| blame::data(error, config, &at))?;
+            samples.extend(read);
         }
         let names: Vec<&str> = data.iter().map(|source| source.path.as_str()).collect();
         (samples, names.join(", "))
@@ -257,9 +268,18 @@ fn read_source(
     directory: &ModelDirectory,
     sources: &Sources<'_>,
 ) -> Result<Vec<Sample>, PipelineError> {
+    let is_folder = source.format == config::DataFormat::Images;
+    if is_folder && !Path::new(&source.path).is_dir() {
+        let kind = if Path::new(&source.path).exists() { ErrorKind::NotADirectory } else { ErrorKind::NotFound };
+        let problem = Problem::Io(kind.into());
+        return Err(DatasetError { file: source.path.as_str().into(), line: 0, problem }.into());
+    }
     let file = sources.data(&source.path)?;
     let mut samples = dataset::read(&file.path, &convert::read_options(source))?;
-    for sample in &mut samples {
+    for sample in samples.iter_mut().filter(|_| !is_folder) {
+        if source.image.is_none() {
+            sample.image = None;
+        }
         if source.text_b.is_none() {
             sample.text_b = None;
         }
@@ -302,13 +322,31 @@ fn read_task(
     sources: &Sources<'_>,
 ) -> Result<Task, PipelineError> {
     // Whether the model can do this at all is said before what is wrong with the data.
-    Task { name: task.name.clone(), data: no_data(task.kind) }.metrics(directory.spec())?;
+    let spec = directory.spec();
+    let images = image_task(task, spec);
+    let data =
+        images.clone().map_or_else(|| no_data(task.kind), |images| TaskData::Images(images, Vec::new()));
+    Task { name: task.name.clone(), data }.metrics(spec)?;
     let limit = task.limit.unwrap_or(usize::MAX);
+    let samples = || match &task.data {
+        Some(source) => read_source(source, directory, sources),
+        None => Ok(calibration.to_vec()),
+    };
+    if let Some(images) = images {
+        let mut samples = samples()?;
+        samples.truncate(limit);
+        let fidelity = images == ImageTask::Fidelity;
+        if !fidelity {
+            // A caption beside an image is no part of it.
+            let captioned = samples.iter_mut().filter(|sample| sample.image.is_some());
+            captioned.for_each(|sample| sample.text_a.clear());
+        }
+        let data = TaskData::Images(images, fit_samples(samples, spec)?);
+        return Ok(Task { name: task.name.clone(), data });
+    }
     let texts = |split: bool| -> Result<Vec<Sample>, PipelineError> {
-        let samples = match &task.data {
-            Some(source) => read_source(source, directory, sources)?,
-            None => calibration.to_vec(),
-        };
+        let mut samples = fit_samples(samples()?, spec)?;
+        samples.retain(|sample| sample.image.is_none());
         let mut samples = if split { split_pairs(samples) } else { samples };
         samples.truncate(limit);
         Ok(samples)
@@ -316,7 +354,8 @@ fn read_task(
     let data = match task.kind {
         config::TaskKind::Sts => TaskData::Sts(texts(false)?),
         config::TaskKind::Classification => TaskData::Classification(texts(false)?),
-        config::TaskKind::Fidelity => TaskData::Fidelity(texts(directory.spec().head().is_embedding())?),
+        config::TaskKind::Fidelity => TaskData::Fidelity(texts(spec.head().is_embedding())?),
+        config::TaskKind::ZeroShot => no_data(task.kind),
         config::TaskKind::MaskedLm => TaskData::MaskedLm(texts(true)?),
         config::TaskKind::TokenClassification => TaskData::TokenClassification(rows(task, limit, sources)?),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(rows(task, limit, sources)?),
@@ -337,7 +376,22 @@ fn no_data(kind: config::TaskKind) -> TaskData {
         config::TaskKind::TokenClassification => TaskData::TokenClassification(Vec::new()),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(Vec::new()),
         config::TaskKind::Reranking => TaskData::Reranking(Vec::new(), RankingPrompts::default()),
+        config::TaskKind::ZeroShot => TaskData::Images(zero_shot(None, None), Vec::new()),
     }
+}
+
+/// The task as one on images, when the model takes images and the kind is for them.
+fn image_task(task: &config::Task, spec: &ModelSpec) -> Option<ImageTask> {
+    match task.kind {
+        config::TaskKind::ZeroShot => Some(zero_shot(task.labels.clone(), task.templates.clone())),
+        config::TaskKind::Classification if spec.image().is_some() => Some(ImageTask::Classification),
+        config::TaskKind::Fidelity if spec.image().is_some() => Some(ImageTask::Fidelity),
+        _ => None,
+    }
+}
+
+fn zero_shot(labels: Option<Vec<String>>, templates: Option<Vec<String>>) -> ImageTask {
+    ImageTask::ZeroShot { labels: labels.unwrap_or_default(), templates: templates.unwrap_or_default() }
 }
 
 /// Rows with lists; the config has made sure that there is a file.

@@ -67,7 +67,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
             config_fingerprint: config_fingerprint(prepared),
         },
         calibration: Calibration {
-            samples: prepared.calibration.sequences.len() as u64,
+            samples: prepared.calibration.inputs.len() as u64,
             tokens: prepared.calibration.tokens() as u64,
             fingerprint: Some(prepared.calibration.fingerprint()),
             seed: prepared.config.calibration.seed,
@@ -249,6 +249,12 @@ pub(crate) fn card(prepared: &Prepared) -> CardInfo {
         base_model: hub_id(directory.path()),
         front_matter: parse_front_matter(&readme),
         auto_class: auto_class(directory.spec()).to_owned(),
+        input_class: match (directory.spec().text(), directory.spec().image()) {
+            (Some(_), Some(_)) => "AutoProcessor",
+            (None, Some(_)) => "AutoImageProcessor",
+            _ => "AutoTokenizer",
+        }
+        .to_owned(),
         sentence_transformers: directory.path().join("modules.json").exists(),
     }
 }

@@ -400,7 +400,7 @@ impl Cadence {
         let weights: usize = linears.map(LinearSpec::weights).sum();
         let set = &prepared.calibration;
         let before = set.plan.batches().iter().take(batches).flatten();
-        let tokens = before.map(|&sample| set.sequences[sample].len()).sum();
+        let tokens = before.map(|&sample| set.inputs[sample].len()).sum();
         Self { operations_per_token: 2.0 * weights as f64, last: (batches, tokens) }
     }
 

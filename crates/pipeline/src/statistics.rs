@@ -64,7 +64,7 @@ impl Origin {
         StatisticsHeader {
             graph_fingerprint: self.graph,
             data_fingerprint: self.data,
-            samples: prepared.calibration.sequences.len() as u64,
+            samples: prepared.calibration.inputs.len() as u64,
             tokens: prepared.calibration.tokens() as u64,
             seed: prepared.config.calibration.seed,
             instruction_set: self.isa.to_string(),

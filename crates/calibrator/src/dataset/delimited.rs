@@ -1,5 +1,7 @@
 //! Comma-separated values, and those separated by another character.
 
+use std::path::PathBuf;
+
 use super::{FieldRef, Fields, MAX_LINE_BYTES, Parsed, Problem, Role, Sample, lines};
 
 pub(super) fn parse(text: &str, header: Option<bool>, delimiter: u8, fields: &Fields) -> Parsed<Vec<Sample>> {
@@ -43,7 +45,9 @@ fn is_header(first: &csv::StringRecord, fields: &Fields) -> Result<bool, Problem
 
 /// The column of every field.
 struct Columns {
-    text_a: usize,
+    /// Only a row with an image may have none.
+    text_a: Option<usize>,
+    image: Option<usize>,
     text_b: Option<usize>,
     score: Option<usize>,
     label: Option<usize>,
@@ -69,8 +73,12 @@ impl Columns {
         for &role in fields.first_text() {
             text_a = text_a.or(find(role)?);
         }
-        let text_a = text_a.ok_or_else(|| fields.no_first_text(header.iter()))?;
-        Ok(Self { text_a, text_b: find(Role::TextB)?, score: find(Role::Score)?, label: find(Role::Label)? })
+        let image = find(Role::Image)?;
+        if text_a.or(image).is_none() {
+            return Err(fields.no_first_text(header.iter()));
+        }
+        let (text_b, score, label) = (find(Role::TextB)?, find(Role::Score)?, find(Role::Label)?);
+        Ok(Self { text_a, image, text_b, score, label })
     }
 
     /// By their places: those that were chosen or, when none was, those that the number of columns stands for.
@@ -82,12 +90,14 @@ impl Columns {
         }
         let find = |role| chosen_column(role, fields, columns);
         if Role::ALL.into_iter().any(|role| fields.is_chosen(role)) {
-            let text_a =
-                find(Role::TextA)?.or(find(Role::Text)?).ok_or(Problem::UnknownColumns { columns })?;
+            let (text_a, image) = (find(Role::TextA)?.or(find(Role::Text)?), find(Role::Image)?);
+            if text_a.or(image).is_none() {
+                return Err(Problem::UnknownColumns { columns });
+            }
             let (text_b, score, label) = (find(Role::TextB)?, find(Role::Score)?, find(Role::Label)?);
-            return Ok(Self { text_a, text_b, score, label });
+            return Ok(Self { text_a, image, text_b, score, label });
         }
-        let default = Self { text_a: 0, text_b: None, score: None, label: None };
+        let default = Self { text_a: Some(0), image: None, text_b: None, score: None, label: None };
         match columns {
             1 => Ok(default),
             2 => Ok(Self { label: Some(1), ..default }),
@@ -100,6 +110,9 @@ impl Columns {
     fn sample(&self, record: &csv::StringRecord) -> Result<Sample, Problem> {
         let cell = |column: usize| record.get(column).unwrap_or_default();
         let filled = |column: Option<usize>| column.map(cell).filter(|cell| !cell.trim().is_empty());
+        if self.text_a.is_none() && filled(self.image).is_none() {
+            return Err(Problem::Required { field: Role::Image.name() });
+        }
         let score = filled(self.score)
             .map(|text| match text.trim().parse::<f64>() {
                 Ok(score) if score.is_finite() => Ok(score),
@@ -107,7 +120,8 @@ impl Columns {
             })
             .transpose()?;
         Ok(Sample {
-            text_a: cell(self.text_a).to_owned(),
+            text_a: self.text_a.map(|column| cell(column).to_owned()).unwrap_or_default(),
+            image: filled(self.image).map(PathBuf::from),
             text_b: self.text_b.map(|column| cell(column).to_owned()),
             score,
             label: filled(self.label).map(str::to_owned),

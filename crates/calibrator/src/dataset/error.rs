@@ -190,6 +190,37 @@ pub enum Problem {
         /// In the other.
         labels: usize,
     },
+    /// A folder without images.
+    #[error(
+        "the folder holds no images; .png, .jpg, .jpeg and .webp files are, in it or in one folder for each label"
+    )]
+    NoImages,
+    /// Something in a folder of images that is none.
+    #[error(
+        "{name} is in a folder of images and is none; .png, .jpg, .jpeg and .webp files are, and hidden files are passed \
+         over"
+    )]
+    NotAnImage {
+        /// Its name.
+        name: String,
+    },
+    /// A folder whose labels are not clear.
+    #[error(
+        "the folder holds images and folders; put every image into the folder of its label, or have no folders"
+    )]
+    HalfLabelled,
+    /// A folder inside the folder of a label.
+    #[error("{name} is a folder inside the folder of a label, which holds images only")]
+    NestedFolder {
+        /// Its name.
+        name: String,
+    },
+    /// A name that no label and no message can hold.
+    #[error("{name} is no valid Unicode; rename it")]
+    NameNotUnicode {
+        /// The name, as far as it can be shown.
+        name: String,
+    },
     /// A task needs a field that the sample does not have.
     #[error("the sample has no {field}, and the task needs one for every sample")]
     Required {

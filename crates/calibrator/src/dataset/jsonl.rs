@@ -2,6 +2,8 @@
 //!
 //! Scores of up to 15 significant digits are read exactly; a longer one may be off in its last bit.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value};
 
 use super::{FieldRef, Fields, Parsed, Problem, Role, Sample, lines};
@@ -34,9 +36,14 @@ pub(super) fn sample_of(row: Map<String, Value>, fields: &Fields) -> Result<Samp
     for &role in fields.first_text() {
         text_a = text_a.or(row.text(role)?);
     }
-    let text_a = text_a.ok_or_else(|| fields.no_first_text(row.names()))?;
+    let image = row.text(Role::Image)?.map(PathBuf::from);
+    let text_a = match text_a {
+        None if image.is_some() => String::new(),
+        text => text.ok_or_else(|| fields.no_first_text(row.names()))?,
+    };
     Ok(Sample {
         text_a,
+        image,
         text_b: row.text(Role::TextB)?,
         score: row.score()?,
         label: row.label()?,

@@ -1,4 +1,5 @@
-//! Data sets: samples of text with their scores or labels, from JSON lines, CSV, plain text and parquet.
+//! Data sets: texts and images with their scores or labels, from JSON lines, CSV, plain text, parquet and folders of
+//! images.
 //!
 //! A file is read as a whole and checked as a whole: one broken row is an error that names the file, the line and what
 //! was expected there. Nothing is skipped silently, because a metric over the rows that happened to parse is not the
@@ -6,6 +7,7 @@
 
 mod delimited;
 mod error;
+mod folder;
 mod jsonl;
 mod lines;
 #[cfg(feature = "parquet")]
@@ -18,7 +20,7 @@ pub use records::{Origin, Question, Ranking, Record, TaggedWords, parse_records,
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use zeropoint_core::{Fingerprint, FingerprintBuilder};
@@ -46,6 +48,8 @@ pub struct Sample {
     pub prompt_a: Option<Arc<str>>,
     /// Prepended to the second text, where that is encoded on its own.
     pub prompt_b: Option<Arc<str>>,
+    /// The file of an image; a sample that has one may have an empty text.
+    pub image: Option<PathBuf>,
     /// The file it comes from, for messages.
     pub file: Arc<str>,
     /// Its line there, from 1 (of csv: where the record begins; of parquet: the row).
@@ -114,12 +118,14 @@ pub struct Fields {
     pub score: FieldRef,
     /// The reference label.
     pub label: FieldRef,
+    /// The path of an image, relative to the folder of the file that names it.
+    pub image: FieldRef,
 }
 
 impl Default for Fields {
     fn default() -> Self {
-        let [text, text_a, text_b, score, label] = Role::ALL.map(|role| FieldRef::from(role.name()));
-        Self { text, text_a, text_b, score, label }
+        let [text, text_a, text_b, score, label, image] = Role::ALL.map(|role| FieldRef::from(role.name()));
+        Self { text, text_a, text_b, score, label, image }
     }
 }
 
@@ -131,10 +137,11 @@ enum Role {
     TextB,
     Score,
     Label,
+    Image,
 }
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Text, Self::TextA, Self::TextB, Self::Score, Self::Label];
+    const ALL: [Self; 6] = [Self::Text, Self::TextA, Self::TextB, Self::Score, Self::Label, Self::Image];
 
     /// The name that a field has by default.
     fn name(self) -> &'static str {
@@ -144,6 +151,7 @@ impl Role {
             Self::TextB => "text_b",
             Self::Score => "score",
             Self::Label => "label",
+            Self::Image => "image",
         }
     }
 }
@@ -156,6 +164,7 @@ impl Fields {
             Role::TextB => &self.text_b,
             Role::Score => &self.score,
             Role::Label => &self.label,
+            Role::Image => &self.image,
         }
     }
 
@@ -228,16 +237,27 @@ pub struct ReadOptions {
 ///
 /// UTF-8, with or without a byte order mark, lines ending in LF or CRLF, blank lines skipped. A file without samples, over
 /// [`MAX_FILE_BYTES`] or with a line over [`MAX_LINE_BYTES`] is an error, as is a score that is not finite.
+///
+/// Of a folder, every image in it, in the order of their names, or those of its sub-folders with these as labels. Images are
+/// not opened here.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>, DatasetError> {
     let name: Arc<str> = path.display().to_string().into();
     let whole_file = |problem| DatasetError::new(&name, 0, problem);
+    if path.is_dir() {
+        return folder::read(path);
+    }
     let format = options.format.or_else(|| Format::from_extension(path));
     let format = format.ok_or_else(|| whole_file(Problem::UnknownFormat))?;
     if format == Format::Parquet {
         return finish(read_parquet(path, &options.fields), &name);
     }
     let bytes = read_bytes(path).map_err(whole_file)?;
-    parse(&bytes, &name, format, &options.fields)
+    let mut samples = parse(&bytes, &name, format, &options.fields)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    for image in samples.iter_mut().filter_map(|sample| sample.image.as_mut()) {
+        *image = folder.join(&*image);
+    }
+    Ok(samples)
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>, Problem> {
@@ -250,7 +270,8 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, Problem> {
     Ok(bytes)
 }
 
-/// Reads every sample of a file's content, in any format but parquet; `file` is its name in messages. See [`read`].
+/// Reads every sample of a file's content, in any format but parquet; `file` is its name in messages. Paths of images
+/// stay as they are written. See [`read`].
 pub fn parse(
     bytes: &[u8],
     file: &Arc<str>,
@@ -308,6 +329,11 @@ pub fn require_labels(samples: &[Sample]) -> Result<Vec<&str>, DatasetError> {
     require(samples, Role::Label, |sample| sample.label.as_deref())
 }
 
+/// The image of every sample, or which sample has none.
+pub fn require_images(samples: &[Sample]) -> Result<Vec<&Path>, DatasetError> {
+    require(samples, Role::Image, |sample| sample.image.as_deref())
+}
+
 /// Both texts of every sample, or which sample has only one.
 pub fn require_pairs(samples: &[Sample]) -> Result<Vec<(&str, &str)>, DatasetError> {
     require(samples, Role::TextB, |sample| Some((sample.text_a.as_str(), sample.text_b.as_deref()?)))
@@ -338,6 +364,8 @@ pub fn fingerprint(samples: &[Sample]) -> Fingerprint {
         optional(&mut builder, "labels", sample.labels.as_ref().map(|labels| format!("{labels:?}")));
         optional(&mut builder, "prompt_a", sample.prompt_a.as_deref());
         optional(&mut builder, "prompt_b", sample.prompt_b.as_deref());
+        let image = sample.image.as_deref().map(|path| path.as_os_str().as_encoded_bytes());
+        optional(&mut builder, "image", image);
     }
     builder.finish()
 }

@@ -16,6 +16,8 @@ pub struct CardInfo {
     pub front_matter: FrontMatter,
     /// The transformers class that loads it: `AutoModel`, `AutoModelForSequenceClassification`, ...
     pub auto_class: String,
+    /// The transformers class that prepares its inputs: `AutoTokenizer`, `AutoImageProcessor` or `AutoProcessor`.
+    pub input_class: String,
     /// Whether it is a `SentenceTransformer` (it has a `modules.json`).
     pub sentence_transformers: bool,
 }
@@ -33,6 +35,10 @@ struct View<'a> {
     linked: bool,
     front: Vec<FrontEntry<'a>>,
     auto_class: &'a str,
+    input_class: &'a str,
+    /// What the example calls the object of that class.
+    input_name: &'a str,
+    takes_images: bool,
     sentence_transformers: bool,
     metrics: Vec<MetricRow<'a>>,
     float_groups: Vec<FloatGroup<'a>>,
@@ -67,6 +73,9 @@ impl Report {
             linked: card.base_model.as_deref().is_some_and(is_plain_id),
             front: front.iter().map(FrontEntry::new).collect(),
             auto_class: &card.auto_class,
+            input_class: &card.input_class,
+            input_name: if card.input_class == "AutoTokenizer" { "tokenizer" } else { "processor" },
+            takes_images: card.input_class != "AutoTokenizer",
             sentence_transformers: card.sentence_transformers,
             metrics: markdown::metric_rows(self),
             float_groups: markdown::float_groups(&self.not_quantized),

@@ -99,7 +99,7 @@ pub(super) fn measure(
 ) -> Result<Vec<Metric>, TaskError> {
     let gold = gold(run.task, samples, labels, problem)?;
     let texts: Vec<_> = samples.iter().map(Sample::text).collect();
-    let sequences = run.models.tokenizer.encode_all(&texts)?;
+    let sequences = run.models.inputs.tokenizer()?.encode_all(&texts)?;
     let sequences: Vec<&TokenSequence> = sequences.iter().collect();
     match gold {
         Gold::Classes(gold) => {

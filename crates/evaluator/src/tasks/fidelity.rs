@@ -51,7 +51,7 @@ pub(super) fn metrics(head: &HeadOutput) -> &'static [&'static str] {
 }
 
 /// What is kept of a sample's two outputs.
-struct Nearness {
+pub(super) struct Nearness {
     cosine: f64,
     /// Share of distributions with the same likeliest entry.
     top1: f64,
@@ -65,6 +65,12 @@ pub(super) fn measure(run: &mut Run<'_>, sequences: &[TokenSequence]) -> Result<
     let kind = Kind::of(&run.models.original.spec().head().output);
     let sequences: Vec<&TokenSequence> = sequences.iter().collect();
     let rows = run.both(&sequences, |_, original, quantized| nearness(kind, original, quantized))?;
+    Ok(report(run, &run.models.original.spec().head().output, &rows))
+}
+
+/// The metrics of a head for how near the outputs of each sample are.
+pub(super) fn report(run: &Run<'_>, head: &HeadOutput, rows: &[Nearness]) -> Vec<Metric> {
+    let kind = Kind::of(head);
     if kind == Kind::Score {
         let correlation = |of: fn(&[f64], &[f64]) -> Option<f64>| {
             move |rows: &[&Nearness]| {
@@ -72,25 +78,30 @@ pub(super) fn measure(run: &mut Run<'_>, sequences: &[TokenSequence]) -> Result<
                 of(&original, &quantized)
             }
         };
-        return Ok(vec![
-            run.against_ideal(names::PEARSON, 1.0, &rows, correlation(pearson)),
-            run.against_ideal(names::SPEARMAN, 1.0, &rows, correlation(spearman)),
-            run.against_ideal(names::DIFFERENCE_MEAN, 0.0, &rows, |rows| {
+        return vec![
+            run.against_ideal(names::PEARSON, 1.0, rows, correlation(pearson)),
+            run.against_ideal(names::SPEARMAN, 1.0, rows, correlation(spearman)),
+            run.against_ideal(names::DIFFERENCE_MEAN, 0.0, rows, |rows| {
                 mean(rows, |row| (row.scores.1 - row.scores.0).abs())
             }),
-        ]);
+        ];
     }
     let cosines = |rows: &[&Nearness]| rows.iter().map(|row| row.cosine).collect::<Vec<_>>();
     let mut metrics = vec![
-        run.against_ideal(names::COSINE_MEAN, 1.0, &rows, |rows| mean(rows, |row| row.cosine)),
-        run.against_ideal(names::COSINE_MIN, 1.0, &rows, |rows| cosines(rows).into_iter().reduce(f64::min)),
-        run.against_ideal(names::COSINE_P01, 1.0, &rows, |rows| percentile(&cosines(rows), 1.0)),
+        run.against_ideal(names::COSINE_MEAN, 1.0, rows, |rows| mean(rows, |row| row.cosine)),
+        run.against_ideal(names::COSINE_MIN, 1.0, rows, |rows| cosines(rows).into_iter().reduce(f64::min)),
+        run.against_ideal(names::COSINE_P01, 1.0, rows, |rows| percentile(&cosines(rows), 1.0)),
     ];
     if kind != Kind::Vector {
-        metrics.push(run.against_ideal(names::TOP1_AGREEMENT, 1.0, &rows, |rows| mean(rows, |row| row.top1)));
-        metrics.push(run.against_ideal(names::KL_MEAN, 0.0, &rows, |rows| mean(rows, |row| row.kl)));
+        metrics.push(run.against_ideal(names::TOP1_AGREEMENT, 1.0, rows, |rows| mean(rows, |row| row.top1)));
+        metrics.push(run.against_ideal(names::KL_MEAN, 0.0, rows, |rows| mean(rows, |row| row.kl)));
     }
-    Ok(metrics)
+    metrics
+}
+
+/// How near two outputs of a head are.
+pub(super) fn nearness_of(head: &HeadOutput, original: Output<'_>, quantized: Output<'_>) -> Nearness {
+    nearness(Kind::of(head), original, quantized)
 }
 
 fn nearness(kind: Kind, original: Output<'_>, quantized: Output<'_>) -> Nearness {

@@ -59,7 +59,7 @@ struct Told {
 }
 
 pub(super) fn measure(run: &mut Run<'_>, samples: &[Sample]) -> Result<Vec<Metric>, TaskError> {
-    let texts = mask(samples, run.models.tokenizer, run.options.seed)?;
+    let texts = mask(samples, run.models.inputs.tokenizer()?, run.options.seed)?;
     let sequences: Vec<&TokenSequence> = texts.iter().map(|text| &text.sequence).collect();
     let rows = run.both(&sequences, |i, a, b| (told(&texts[i], a), told(&texts[i], b)))?;
     Ok(vec![

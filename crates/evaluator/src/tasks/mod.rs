@@ -2,6 +2,7 @@
 
 mod classification;
 mod fidelity;
+mod images;
 mod labels;
 mod masked_lm;
 pub mod names;
@@ -14,14 +15,16 @@ mod tokens;
 use std::ops::ControlFlow;
 
 use thiserror::Error;
+use zeropoint_calibrator::Inputs;
 use zeropoint_calibrator::dataset::{
     DatasetError, Origin, Question, Ranking, Sample, TaggedWords, fingerprint,
 };
 use zeropoint_core::Fingerprint;
 use zeropoint_models::{
-    ActivationFn, HeadOutput, Model, ModelError, ModelSpec, Problem, TokenSequence, Tokenizer,
+    ActivationFn, HeadOutput, Model, ModelError, ModelInput, ModelSpec, Problem, TokenSequence, Tokenizer,
 };
 
+pub use images::ImageTask;
 pub use ranking::RankingPrompts;
 
 use crate::report::Metric;
@@ -44,6 +47,8 @@ pub enum TaskData {
     MaskedLm(Vec<Sample>),
     /// The order of documents for a query, by cosine or by a cross-encoder.
     Reranking(Vec<Ranking>, RankingPrompts),
+    /// A task of a model that takes images.
+    Images(ImageTask, Vec<Sample>),
 }
 
 /// A task and its data.
@@ -85,7 +90,7 @@ pub enum TaskError {
         gives: &'static str,
     },
     /// A label that the model does not have.
-    #[error("{origin}:{line}: label `{label}` is not one of the model's {count} labels: {known}")]
+    #[error("{}: label `{label}` is not one of the model's {count} labels: {known}", place(.origin, *.line))]
     Label {
         /// The task.
         task: String,
@@ -153,6 +158,11 @@ pub enum TaskError {
     Model(#[from] ModelError),
 }
 
+/// `file:line`; of an image in a folder the file alone.
+fn place(origin: &str, line: usize) -> String {
+    if line == 0 { origin.to_owned() } else { format!("{origin}:{line}") }
+}
+
 impl TaskError {
     fn sample(task: &str, origin: &Origin, error: &ModelError) -> Self {
         let (origin, line) = (origin.file.to_string(), origin.line);
@@ -167,7 +177,8 @@ impl TaskData {
             Self::Sts(samples)
             | Self::Classification(samples)
             | Self::Fidelity(samples)
-            | Self::MaskedLm(samples) => samples.len(),
+            | Self::MaskedLm(samples)
+            | Self::Images(_, samples) => samples.len(),
             Self::TokenClassification(sentences) => sentences.len(),
             Self::QuestionAnswering(questions) => questions.len(),
             Self::Reranking(rankings, _) => rankings.len(),
@@ -190,6 +201,10 @@ impl TaskData {
             | Self::Fidelity(samples)
             | Self::MaskedLm(samples) => {
                 builder.field("samples", fingerprint(samples).to_string());
+            }
+            Self::Images(task, samples) => {
+                builder.field("samples", fingerprint(samples).to_string());
+                task.fingerprint(samples, &mut builder);
             }
             Self::TokenClassification(sentences) => {
                 for TaggedWords { words, tags, .. } in sentences {
@@ -226,6 +241,7 @@ impl TaskData {
                 ("question-answering", "the span of an answer (task `question-answering`)")
             }
             Self::MaskedLm(_) => ("masked-lm", "a masked language model (task `masked-lm`)"),
+            Self::Images(task, _) => task.kind(),
             Self::Reranking(..) => {
                 ("reranking", "sentence vectors (task `embedding`) or one score for a pair (a cross-encoder)")
             }
@@ -237,7 +253,23 @@ impl Task {
     /// The names of the metrics that the task has on this model, or why it has none.
     pub fn metrics(&self, model: &ModelSpec) -> Result<&'static [&'static str], TaskError> {
         let head = &model.head().output;
+        let wrong_head = |gives| {
+            let (kind, needs) = self.data.kind();
+            let (task, architecture) = (self.name.clone(), model.architecture.clone());
+            Err(TaskError::Head { task, kind, needs, architecture, gives })
+        };
         match (&self.data, head) {
+            (TaskData::Images(task, samples), head) => match task.metrics(samples, model) {
+                Some(metrics) => Ok(metrics),
+                None if model.image().is_some() && matches!(head, HeadOutput::Embedding { .. }) => {
+                    wrong_head("vectors of images")
+                }
+                None => wrong_head(gives(head)),
+            },
+            _ if model.text().is_none() && matches!(head, HeadOutput::Embedding { .. }) => {
+                wrong_head("vectors of images")
+            }
+            _ if model.text().is_none() => wrong_head("class logits of images"),
             (TaskData::Sts(_), head) if scores_pairs(head) => Ok(sts::METRICS),
             (TaskData::Reranking(..), head) if scores_pairs(head) => Ok(ranking::METRICS),
             (TaskData::Classification(_), HeadOutput::Classification { labels, problem })
@@ -251,16 +283,12 @@ impl Task {
             (TaskData::QuestionAnswering(_), HeadOutput::QuestionAnswering) => Ok(span::METRICS),
             (TaskData::MaskedLm(_), HeadOutput::MaskedLm) => Ok(masked_lm::METRICS),
             (TaskData::Fidelity(_), head) => Ok(fidelity::metrics(head)),
-            (data, head) => {
-                let (kind, needs) = data.kind();
-                let (task, architecture) = (self.name.clone(), model.architecture.clone());
-                Err(TaskError::Head { task, kind, needs, architecture, gives: gives(head) })
-            }
+            (_, head) => wrong_head(gives(head)),
         }
     }
 
     /// Checks that the task fits the model, and that its data hold what it needs; before any long work.
-    pub fn check(&self, model: &ModelSpec, tokenizer: &Tokenizer) -> Result<(), TaskError> {
+    pub fn check(&self, model: &ModelSpec, inputs: &Inputs) -> Result<(), TaskError> {
         self.metrics(model)?;
         let data = |source| TaskError::Data { task: self.name.clone(), source };
         match (&self.data, &model.head().output) {
@@ -272,19 +300,27 @@ impl Task {
                 tokens::gold(&self.name, sentences, labels).map(drop)
             }
             (TaskData::QuestionAnswering(questions), _) => {
-                span::windows(&self.name, questions, tokenizer).map(drop)
+                span::windows(&self.name, questions, inputs.tokenizer()?).map(drop)
             }
-            (TaskData::MaskedLm(_), _) => Ok(tokenizer.mask_token().map(drop)?),
+            (TaskData::MaskedLm(_), _) => Ok(inputs.tokenizer()?.mask_token().map(drop)?),
+            (TaskData::Images(task, samples), head) => task.check(&self.name, samples, head),
             _ => Ok(()),
         }
     }
 
-    /// The sequences that go through both models, for an estimate of the work.
-    pub fn sequences(
-        &self,
-        model: &ModelSpec,
-        tokenizer: &Tokenizer,
-    ) -> Result<Vec<TokenSequence>, TaskError> {
+    /// The rows in the residual stream of what goes through both models, for an estimate of the work.
+    pub fn lengths(&self, model: &ModelSpec, inputs: &Inputs) -> Result<Vec<usize>, TaskError> {
+        if let TaskData::Images(_, samples) = &self.data {
+            let rows = model.image().map_or(1, |(_, image)| image.rows());
+            let texts: Vec<&Sample> = samples.iter().filter(|sample| sample.image.is_none()).collect();
+            let images = (texts.len()..samples.len()).map(|_| rows);
+            let texts = inputs.encode(&texts)?;
+            return Ok(texts.iter().map(ModelInput::len).chain(images).collect());
+        }
+        Ok(self.sequences(model, inputs.tokenizer()?)?.iter().map(TokenSequence::len).collect())
+    }
+
+    fn sequences(&self, model: &ModelSpec, tokenizer: &Tokenizer) -> Result<Vec<TokenSequence>, TaskError> {
         let encoder = model.head().is_embedding();
         Ok(match &self.data {
             TaskData::Sts(samples) => sts::sequences(samples, encoder, tokenizer)?,
@@ -304,6 +340,7 @@ impl Task {
             TaskData::Reranking(rankings, prompts) => {
                 ranking::sequences(rankings, prompts, encoder, tokenizer)?
             }
+            TaskData::Images(..) => Vec::new(),
         })
     }
 }
@@ -336,8 +373,8 @@ pub struct Models<'a> {
     pub original: &'a Model,
     /// The quantised one.
     pub quantized: &'a Model,
-    /// Texts to tokens.
-    pub tokenizer: &'a Tokenizer,
+    /// Texts to tokens and images to pixels.
+    pub inputs: &'a Inputs,
     /// Between the logit of a cross-encoder and its score.
     pub activation: ActivationFn,
 }
@@ -350,7 +387,7 @@ pub fn run_task(
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Vec<Metric>, TaskError> {
     let spec = models.original.spec();
-    task.check(spec, models.tokenizer)?;
+    task.check(spec, models.inputs)?;
     let mut run = Run { task: &task.name, models, options, progress };
     match (&task.data, &spec.head().output) {
         (TaskData::Sts(samples), _) => sts::measure(&mut run, samples),
@@ -362,9 +399,10 @@ pub fn run_task(
         }
         (TaskData::QuestionAnswering(questions), _) => span::measure(&mut run, questions),
         (TaskData::MaskedLm(samples), _) => masked_lm::measure(&mut run, samples),
+        (TaskData::Images(task, samples), _) => images::measure(&mut run, task, samples),
         (TaskData::Reranking(rankings, prompts), _) => ranking::measure(&mut run, rankings, prompts),
         (TaskData::Fidelity(_) | TaskData::Classification(_), _) => {
-            fidelity::measure(&mut run, &task.sequences(spec, models.tokenizer)?)
+            fidelity::measure(&mut run, &task.sequences(spec, models.inputs.tokenizer()?)?)
         }
     }
 }

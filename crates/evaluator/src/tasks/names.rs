@@ -2,6 +2,8 @@
 
 /// Share of samples, words or masked tokens that are right.
 pub const ACCURACY: &str = "accuracy";
+/// Share of images whose gold class is among the five likeliest.
+pub const TOP5_ACCURACY: &str = "top5_accuracy";
 /// F1 averaged over classes with equal weight.
 pub const MACRO_F1: &str = "macro_f1";
 /// F1 over all labels together.

@@ -59,7 +59,7 @@ pub(super) fn measure(
     prompts: &RankingPrompts,
 ) -> Result<Vec<Metric>, TaskError> {
     let encoder = run.models.original.spec().head().is_embedding();
-    let sequences = sequences(rankings, prompts, encoder, run.models.tokenizer)?;
+    let sequences = sequences(rankings, prompts, encoder, run.models.inputs.tokenizer()?)?;
     let sequences: Vec<&TokenSequence> = sequences.iter().collect();
     let outputs = run.both(&sequences, |_, a, b| (a.values.to_vec(), b.values.to_vec()))?;
     let mut rest = outputs.as_slice();

@@ -25,7 +25,7 @@ pub(super) fn windows(
 }
 
 pub(super) fn measure(run: &mut Run<'_>, questions: &[Question]) -> Result<Vec<Metric>, TaskError> {
-    let windows = windows(run.task, questions, run.models.tokenizer)?;
+    let windows = windows(run.task, questions, run.models.inputs.tokenizer()?)?;
     let flat: Vec<&QuestionWindow> = windows.iter().flatten().collect();
     let sequences: Vec<&TokenSequence> = flat.iter().map(|window| &window.sequence).collect();
     let answers = run.both(&sequences, |i, a, b| (flat[i].answer(a.values), flat[i].answer(b.values)))?;

@@ -33,7 +33,7 @@ pub(super) fn measure(run: &mut Run<'_>, samples: &[Sample]) -> Result<Vec<Metri
     let data = |source| TaskError::Data { task: run.task.to_owned(), source };
     let gold = require_scores(samples).map_err(data)?;
     let encoder = run.models.original.spec().head().is_embedding();
-    let sequences = sequences(samples, encoder, run.models.tokenizer)?;
+    let sequences = sequences(samples, encoder, run.models.inputs.tokenizer()?)?;
     let sequences: Vec<&TokenSequence> = sequences.iter().collect();
     let outputs = run.both(&sequences, |_, a, b| (a.values.to_vec(), b.values.to_vec()))?;
     // Of each model, gold and predicted.

@@ -102,7 +102,7 @@ pub(super) fn measure(
     labels: &[String],
 ) -> Result<Vec<Metric>, TaskError> {
     let gold = gold(run.task, sentences, labels)?;
-    let pieces = pieces(sentences, run.models.tokenizer)?;
+    let pieces = pieces(sentences, run.models.inputs.tokenizer()?)?;
     let sequences: Vec<&TokenSequence> = pieces.iter().map(|piece| &piece.sequence).collect();
     let predicted = run.both(&sequences, |i, a, b| {
         let first = &pieces[i].first_tokens;

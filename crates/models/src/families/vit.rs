@@ -113,7 +113,8 @@ fn describe(
     let head_dim =
         input.head_dim(("hidden_size", hidden), ("num_attention_heads", config.num_attention_heads))?;
 
-    let mut build = Builder::new(input, prefix, "embeddings.cls_token", base, ("layer_norm_eps", config.layer_norm_eps))?;
+    let mut build =
+        Builder::new(input, prefix, "embeddings.cls_token", base, ("layer_norm_eps", config.layer_norm_eps))?;
     let leading: &[&str] = match base_name {
         "DeiTModel" => &["embeddings.cls_token", "embeddings.distillation_token"],
         _ => &["embeddings.cls_token"],

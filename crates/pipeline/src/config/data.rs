@@ -10,7 +10,8 @@ use super::error::{Problem, list, not_blank};
 /// A data file: its path alone, or a table that also says how to read it.
 ///
 /// What the table leaves out follows from the path, and every field holds what will be used: the format is that of the
-/// extension (`.jsonl`, `.txt`, `.csv`, `.tsv`, `.parquet`), and each column is called as its key is (`text = "text"`). A CSV file
+/// extension (`.jsonl`, `.txt`, `.csv`, `.tsv`, `.parquet`; a path that ends in `/` is a folder of images), and each column is
+/// called as its key is (`text = "text"`). A CSV file
 /// without a header has no names: there only the columns that are given by index exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "DataSourceKeys")]
@@ -32,7 +33,7 @@ pub struct DataSource {
     pub text_b: Option<Column>,
     /// The column of the gold similarity of a pair, a number on any linear scale.
     pub score: Option<Column>,
-    /// The column of the gold class of a text.
+    /// The column of the gold class of a text or image.
     pub label: Option<Column>,
     /// The name of the prompt before each text, of those in the model's files.
     pub prompt: Option<String>,
@@ -42,6 +43,8 @@ pub struct DataSource {
     pub prompt_b: Option<String>,
     /// As `prompt_text`, before the second text of a pair or the documents of a ranking.
     pub prompt_text_b: Option<String>,
+    /// The column of the path of an image, relative to the folder of the data file.
+    pub image: Option<Column>,
 }
 
 /// How a data file is read.
@@ -56,6 +59,8 @@ pub enum DataFormat {
     Csv,
     /// Apache Parquet.
     Parquet,
+    /// A folder of images, all in one or in a folder for each label.
+    Images,
 }
 
 /// A column, or field of a JSON object: a name, or an index from 0 in a CSV file.
@@ -75,10 +80,12 @@ pub(super) enum Use {
     Texts,
     /// Pairs of texts with a similarity.
     ScoredPairs,
-    /// Texts with a class.
+    /// Texts or images with a class.
     LabelledTexts,
     /// JSON lines with fields of their own, for a task of this kind.
     Rows(&'static str),
+    /// Images with a class.
+    LabelledImages,
 }
 
 const MOST_COLUMNS: usize = 10_000;
@@ -99,7 +106,7 @@ enum DataSourceKeys {
 struct DataSourceTable {
     /// Relative paths start at the current directory; `hub:owner/name/path` is a file of a data set of the hub.
     path: String,
-    /// By default from the extension: .jsonl, .txt, .csv, .tsv or .parquet.
+    /// By default from the extension: .jsonl, .txt, .csv, .tsv or .parquet; a path that ends in `/` is a folder of images.
     format: Option<DataFormat>,
     /// CSV only: whether the first line names the columns. Default: true.
     header: Option<bool>,
@@ -113,7 +120,7 @@ struct DataSourceTable {
     text_b: Option<Column>,
     /// The column of the gold similarity of a pair. Default: "score".
     score: Option<Column>,
-    /// The column of the gold class of a text, or of a list of labels (in csv with `|` between them). Default: "label".
+    /// The column of the gold class of a text or image, or of a list of labels (in csv with `|` between them). Default: "label".
     label: Option<Column>,
     /// For sentence encoders: the prompt that is put before each text, by its name in the model's
     /// `config_sentence_transformers.json`. Default: the one that the file names as its default, if any.
@@ -124,6 +131,8 @@ struct DataSourceTable {
     prompt_b: Option<String>,
     /// Instead of `prompt_b`, the text itself; "" for none.
     prompt_text_b: Option<String>,
+    /// The column of the path of an image, relative to the folder of the data file. Default: "image".
+    image: Option<Column>,
 }
 
 impl TryFrom<DataSourceKeys> for DataSource {
@@ -141,25 +150,27 @@ impl TryFrom<DataSourceKeys> for DataSource {
             Some("txt") => Some(DataFormat::Txt),
             Some("csv" | "tsv") => Some(DataFormat::Csv),
             Some("parquet") => Some(DataFormat::Parquet),
+            _ if keys.path.ends_with('/') => Some(DataFormat::Images),
             _ => None,
         };
         let Some(format) = keys.format.or(by_extension) else {
             return Err(format!(
                 "the format of {} does not follow from its extension\n\
                  use .jsonl, .txt, .csv, .tsv or .parquet, or write {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \
-                 \"csv\", \"parquet\")",
+                 \"csv\", \"parquet\")\n\
+                 a folder of images ends in \"/\"",
                 super::error::quoted(&keys.path)
             ));
         };
         let is_csv = format == DataFormat::Csv;
         // A column number says that there are no names to go by.
-        let given = [&keys.text, &keys.text_a, &keys.text_b, &keys.score, &keys.label];
+        let given = [&keys.text, &keys.text_a, &keys.text_b, &keys.score, &keys.label, &keys.image];
         let numbered = given.iter().any(|column| matches!(column, Some(Column::Index(_))));
         let header = keys.header.or(is_csv.then_some(!numbered));
         let delimiter = if extension.as_deref() == Some("tsv") { '\t' } else { ',' };
         let named = match format {
             DataFormat::Jsonl | DataFormat::Parquet => true,
-            DataFormat::Txt => false,
+            DataFormat::Txt | DataFormat::Images => false,
             DataFormat::Csv => header == Some(true),
         };
         let column = |given: Option<Column>, name: &str| {
@@ -178,19 +189,21 @@ impl TryFrom<DataSourceKeys> for DataSource {
             prompt_text: keys.prompt_text,
             prompt_b: keys.prompt_b,
             prompt_text_b: keys.prompt_text_b,
+            image: column(keys.image, "image"),
             path: keys.path,
         })
     }
 }
 
 impl DataSource {
-    fn columns(&self) -> [(&'static str, Option<&Column>); 5] {
+    fn columns(&self) -> [(&'static str, Option<&Column>); 6] {
         [
             ("text", self.text.as_ref()),
             ("text_a", self.text_a.as_ref()),
             ("text_b", self.text_b.as_ref()),
             ("score", self.score.as_ref()),
             ("label", self.label.as_ref()),
+            ("image", self.image.as_ref()),
         ]
     }
 
@@ -227,6 +240,12 @@ impl DataSource {
                         .label("there are no columns")
                         .related(format!("{at}.path"), "a txt file")
                         .hint(format!("remove `{key}`")));
+                }
+                Some(_) if self.format == DataFormat::Images => {
+                    let message = format!(
+                        "`{path}` is given, but a folder of images has no columns: the folder of an image is its label"
+                    );
+                    return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
                 }
                 Some(Column::Name(name)) => {
                     not_blank(&path, name)?;
@@ -281,15 +300,20 @@ impl DataSource {
             Use::ScoredPairs => ("an sts task", &["text_a", "text_b", "score"]),
             Use::LabelledTexts => ("a classification task", &["text", "label"]),
             Use::Rows(kind) => return self.check_rows(at, kind),
+            Use::LabelledImages => ("a zero-shot task", &["image", "label"]),
         };
-        if self.format == DataFormat::Txt {
+        if self.format == DataFormat::Images && used_for != Use::ScoredPairs {
+            return Ok(());
+        }
+        if matches!(self.format, DataFormat::Txt | DataFormat::Images) {
+            let kind = if self.format == DataFormat::Txt { "a txt file" } else { "a folder of images" };
             return match used_for {
                 Use::Texts => Ok(()),
-                Use::ScoredPairs | Use::LabelledTexts | Use::Rows(_) => Err(Problem::new(
+                _ => Err(Problem::new(
                     at,
-                    format!("`{at}` is a txt file, but {purpose} needs {} of each sample", list(needed)),
+                    format!("`{at}` is {kind}, but {purpose} needs {} of each sample", list(needed)),
                 )
-                .label("texts alone")
+                .label(if self.format == DataFormat::Txt { "texts alone" } else { "images alone" })
                 .hint("allowed: a jsonl or csv file")),
             };
         }
@@ -298,7 +322,8 @@ impl DataSource {
         if used_for == Use::Texts && has("text_a") && has("text_b") {
             return Ok(());
         }
-        let missing: Vec<&str> = needed.iter().copied().filter(|key| !has(key)).collect();
+        let missing: Vec<&str> =
+            needed.iter().copied().filter(|key| !(has(key) || *key == "text" && has("image"))).collect();
         if missing.is_empty() {
             return Ok(());
         }

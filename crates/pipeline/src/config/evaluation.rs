@@ -17,6 +17,10 @@ const MOST_RESAMPLES: usize = 100_000;
 const LONGEST_NAME: usize = 64;
 /// Largest `max_drop` of a metric that is no fraction.
 const LARGEST_RISE: f64 = 1e6;
+/// The sentence that CLIP's authors use where nothing is known of a data set.
+const PLAIN_TEMPLATE: &str = "a photo of a {label}.";
+/// Where the label stands in a template.
+const PLACE: &str = "{label}";
 
 /// `[evaluation]`: what the original and the quantised model are compared on, and how much may be lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +53,10 @@ pub struct Task {
     pub data: Option<DataSource>,
     /// Use only this many samples, the first of the file.
     pub limit: Option<usize>,
+    /// The labels that a zero-shot task chooses from; `None` for those of the data.
+    pub labels: Option<Vec<String>>,
+    /// The sentences that a zero-shot task makes of each label.
+    pub templates: Option<Vec<String>>,
 }
 
 /// A task as it is written.
@@ -66,12 +74,19 @@ struct TaskKeys {
     /// Use only this many samples, the first of the file; by default all.
     #[schemars(range(min = 1, max = MOST_SAMPLES))]
     limit: Option<usize>,
+    /// zero-shot only: the labels to choose from; by default those that occur in the data.
+    labels: Option<Vec<String>>,
+    /// zero-shot only: the sentences that are made of each label, with `{label}` in its place. Default:
+    /// "a photo of a {label}.".
+    templates: Option<Vec<String>>,
 }
 
 impl From<TaskKeys> for Task {
     fn from(keys: TaskKeys) -> Self {
-        let TaskKeys { kind, name, data, limit } = keys;
-        Self { kind, name: name.unwrap_or_else(|| kind.to_string()), data, limit }
+        let TaskKeys { kind, name, data, limit, labels, templates } = keys;
+        let plain = (kind == TaskKind::ZeroShot).then(|| vec![PLAIN_TEMPLATE.to_owned()]);
+        let name = name.unwrap_or_else(|| kind.to_string());
+        Self { kind, name, data, limit, labels, templates: templates.or(plain) }
     }
 }
 
@@ -93,6 +108,8 @@ pub enum TaskKind {
     Reranking,
     /// The quantised model's outputs against the original's; needs no gold answers.
     Fidelity,
+    /// For a model of images and texts: the label whose sentence is nearest to each image against the gold one.
+    ZeroShot,
 }
 
 /// `[[evaluation.gate]]`: a loss that a run must stay within.
@@ -120,8 +137,11 @@ pub enum Metric {
     Pearson,
     /// Mean absolute error of a model that gives a number; lower is better.
     MeanAbsoluteError,
-    /// Share of texts, words or hidden tokens that are told right.
+    /// Share of texts, images, words or hidden tokens that are told right.
     Accuracy,
+    /// Share of images whose gold class is among the five likeliest; of models with more than five classes.
+    #[serde(rename = "top5_accuracy")]
+    Top5Accuracy,
     /// F1 of a classification task, averaged over its classes with equal weight.
     #[serde(rename = "macro_f1")]
     MacroF1,
@@ -167,6 +187,7 @@ impl TaskKind {
             Self::Classification => &[
                 Metric::Accuracy,
                 Metric::MacroF1,
+                Metric::Top5Accuracy,
                 Metric::MicroF1,
                 Metric::ExactMatch,
                 Metric::Pearson,
@@ -187,6 +208,7 @@ impl TaskKind {
                 Metric::Spearman,
                 Metric::DifferenceMean,
             ],
+            Self::ZeroShot => &[Metric::Accuracy, Metric::Top5Accuracy],
         }
     }
 
@@ -200,6 +222,7 @@ impl TaskKind {
             Self::MaskedLm => "masked-lm",
             Self::Reranking => "reranking",
             Self::Fidelity => "fidelity",
+            Self::ZeroShot => "zero-shot",
         }
     }
 }
@@ -218,6 +241,7 @@ impl Metric {
             Self::Pearson => names::PEARSON,
             Self::MeanAbsoluteError => names::MEAN_ABSOLUTE_ERROR,
             Self::Accuracy => names::ACCURACY,
+            Self::Top5Accuracy => names::TOP5_ACCURACY,
             Self::MacroF1 => names::MACRO_F1,
             Self::MicroF1 => names::MICRO_F1,
             Self::ExactMatch => names::EXACT_MATCH,
@@ -250,7 +274,7 @@ impl fmt::Display for Metric {
 impl Task {
     /// A task with every default, called as its kind is.
     pub fn new(kind: TaskKind) -> Self {
-        Self { kind, name: kind.to_string(), data: None, limit: None }
+        TaskKeys { kind, name: None, data: None, limit: None, labels: None, templates: None }.into()
     }
 
     fn check(&self, at: &str) -> Result<(), Problem> {
@@ -273,7 +297,9 @@ impl Task {
             TaskKind::TokenClassification => Use::Rows("token-classification"),
             TaskKind::QuestionAnswering => Use::Rows("question-answering"),
             TaskKind::Reranking => Use::Rows("reranking"),
+            TaskKind::ZeroShot => Use::LabelledImages,
         };
+        self.check_zero_shot(at)?;
         match (&self.data, self.kind) {
             (Some(data), _) => data.check(&format!("{at}.data"), used_for),
             (None, TaskKind::Fidelity | TaskKind::MaskedLm) => Ok(()),
@@ -286,6 +312,36 @@ impl Task {
                     .hint(format!("add `data = \"FILE\"`, {formats}")))
             }
         }
+    }
+}
+
+impl Task {
+    fn check_zero_shot(&self, at: &str) -> Result<(), Problem> {
+        let given = [("labels", self.labels.as_ref()), ("templates", self.templates.as_ref())];
+        for (key, list) in given {
+            let (path, Some(list)) = (format!("{at}.{key}"), list) else { continue };
+            if self.kind != TaskKind::ZeroShot {
+                let message = format!("`{path}` is given, but only a zero-shot task has {key}");
+                return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
+            }
+            let least = if key == "labels" { 2 } else { 1 };
+            let repeated = list.iter().enumerate().any(|(at, entry)| list[..at].contains(entry));
+            if list.len() < least || repeated {
+                let message = format!("`{path}` must hold {least} or more {key}, each once");
+                let example =
+                    if key == "labels" { "[\"cat\", \"dog\"]" } else { "[\"a photo of a {label}.\"]" };
+                return Err(Problem::new(path, message).hint(format!("for example {example}")));
+            }
+            for (index, entry) in list.iter().enumerate() {
+                not_blank(&format!("{path}.{index}"), entry)?;
+                if key == "templates" && !entry.contains(PLACE) {
+                    let path = format!("{path}.{index}");
+                    let message = format!("`{path}` has no `{PLACE}`, so it says the same of every label");
+                    return Err(Problem::new(path, message).hint(format!("for example \"{PLAIN_TEMPLATE}\"")));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
