@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
-use zeropoint_formats::staged::check_writable;
-use zeropoint_formats::{AtomicFile, FormatError};
+use zeropoint_formats::staged::{OutputFile, check_writable};
+use zeropoint_formats::FormatError;
 use zeropoint_models::{PromptChoice, Task};
 use zeropoint_pipeline::{
     Cancel, EncodeOptions, PipelineError, Record, Sources, encode as encode_texts, read_texts,
@@ -61,7 +61,7 @@ pub(crate) fn encode(
             }
         }
         Some(path) => {
-            let mut file = AtomicFile::create(path)?;
+            let mut file = OutputFile::create(path)?;
             let failed =
                 |reason| PipelineError::from(FormatError::Io { action: "write", path: path.clone(), reason });
             let mut rows = 0;
@@ -69,7 +69,7 @@ pub(crate) fn encode(
                 rows += 1;
                 file.write_all(line(&record)?.as_bytes()).map_err(failed)
             })?;
-            file.persist()?;
+            file.finish()?;
             terminal.say(&format!("{rows} rows written to {}", path.display()));
         }
     }

@@ -83,22 +83,32 @@ fn uncommented(text: &str) -> String {
 
 #[test]
 fn what_is_commented_out_is_a_config_too() {
-    let scene = Scene::new();
-    for model in FIXTURES
-        .map(|name| fixture(name).to_string_lossy().into_owned())
-        .iter()
-        .chain(&["embedded".to_owned()])
-    {
-        let text = uncommented(&written(&scene, &[model]));
+    // A model of each head, and a row that its task takes.
+    let cases = [
+        ("bert-mean", "sts", r#"{"text_a": "a", "text_b": "b", "score": 1}"#),
+        ("bert-classifier-bf16", "classification", r#"{"text": "a", "label": "0"}"#),
+        ("bert-multilabel", "classification", r#"{"text": "a", "label": ["0"]}"#),
+        ("bert-cross-encoder", "sts", r#"{"text_a": "a", "text_b": "b", "score": 1}"#),
+        ("bert-tokens", "token-classification", r#"{"tokens": ["a"], "labels": ["0"]}"#),
+        ("bert-qa", "question-answering", r#"{"question": "a", "context": "a b", "answers": ["b"]}"#),
+        ("bert-mlm", "masked-lm", r#"{"text": "one"}"#),
+    ];
+    for (name, kind, row) in cases {
+        let scene = Scene::new();
+        let source = fixture(name).to_string_lossy().into_owned();
+        let text = uncommented(&written(&scene, &[&source]));
         let config =
-            Config::parse(&text, "first.toml", &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
-        assert_eq!((config.evaluation.tasks.len(), config.evaluation.gate.len()), (2, 2));
-        assert_eq!((config.calibration.data.len(), config.quantization.overrides.len()), (1, 1));
-        // The names are the model's: the plan accepts them.
+            Config::parse(&text, "first.toml", &[]).unwrap_or_else(|error| panic!("{name}: {error}\n{text}"));
+        assert_eq!((config.evaluation.tasks.len(), config.evaluation.gate.len()), (2, 2), "{name}");
+        assert_eq!((config.calibration.data.len(), config.quantization.overrides.len()), (1, 1), "{name}");
+        // The names are the model's, the task and its metric fit: the plan accepts them.
         scene.write("uncommented.toml", text);
-        scene.write("texts.jsonl", "{\"text\": \"one\"}\n");
-        let sets = ["--set", "evaluation.tasks=[{kind='fidelity'}]", "--set", "evaluation.gate=[]"];
-        scene.succeeds(["run", "uncommented.toml", "--dry-run"].iter().chain(&sets));
+        scene.write("texts.jsonl", "{\"text_a\": \"one\", \"text_b\": \"two\"}\n");
+        if kind != "sts" && kind != "question-answering" {
+            scene.write("texts.jsonl", "{\"text\": \"one\"}\n");
+        }
+        scene.write(&format!("{kind}.jsonl"), format!("{row}\n{row}\n"));
+        scene.succeeds(["run", "uncommented.toml", "--dry-run"]);
     }
 }
 

@@ -129,7 +129,7 @@ fn instruction_sets_agree_in_what_they_measure() {
             .collect()
     };
     let (best, scalar) = (metrics("best"), metrics("scalar"));
-    assert_eq!(best.len(), 6);
+    assert_eq!(best.len(), 7);
     for ((name, a_original, a_quantized), (other, b_original, b_quantized)) in best.into_iter().zip(scalar) {
         assert_eq!(name, other);
         assert!((a_original - b_original).abs() <= 0.01, "{name}: {a_original} {b_original}");

@@ -171,7 +171,7 @@ fn runs_that_are_killed_at_random_moments_end_in_the_same_bytes() {
 }
 
 #[test]
-#[ignore = "long: 50 random kills"]
+#[ignore = "needs ZEROPOINT_MODELS: long, as the tests on real models are"]
 fn fifty_runs_that_are_killed_at_random_moments_end_in_the_same_bytes() {
     kill_at_random(KILLS.1);
 }

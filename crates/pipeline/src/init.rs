@@ -266,7 +266,37 @@ fn evaluation(prepared: &Prepared) -> String {
             "the fields text and label",
             "accuracy",
         )),
-        _ => None,
+        HeadOutput::Classification { problem: Problem::MultiLabel, .. } => Some((
+            "Texts with their right labels say what INT8 costs where it is used:",
+            "classification",
+            "the fields text and label, a list",
+            "micro_f1",
+        )),
+        HeadOutput::Classification { labels, .. } if labels.len() == 1 => Some((
+            "Pairs of texts with the score that people gave them say what INT8 costs where it is used:",
+            "sts",
+            "the fields text_a, text_b and score",
+            "spearman",
+        )),
+        HeadOutput::Classification { .. } => None,
+        HeadOutput::TokenClassification { .. } => Some((
+            "Sentences with the label of each word say what INT8 costs where it is used:",
+            "token-classification",
+            "the fields tokens and labels, two lists",
+            "accuracy",
+        )),
+        HeadOutput::QuestionAnswering => Some((
+            "Questions with their answers say what INT8 costs where it is used:",
+            "question-answering",
+            "the fields question, context and answers",
+            "f1",
+        )),
+        HeadOutput::MaskedLm => Some((
+            "Texts of one's own say what INT8 costs where it is used:",
+            "masked-lm",
+            "the field text",
+            "accuracy",
+        )),
     };
     if let Some((about, kind, columns, _)) = with_gold {
         let _ = writeln!(

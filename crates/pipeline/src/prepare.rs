@@ -270,7 +270,8 @@ fn read_source(
 ) -> Result<Vec<Sample>, PipelineError> {
     let is_folder = source.format == config::DataFormat::Images;
     if is_folder && !Path::new(&source.path).is_dir() {
-        let kind = if Path::new(&source.path).exists() { ErrorKind::NotADirectory } else { ErrorKind::NotFound };
+        let kind =
+            if Path::new(&source.path).exists() { ErrorKind::NotADirectory } else { ErrorKind::NotFound };
         let problem = Problem::Io(kind.into());
         return Err(DatasetError { file: source.path.as_str().into(), line: 0, problem }.into());
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use zeropoint_pipeline::config::{Config, Preset, TaskKind};
+use zeropoint_pipeline::config::{Config, Preset};
 
 fn page() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
@@ -55,7 +55,7 @@ fn the_mistake_that_is_shown_is_the_one_that_is_made() {
 }
 
 #[test]
-fn every_key_and_no_unknown_metric_or_scheme_is_on_the_page() {
+fn every_key_scheme_and_task_is_on_the_page() {
     fn keys(schema: &Value, found: &mut BTreeSet<String>) {
         match schema {
             Value::Object(object) => {
@@ -80,11 +80,34 @@ fn every_key_and_no_unknown_metric_or_scheme_is_on_the_page() {
     for preset in Preset::ALL {
         assert!(page.contains(&format!("| `{}`", preset.as_str())), "{}", preset.as_str());
     }
-    for kind in [TaskKind::Sts, TaskKind::Classification, TaskKind::Fidelity] {
-        let row =
-            page.lines().find(|line| line.starts_with(&format!("| `{kind}` |"))).expect("a row of the table");
-        for metric in kind.metrics() {
-            assert!(row.contains(&format!("`{metric}`")), "{kind} {metric}");
+    for kind in names("TaskKind") {
+        assert!(page.contains(&format!("| `{kind}` |")), "`{kind}` has no row");
+    }
+    for task in names("ModelTask") {
+        assert!(words.contains(task.as_str()), "the task `{task}` is not on the page");
+    }
+}
+
+/// The names that a definition of the schema allows.
+fn names(definition: &str) -> Vec<String> {
+    let schema = Config::json_schema();
+    let choices = schema["$defs"][definition]["oneOf"].as_array().cloned().unwrap_or_default();
+    let names: Vec<String> =
+        choices.iter().filter_map(|choice| choice["const"].as_str()).map(str::to_owned).collect();
+    assert!(!names.is_empty(), "{definition} has names");
+    names
+}
+
+#[test]
+fn the_pages_of_tasks_and_observers_name_them_all() {
+    for (file, definitions) in [
+        ("tasks.md", &["TaskKind", "Metric"][..]),
+        ("observers.md", &["ActivationObserver", "WeightObserver"]),
+    ] {
+        let path = format!("{}/../../docs/{file}", env!("CARGO_MANIFEST_DIR"));
+        let page = std::fs::read_to_string(path).expect("the page is there");
+        for name in definitions.iter().flat_map(|definition| names(definition)) {
+            assert!(page.contains(&format!("`{name}`")), "`{name}` is not in docs/{file}");
         }
     }
 }

@@ -216,7 +216,7 @@ fn errors_name_the_file_the_line_and_the_way_out() {
             Format::Jsonl,
             "{\"text\": \"a\", \"label\": {}}",
             "data:1: the field `label` holds an object; a string, a \
-            number or a boolean is expected",
+            number, a boolean or a list of these is expected",
         ),
         Case(
             Format::Jsonl,

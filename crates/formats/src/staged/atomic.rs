@@ -72,18 +72,59 @@ impl Seek for AtomicFile {
     }
 }
 
+/// A result that is written part by part: a file that appears when it is whole, or a device or pipe, which has no old bytes
+/// to keep and is written to as it is.
+#[derive(Debug)]
+pub enum OutputFile {
+    /// To appear under its name.
+    File(AtomicFile),
+    /// Written to at once.
+    Stream(File),
+}
+
+impl OutputFile {
+    /// Begins the output at `path`.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, FormatError> {
+        let path = path.as_ref();
+        if kind_of(path)? == Kind::Stream {
+            let stream = File::options().write(true).open(path).map_err(FormatError::io("open", path))?;
+            return Ok(Self::Stream(stream));
+        }
+        AtomicFile::create(path).map(Self::File)
+    }
+
+    /// Puts a file under its name.
+    pub fn finish(self) -> Result<(), FormatError> {
+        match self {
+            Self::File(file) => file.persist(),
+            Self::Stream(_) => Ok(()),
+        }
+    }
+}
+
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.write(bytes),
+            Self::Stream(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Stream(stream) => stream.flush(),
+        }
+    }
+}
+
 /// Writes a whole file so that its name always stands for either the old bytes or all of the new ones.
 ///
 /// A device or a pipe, such as `/dev/stdout`, has no old bytes: it is written to and stays what it is.
 pub fn write_file_atomically(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), FormatError> {
-    let place = path.as_ref();
-    if kind_of(place)? == Kind::Stream {
-        let mut stream = File::options().write(true).open(place).map_err(FormatError::io("open", place))?;
-        return stream.write_all(bytes.as_ref()).map_err(FormatError::io("write", place));
-    }
-    let mut file = AtomicFile::create(&path)?;
+    let mut file = OutputFile::create(&path)?;
     file.write_all(bytes.as_ref()).map_err(FormatError::io("write", path.as_ref()))?;
-    file.persist()
+    file.finish()
 }
 
 /// Makes sure that a file can be made at `path`, before the work whose result it will hold. Leaves nothing there.

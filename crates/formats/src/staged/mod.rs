@@ -10,7 +10,7 @@ mod directory;
 mod exchange;
 mod lock;
 
-pub use atomic::{AtomicFile, check_writable, write_file_atomically};
+pub use atomic::{AtomicFile, OutputFile, check_writable, write_file_atomically};
 pub use companions::{companion_files, copy_companions, is_weight_file};
 pub use digest::{FileDigest, file_digest};
 pub use directory::StagedDir;

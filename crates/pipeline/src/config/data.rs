@@ -287,7 +287,10 @@ impl DataSource {
                 if text.is_some() {
                     let path = format!("{at}.{text_key}");
                     let message = format!("`{path}` is given beside `{key}`, and only one can be used");
-                    return Err(Problem::new(path, message).hint(format!("remove `{key}` or `{text_key}`")));
+                    return Err(Problem::new(path, message)
+                        .label("a prompt")
+                        .related(format!("{at}.{key}"), "another")
+                        .hint(format!("remove `{key}` or `{text_key}`")));
                 }
             }
         }
@@ -343,13 +346,15 @@ impl DataSource {
     fn check_rows(&self, at: &str, kind: &str) -> Result<(), Problem> {
         if self.format != DataFormat::Jsonl {
             let message = format!("`{at}` is not jsonl, and rows of a {kind} task hold lists");
-            return Err(Problem::new(at, message).hint("allowed: a jsonl file"));
+            return Err(Problem::new(at, message).label("not jsonl").hint("allowed: a jsonl file"));
         }
         for (key, column) in self.columns() {
             if column.is_some_and(|column| *column != Column::Name(key.to_owned())) {
                 let path = format!("{at}.{key}");
                 let message = format!("`{path}` is given, but rows of a {kind} task have fixed names");
-                return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
+                return Err(Problem::new(path, message)
+                    .label("the name is fixed")
+                    .hint(format!("remove `{key}`")));
             }
         }
         Ok(())

@@ -269,7 +269,7 @@ fn contradictions_are_found_at_their_key() {
             "quantization.activations.averaging_batch",
             (2, 94),
             "between 1 and 1000000, but is 0",
-            "",
+            "write a number of this range",
         ),
         (
             "quantization.activations = { mode = 'static', observer = 'outlier-aware', clipped_tokens = 51 }",
