@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
-use zeropoint_formats::staged::{OutputFile, check_writable};
 use zeropoint_formats::FormatError;
+use zeropoint_formats::staged::{OutputFile, check_writable};
 use zeropoint_models::{PromptChoice, Task};
 use zeropoint_pipeline::{
     Cancel, EncodeOptions, PipelineError, Record, Sources, encode as encode_texts, read_texts,

@@ -186,7 +186,7 @@ impl Pass<'_, '_> {
         let (mut hidden, offsets) = parts.embedding.forward(&tower.input, self, batch)?;
         let context = AttentionContext::new(self.model.isa, &offsets, parts.bias.as_ref());
         for (block, norms) in tower.blocks.iter().zip(&parts.norms) {
-            hidden = self.block(block, norms, &context, hidden)?;
+            hidden = self.block(block, norms, &context, &hidden)?;
         }
         if let Some(norm) = &parts.final_norm {
             hidden = norm.forward(&hidden, None)?;
@@ -199,22 +199,22 @@ impl Pass<'_, '_> {
         block: &BlockSpec,
         norms: &BlockNorms,
         context: &AttentionContext<'_>,
-        hidden: Tensor,
+        hidden: &Tensor,
     ) -> Result<Tensor, ModelError> {
         match block.placement {
             NormPlacement::Post => {
-                let mixed = self.attention(block, context, &hidden)?;
+                let mixed = self.attention(block, context, hidden)?;
                 let hidden = match &norms.attention {
-                    Some(norm) => norm.forward(&mixed, Some(&hidden))?,
-                    None => self.add(mixed, &hidden)?,
+                    Some(norm) => norm.forward(&mixed, Some(hidden))?,
+                    None => self.add(mixed, hidden)?,
                 };
                 let out = self.mlp(&block.mlp, &hidden)?;
                 Ok(norms.mlp.forward(&out, Some(&hidden))?)
             }
             NormPlacement::Pre => {
-                let normed = norms.attention.as_ref().map(|norm| norm.forward(&hidden, None)).transpose()?;
-                let mixed = self.attention(block, context, normed.as_ref().unwrap_or(&hidden))?;
-                let hidden = self.add(mixed, &hidden)?;
+                let normed = norms.attention.as_ref().map(|norm| norm.forward(hidden, None)).transpose()?;
+                let mixed = self.attention(block, context, normed.as_ref().unwrap_or(hidden))?;
+                let hidden = self.add(mixed, hidden)?;
                 let out = self.mlp(&block.mlp, &norms.mlp.forward(&hidden, None)?)?;
                 self.add(out, &hidden)
             }

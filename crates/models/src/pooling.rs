@@ -50,12 +50,16 @@ fn pool_one(tokens: &[f32], width: usize, pooling: Pooling, out: &mut Vec<f32>) 
         Pooling::Mean | Pooling::MeanSqrtLength => {
             rest.for_each(|row| add(vector, row, 1.0));
             let divisor = if pooling == Pooling::Mean { count } else { count.sqrt() };
-            vector.iter_mut().for_each(|v| *v /= divisor);
+            for v in vector {
+                *v /= divisor;
+            }
         }
         Pooling::WeightedMean => {
             (2u32..).zip(rest).for_each(|(weight, row)| add(vector, row, weight as f32));
             let divisor = count * (count + 1.0) / 2.0;
-            vector.iter_mut().for_each(|v| *v /= divisor);
+            for v in vector {
+                *v /= divisor;
+            }
         }
     }
 }
@@ -66,7 +70,9 @@ pub(crate) fn normalize_rows(x: &Tensor) -> Result<Tensor> {
     let mut out = rows_of(x, <[f32]>::to_vec)?;
     for vector in out.chunks_exact_mut(columns) {
         let norm = vector.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() as f32;
-        vector.iter_mut().for_each(|v| *v /= norm.max(NORM_FLOOR));
+        for v in vector {
+            *v /= norm.max(NORM_FLOOR);
+        }
     }
     Tensor::from_vec(out, (rows, columns), &Device::Cpu)
 }

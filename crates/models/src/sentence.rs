@@ -11,6 +11,9 @@ use crate::heads::{Pooling, SentenceStep};
 use crate::source::{read_json, read_json_if_there};
 use crate::spec::ActivationFn;
 
+/// The pooling modes, for sentences.
+const NAMES: &str = "cls, max, mean, mean_sqrt_len_tokens, weightedmean and lasttoken";
+
 /// Widest vector that a dense module may give.
 const MAX_WIDTH: usize = 65_536;
 
@@ -89,7 +92,6 @@ fn read_pooling(path: &Path) -> Result<(Vec<Pooling>, bool), ModelError> {
         "lasttoken" => Some(Pooling::Last),
         _ => None,
     };
-    const NAMES: &str = "cls, max, mean, mean_sqrt_len_tokens, weightedmean and lasttoken";
     let mut names: Vec<&str> = Vec::new();
     match config.get("pooling_mode") {
         Some(Value::String(name)) => names.push(name),

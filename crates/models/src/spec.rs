@@ -157,7 +157,7 @@ impl NormSpec {
 pub enum NormPlacement {
     /// `norm(x + f(x))`, as in BERT.
     Post,
-    /// `x + f(norm(x))`, as in `ModernBERT` and ViT.
+    /// `x + f(norm(x))`, as in `ModernBERT` and `ViT`.
     Pre,
 }
 

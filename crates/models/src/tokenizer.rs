@@ -39,7 +39,7 @@ impl Tokenizer {
     pub(crate) fn load(dir: &Path, max_length: usize, lower_case: bool) -> Result<Self, ModelError> {
         let path = dir.join("tokenizer.json");
         let (path, loaded) = if path.exists() {
-            let loaded = tokenizers::Tokenizer::from_file(&path).map_err(|error| error.to_string());
+            let loaded = from_json(&path);
             (path, loaded)
         } else {
             let vocab = dir.join("vocab.txt");
@@ -117,6 +117,16 @@ impl Tokenizer {
     fn failed(&self, error: &dyn std::fmt::Display) -> ModelError {
         ModelError::Tokenizer { path: self.path.clone(), reason: format!("failed: {error}") }
     }
+}
+
+/// Reads tokenizer.json. The library that does it unwraps what it expects to be well-formed, so what is no JSON at all is
+/// refused here, and a panic becomes an error.
+fn from_json(path: &Path) -> Result<tokenizers::Tokenizer, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| error.to_string())?;
+    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
+        .map_err(|_| "the tokenizers library gives up on it: the file is damaged".to_owned())?
+        .map_err(|error| error.to_string())
 }
 
 /// The key of `tokenizer_config.json` that a vocabulary alone does not tell; true by default.

@@ -166,9 +166,10 @@ const FIXED: [(&str, &str); 12] = [
 fn refuse_variants(input: &FamilyInput<'_>) -> Result<(), ModelError> {
     for (key, supported) in FIXED {
         let Some(value) = input.config.get(key).filter(|value| !value.is_null()) else { continue };
+        let written = value.to_string();
         let same = match value.as_f64() {
             Some(number) => supported.parse() == Ok(number),
-            None => value.to_string() == supported,
+            None => written == supported,
         };
         if !same {
             return Err(input.config_error(format!("`{key}` is {value}; only {supported} is supported")));
