@@ -485,54 +485,68 @@ fn tasks_and_prompts() {
     answers.scene.write("named.jsonl", "{\"text\": \"a\", \"label\": \"high\"}\n");
     answers.scene.write("ranking.jsonl", "{\"query\": \"q\", \"positives\": [], \"negatives\": [\"n\"]}\n");
 
-    for (mistake, model, task) in [
-        ("sts of a token classifier", "bert-tokens", "{kind='sts',data='pairs.jsonl'}"),
+    for (code, mistake, model, task) in [
+        (2, "sts of a token classifier", "bert-tokens", "{kind='sts',data='pairs.jsonl'}"),
         (
+            2,
             "token classification of an encoder",
             "bert-mean",
             "{kind='token-classification',data='words.jsonl'}",
         ),
         (
+            2,
             "question answering of a classifier",
             "bert-multilabel",
             "{kind='question-answering',data='questions.jsonl'}",
         ),
-        ("masked-lm of an encoder", "bert-mean", "{kind='masked-lm',data='texts.txt'}"),
-        ("reranking of a span model", "bert-qa", "{kind='reranking',data='ranking.jsonl'}"),
+        (2, "masked-lm of an encoder", "bert-mean", "{kind='masked-lm',data='texts.txt'}"),
+        (2, "reranking of a span model", "bert-qa", "{kind='reranking',data='ranking.jsonl'}"),
         (
+            1,
             "a tag that the model does not have",
             "bert-tokens",
             "{kind='token-classification',data='words.jsonl'}",
         ),
-        ("words without their tags", "bert-tokens", "{kind='token-classification',data='uneven.jsonl'}"),
+        (1, "words without their tags", "bert-tokens", "{kind='token-classification',data='uneven.jsonl'}"),
         (
+            1,
             "a question without room for its context",
             "bert-qa",
             "{kind='question-answering',data='questions.jsonl'}",
         ),
         (
+            1,
             "a set with a label that the model does not have",
             "bert-multilabel",
             "{kind='classification',data='sets.jsonl'}",
         ),
         (
+            1,
             "a set of labels for a model of one",
             "roberta-classifier",
             "{kind='classification',data='sets.jsonl'}",
         ),
-        ("a gold answer that is no number", "bert-regression", "{kind='classification',data='named.jsonl'}"),
-        ("a ranking without a positive", "bert-mean", "{kind='reranking',data='ranking.jsonl'}"),
         (
+            1,
+            "a gold answer that is no number",
+            "bert-regression",
+            "{kind='classification',data='named.jsonl'}",
+        ),
+        (1, "a ranking without a positive", "bert-mean", "{kind='reranking',data='ranking.jsonl'}"),
+        (
+            2,
             "a prompt that the model does not have",
             "bert-prompts",
             "{kind='sts',data={path='pairs.jsonl',prompt='question'}}",
         ),
         (
+            2,
             "a prompt for a model without any",
             "bert-mean",
             "{kind='sts',data={path='pairs.jsonl',prompt='query'}}",
         ),
         (
+            2,
             "a prompt for a classifier",
             "bert-multilabel",
             "{kind='fidelity',data={path='texts.txt',prompt_text='query: '}}",
@@ -541,7 +555,7 @@ fn tasks_and_prompts() {
         let model = format!("model.source={}", fixture(model));
         let task = format!("evaluation.tasks=[{task}]");
         let arguments = ["run", "config.toml", "--no-cache", "--out", "out", "--set", &model, "--set", &task];
-        answers.refused_somehow(mistake, &arguments);
+        answers.refused(code, mistake, &arguments);
     }
     let model = format!("model.source={}", fixture("bert-tokens"));
     let gate = "evaluation={tasks=[{kind='token-classification',data='plain.jsonl'}],\
@@ -583,7 +597,7 @@ fn tasks_and_prompts() {
         "encoding with a prompt by name and as text",
         &["encode", "model", "--data", "texts.txt", "--prompt", "query", "--prompt-text", "query: "],
     );
-    answers.compare("tasks_and_prompts");
+    answers.compare("errors__tasks_and_prompts");
 }
 
 #[test]
@@ -617,9 +631,9 @@ fn texts_that_a_head_cannot_take() {
         );
     }
     answers.refused(
-        1,
+        2,
         "a prompt that the quantised model does not have",
         &["encode", "bert-prompts-int8/model", "--data", "bert-qa.jsonl", "--prompt", "question"],
     );
-    answers.compare("texts_that_a_head_cannot_take");
+    answers.compare("errors__texts_that_a_head_cannot_take");
 }

@@ -3,6 +3,8 @@
 
 mod scene;
 
+use std::fmt::Write as _;
+
 use scene::{Scene, data, json_lines, stderr, stdout};
 use serde_json::{Value, json};
 
@@ -146,8 +148,9 @@ fn regression_is_measured_by_its_error() {
             (&json!("mean_absolute_error"), &json!(false))
         );
         // Gold in a column of labels is as good.
-        let lines: String = texts.iter().zip(["0.5", "1", "-2"]).map(|(t, s)| format!("{t},{s}\n")).collect();
-        scene.write("gold.csv", lines);
+        let lines: Vec<String> =
+            texts.iter().zip(["0.5", "1", "-2"]).map(|(t, s)| format!("{t},{s}")).collect();
+        scene.write("gold.csv", lines.join("\n"));
         let task = "{kind='classification',data={path='gold.csv',text=0,label=1}}";
         assert_eq!(run(&scene, "csv", scheme, task)["metrics"], report["metrics"]);
     }
@@ -180,9 +183,9 @@ fn several_labels_are_a_list_or_joined_by_bars() {
         assert_near(quantized(&report, "exact_match"), 0.75);
         assert_near(quantized(&report, "micro_f1"), 2.0 * said as f64 / (2 * said + 1) as f64);
 
-        let lines: String =
-            texts.iter().zip(&gold).map(|(t, l)| format!("{t},{}\n", l.join(" | "))).collect();
-        scene.write("gold.csv", "text,label\n".to_owned() + &lines);
+        let lines: Vec<String> =
+            texts.iter().zip(&gold).map(|(t, l)| format!("{t},{}", l.join(" | "))).collect();
+        scene.write("gold.csv", format!("text,label\n{}", lines.join("\n")));
         let joined = run(&scene, "csv", scheme, "{kind='classification',data='gold.csv'}");
         assert_eq!(joined["metrics"], report["metrics"]);
     }
@@ -441,10 +444,10 @@ fn encode_gives_each_head_its_own_record() {
         let scene = scene_of(model);
         run(&scene, "out", "w8a8-static", "");
         write_lines(&scene, "texts.jsonl", rows);
-        document += &format!("# {model}\n");
+        let _ = writeln!(document, "# {model}");
         for mut row in encode(&scene, "out", &[&["texts.jsonl"], arguments].concat()) {
             round(&mut row);
-            document += &format!("{row}\n");
+            let _ = writeln!(document, "{row}");
         }
     };
     let text = [json!({"text": "the river"}), json!({"text": "Zürich"})];
