@@ -118,12 +118,13 @@ fn pixel_values_are_those_of_transformers() {
         let config = std::fs::read_to_string(fixture.path.join("preprocessor_config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
         let smallest_std = config["image_std"].as_array().unwrap().iter().map(|std| std.as_f64().unwrap());
-        // JPEG decoders may round their inverse cosine transform differently: one step of 255.
-        let one_step = (1.0 / 255.0 / smallest_std.fold(f64::INFINITY, f64::min)) as f32 + SAME_STEP;
+        // JPEG decoders round their inverse cosine transform and their colours differently, and scaling may add to that: two
+        // steps of 255 at most.
+        let two_steps = (2.0 / 255.0 / smallest_std.fold(f64::INFINITY, f64::min)) as f32 + SAME_STEP;
         let mut compared = 0;
         for (i, found) in fixture.prepared().iter().enumerate() {
             let Some(expected) = fixture.reference.pixels(i) else { continue };
-            let tolerance = if fixture.lossless(i) { SAME_STEP } else { one_step };
+            let tolerance = if fixture.lossless(i) { SAME_STEP } else { two_steps };
             assert_eq!(found.shape, expected.shape);
             assert_close(&found.values, &expected.values, tolerance, &format!("{}, image {i}", fixture.name));
             compared += 1;
@@ -164,7 +165,7 @@ fn outputs_of_image_files_are_those_of_transformers() {
     for fixture in Fixture::all() {
         let found = outputs(&fixture.model, &fixture.prepared(), fixture.name);
         for (i, found) in found.iter().enumerate() {
-            // One step of 255 in some pixels of a JPEG moves outputs of order 1 by less than this.
+            // Two steps of 255 in some pixels of a JPEG move outputs of order 1 by less than this.
             let tolerance = if fixture.lossless(i) { TOLERANCE } else { 2e-2 };
             let what = format!("{}, image {i}", fixture.name);
             assert_close(found, &fixture.reference.outputs()[i], tolerance, &what);

@@ -414,6 +414,17 @@ impl PipelineError {
             {
                 "a relative path starts at the current directory"
             }
+            // Of a folder, the sentence says what belongs into it.
+            Self::Data(DatasetError {
+                problem:
+                    Problem::Io(_)
+                    | Problem::NoImages
+                    | Problem::NotAnImage { .. }
+                    | Problem::HalfLabelled
+                    | Problem::NestedFolder { .. }
+                    | Problem::NameNotUnicode { .. },
+                ..
+            }) => return None,
             Self::Data(_) | Self::Task(TaskError::Data { .. }) => {
                 "mend the file: no line is left out silently"
             }
@@ -441,6 +452,7 @@ impl PipelineError {
             | Self::Plan(_)
             | Self::Pattern(_)
             | Self::Gate { .. }
+            | Self::EmptyTower { .. }
             | Self::Compare(_)
             | Self::NotARun { .. }
             | Self::InputInside { .. }

@@ -93,6 +93,7 @@ pub fn inspect(
                 bytes: weight.map_or(0, zeropoint_formats::TensorInfo::bytes),
                 quantized: quantization
                     .as_ref()
+                    .filter(|_| linear.is_torch_linear())
                     .and_then(|q| q.scheme_of(&linear.path))
                     .map(|s| s.to_string()),
                 ignored_by_default: linear.role.default_ignore_reason().map(str::to_owned),

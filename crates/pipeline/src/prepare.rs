@@ -1,6 +1,5 @@
 //! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
 
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -269,11 +268,9 @@ fn read_source(
     sources: &Sources<'_>,
 ) -> Result<Vec<Sample>, PipelineError> {
     let is_folder = source.format == config::DataFormat::Images;
-    if is_folder && !Path::new(&source.path).is_dir() {
-        let kind =
-            if Path::new(&source.path).exists() { ErrorKind::NotADirectory } else { ErrorKind::NotFound };
-        let problem = Problem::Io(kind.into());
-        return Err(DatasetError { file: source.path.as_str().into(), line: 0, problem }.into());
+    if let Some(Err(error)) = is_folder.then(|| Path::new(&source.path).read_dir()) {
+        let file = source.path.as_str().into();
+        return Err(DatasetError { file, line: 0, problem: Problem::Io(error) }.into());
     }
     let file = sources.data(&source.path)?;
     let mut samples = dataset::read(&file.path, &convert::read_options(source))?;

@@ -62,7 +62,7 @@ impl QuantizedModel {
             let linears: Vec<&LinearSpec> =
                 spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
             let schemes: Vec<Option<Scheme>> =
-                linears.iter().map(|linear| config.scheme_of(&linear.path)).collect();
+                linears.iter().map(|linear| scheme_of(&config, linear)).collect();
             if schemes.iter().all(Option::is_none) {
                 return Ok(None);
             }
@@ -98,6 +98,11 @@ impl QuantizedModel {
     pub fn forward(&self, batch: &PackedBatch) -> Result<Outputs, ModelError> {
         self.model.forward(batch)
     }
+}
+
+/// How a Linear is quantised. The config's targets are modules of the class `Linear`, which a convolution is not.
+fn scheme_of(config: &QuantizationConfig, linear: &LinearSpec) -> Option<Scheme> {
+    if linear.is_torch_linear() { config.scheme_of(&linear.path) } else { None }
 }
 
 fn reader(

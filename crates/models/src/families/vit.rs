@@ -293,6 +293,13 @@ impl Builder<'_> {
                 .input
                 .config_error(format!("`patch_size` is [{patch}, {across}]; patches must be square")));
         }
+        let rows = (height / patch) * (width / patch) + leading;
+        if rows > MAX_ROWS || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
+            return Err(self.input.config_error(format!(
+                "images of {height} x {width} pixels in patches of {patch} x {patch} make {rows} rows; whole patches and \
+                 at most {MAX_ROWS} rows are supported"
+            )));
+        }
         let channels = draft.channels;
         let linear = self.convolution(draft.projection, hidden, channels, patch, draft.bias)?;
         let image = ImageInput {
@@ -304,13 +311,6 @@ impl Builder<'_> {
             positions: String::new(),
             norm: None,
         };
-        let rows = image.patch_count() + leading;
-        if rows > MAX_ROWS || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
-            return Err(self.input.config_error(format!(
-                "images of {height} x {width} pixels in patches of {patch} x {patch} make {rows} rows; whole patches and \
-                 at most {MAX_ROWS} rows are supported"
-            )));
-        }
         Ok(image)
     }
 }

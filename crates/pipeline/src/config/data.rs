@@ -157,7 +157,7 @@ impl TryFrom<DataSourceKeys> for DataSource {
             return Err(format!(
                 "the format of {} does not follow from its extension\n\
                  use .jsonl, .txt, .csv, .tsv or .parquet, or write {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \
-                 \"csv\", \"parquet\")\n\
+                 \"csv\", \"parquet\"); \
                  a folder of images ends in \"/\"",
                 super::error::quoted(&keys.path)
             ));
