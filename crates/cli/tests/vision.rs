@@ -137,7 +137,7 @@ fn classes_of_images_come_from_folders_and_from_csv_files() {
     {
         let file = image.as_str().unwrap().rsplit('/').next().unwrap();
         let label = labels[best(logits)];
-        csv += &format!("photos/{file},{label}\n");
+        csv.extend(["photos/", file, ",", label, "\n"]);
         let bytes = std::fs::read(scene.path(&format!("photos/{file}"))).unwrap();
         scene.write(&format!("sorted/{label}/{file}"), bytes);
     }

@@ -81,7 +81,7 @@ impl Fixture {
     }
 
     fn lossless(&self, image: usize) -> bool {
-        self.reference.images[image].ends_with(".png")
+        Path::new(&self.reference.images[image]).extension().is_some_and(|extension| extension == "png")
     }
 }
 
@@ -203,14 +203,15 @@ fn texts_of_clip_are_those_of_transformers_and_so_are_the_logits() {
 /// A copy of a fixture with another config.json.
 fn with_config(name: &str, change: impl FnOnce(serde_json::Value) -> serde_json::Value) -> tempfile::TempDir {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(&from).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file())
-    {
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    let copy = tempfile::tempdir().expect("a directory");
+    for file in std::fs::read_dir(&from).expect("the fixture").map(|entry| entry.expect("an entry").path()) {
+        if let (true, Some(name)) = (file.is_file(), file.file_name()) {
+            std::fs::copy(&file, copy.path().join(name)).expect("copied");
+        }
     }
-    let config = std::fs::read_to_string(from.join("config.json")).unwrap();
-    let changed = change(serde_json::from_str(&config).unwrap());
-    std::fs::write(copy.path().join("config.json"), changed.to_string()).unwrap();
+    let config = std::fs::read_to_string(from.join("config.json")).expect("a config");
+    let changed = change(serde_json::from_str(&config).expect("JSON"));
+    std::fs::write(copy.path().join("config.json"), changed.to_string()).expect("written");
     copy
 }
 

@@ -8,6 +8,9 @@ use super::{DatasetError, Problem, Sample};
 /// Extensions of the kinds of images that can be decoded.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
+/// A name and its path.
+type Named = (String, PathBuf);
+
 /// Every image of the folder, sorted by label and name.
 pub(super) fn read(path: &Path) -> Result<Vec<Sample>, DatasetError> {
     let (folders, images) = list(path)?;
@@ -46,7 +49,7 @@ fn error(path: &Path, problem: Problem) -> DatasetError {
 }
 
 /// The folders of a folder by name, and its images, each sorted; hidden entries are passed over.
-fn list(path: &Path) -> Result<(Vec<(String, PathBuf)>, Vec<PathBuf>), DatasetError> {
+fn list(path: &Path) -> Result<(Vec<Named>, Vec<PathBuf>), DatasetError> {
     let io = |source| error(path, Problem::Io(source));
     let (mut folders, mut images) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(path).map_err(io)? {

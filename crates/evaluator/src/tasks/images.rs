@@ -169,7 +169,7 @@ struct Answer {
 
 impl Answer {
     fn of(scores: &[f32], gold: usize) -> Self {
-        let above = scores.iter().enumerate().filter(|(i, score)| match score.total_cmp(&&scores[gold]) {
+        let above = scores.iter().enumerate().filter(|(i, score)| match score.total_cmp(&scores[gold]) {
             Ordering::Greater => true,
             Ordering::Equal => *i < gold,
             Ordering::Less => false,

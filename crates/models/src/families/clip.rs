@@ -280,9 +280,9 @@ fn vision_tower(build: &mut Builder<'_>, config: &Value, projection: usize) -> R
         bias: false,
     };
     let mut image = build.image_input(&draft, 1, hidden)?;
-    image.tokens.push("vision_model.embeddings.class_embedding".to_owned());
+    image.tokens.push(build.in_file("vision_model.embeddings.class_embedding"));
     build.expect(&image.tokens[0], &[hidden])?;
-    image.positions = "vision_model.embeddings.position_embedding.weight".to_owned();
+    image.positions = build.in_file("vision_model.embeddings.position_embedding.weight");
     build.expect(&image.positions, &[image.rows(), hidden])?;
     // The published names are misspelt so.
     image.norm = Some(build.norm("vision_model.pre_layrnorm", hidden)?);

@@ -39,6 +39,9 @@ struct Defaults {
 }
 
 const PLAIN: [f32; 3] = [0.5; 3];
+/// `OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD` of `transformers`.
+const OPENAI_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const OPENAI_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 impl Defaults {
     fn of(kind: &str) -> Option<Self> {
@@ -65,8 +68,8 @@ impl Defaults {
                 side: 224,
                 crop: Some(224),
                 filter: Filter::Bicubic,
-                mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-                std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+                mean: OPENAI_MEAN.map(|mean| mean as f32),
+                std: OPENAI_STD.map(|std| std as f32),
             }),
             _ => None,
         }
@@ -153,9 +156,8 @@ impl Steps {
         if input.channels != 3 {
             return Err(format!("prepares 3 channels, and the model takes {}", input.channels));
         }
-        let made = match (self.crop, self.scale) {
-            (Some(sides), _) | (None, Some(Scale::Exactly(sides))) => sides,
-            _ => return Ok(()),
+        let ((Some(made), _) | (None, Some(Scale::Exactly(made)))) = (self.crop, self.scale) else {
+            return Ok(());
         };
         if made == input.image_size {
             return Ok(());

@@ -36,7 +36,7 @@ pub struct ImageProcessor {
 }
 
 impl ImageProcessor {
-    /// Reads preprocessor_config.json, or the part of `processor_config.json` that newer versions of `transformers` write
+    /// Reads `preprocessor_config.json`, or the part of `processor_config.json` that newer versions of `transformers` write
     /// instead. `model_type` says whose defaults hold for keys that the file lacks, when it does not say so itself.
     pub(crate) fn load(dir: &Path, model_type: &str, input: &ImageInput) -> Result<Self, ModelError> {
         let path = dir.join("preprocessor_config.json");

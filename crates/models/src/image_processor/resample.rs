@@ -40,18 +40,15 @@ impl Filter {
         };
         let far = x.abs();
         match self {
-            Self::Nearest => 0.0,
             Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
             Self::Bilinear => (1.0 - far).max(0.0),
             Self::Hamming if far == 0.0 => 1.0,
-            Self::Hamming if far >= 1.0 => 0.0,
-            Self::Hamming => sinc(far) * (0.54 + 0.46 * (far * std::f64::consts::PI).cos()),
+            Self::Hamming if far < 1.0 => sinc(far) * (0.54 + 0.46 * (far * std::f64::consts::PI).cos()),
             // Keys' cubic convolution with a = -0.5.
             Self::Bicubic if far < 1.0 => ((1.5 * far) - 2.5) * far * far + 1.0,
             Self::Bicubic if far < 2.0 => (((far - 5.0) * far + 8.0) * far - 4.0) * -0.5,
-            Self::Bicubic => 0.0,
             Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
-            Self::Lanczos => 0.0,
+            _ => 0.0,
         }
     }
 }
