@@ -114,13 +114,13 @@ pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
             Fate::Quantized(id, scheme) => quantized(*id, scheme),
             Fate::Split(parts) => parts
                 .iter()
-                .flat_map(|(id, scheme)| match scheme {
-                    Some(scheme) => quantized(*id, scheme),
-                    None => {
-                        let linear = &spec.linears[*id];
-                        let shape = vec![linear.outputs, linear.inputs];
-                        vec![TensorSpec::new(format!("{}.weight", linear.tensor), info.dtype, shape)]
+                .flat_map(|(id, scheme)| {
+                    if let Some(scheme) = scheme {
+                        return quantized(*id, scheme);
                     }
+                    let linear = &spec.linears[*id];
+                    let shape = vec![linear.outputs, linear.inputs];
+                    vec![TensorSpec::new(format!("{}.weight", linear.tensor), info.dtype, shape)]
                 })
                 .collect(),
             Fate::SplitBias(parts) => parts
@@ -200,16 +200,15 @@ fn deploy_in_shards(
             Fate::Quantized(id, scheme) => quantize(*id, scheme, &mut writer)?,
             Fate::Split(parts) => {
                 for (id, scheme) in parts {
-                    match scheme {
-                        Some(scheme) => quantize(*id, scheme, &mut writer)?,
-                        None => {
-                            let linear = &spec.linears[*id];
-                            let columns = linear.inputs * info.dtype.size();
-                            let rows = linear.rows.start * columns..linear.rows.end * columns;
-                            let bytes = &finite_bytes(prepared, info)?[rows];
-                            writer.write(&format!("{}.weight", linear.tensor), bytes)?;
-                        }
+                    if let Some(scheme) = scheme {
+                        quantize(*id, scheme, &mut writer)?;
+                        continue;
                     }
+                    let linear = &spec.linears[*id];
+                    let columns = linear.inputs * info.dtype.size();
+                    let rows = linear.rows.start * columns..linear.rows.end * columns;
+                    let bytes = &finite_bytes(prepared, info)?[rows];
+                    writer.write(&format!("{}.weight", linear.tensor), bytes)?;
                 }
             }
             Fate::SplitBias(parts) => {

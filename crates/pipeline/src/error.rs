@@ -472,7 +472,8 @@ impl PipelineError {
             ),
             Self::NoHub { .. } | Self::NotPushable { .. } => true,
             Self::Model(error) | Self::Runtime(RuntimeError::Model(error)) => match error {
-                ModelError::Isa(_) | ModelError::Prompt { .. }
+                ModelError::Isa(_)
+                | ModelError::Prompt { .. }
                 | ModelError::NotFound { .. }
                 | ModelError::HubId { .. }
                 | ModelError::Task { .. } => true,
