@@ -21,7 +21,7 @@ const FILES: [Generated; 2] = [
 ];
 
 /// The commands of the program in the order of its help.
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "run",
     "calibrate",
     "statistics",
@@ -31,6 +31,7 @@ const COMMANDS: [&str; 10] = [
     "compare",
     "inspect",
     "init",
+    "push",
     "schema",
 ];
 

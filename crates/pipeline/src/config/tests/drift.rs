@@ -25,6 +25,7 @@ text_a = 0
 text_b = 1
 score = 2
 label = "l"
+image = "i"
 prompt = "query"
 prompt_text_b = "passage: "
 [[calibration.data]]
@@ -51,10 +52,15 @@ seed = 9
 kind = "sts"
 name = "sts-b"
 limit = 100
-data = { path = "b", format = "csv", header = true, delimiter = ",", text = "t", text_a = 0, text_b = 1, score = 2, label = "l", prompt = "q", prompt_b = "d" }
+data = { path = "b", format = "csv", header = true, delimiter = ",", text = "t", text_a = 0, text_b = 1, score = 2, label = "l", image = "i", prompt = "q", prompt_b = "d" }
 [[evaluation.tasks]]
 kind = "fidelity"
 data = { path = "b.jsonl", prompt_text = "", prompt_text_b = "passage: " }
+[[evaluation.tasks]]
+kind = "zero-shot"
+data = "photos/"
+labels = ["cat", "dog"]
+templates = ["a photo of a {label}."]
 [[evaluation.gate]]
 task = "sts-b"
 metric = "spearman"
