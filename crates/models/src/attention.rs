@@ -6,8 +6,8 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor};
 use rayon::prelude::*;
 use zeropoint_kernels::{Isa, softmax_rows};
 
-use crate::ops::{contiguous_mut, rows_per_task};
-use crate::spec::{AttentionSpec, Positions, Reach, RelativeBias};
+use crate::ops::{ROWS_PER_TASK, contiguous_mut};
+use crate::spec::{AttentionSpec, BlockSpec, Positions, Reach, RelativeBias};
 
 /// Consecutive sequences of one length that attend in one task.
 struct AttentionTask {
@@ -33,19 +33,31 @@ fn attention_tasks(offsets: &[usize]) -> Vec<AttentionTask> {
 }
 
 /// What the attention of every block of a forward shares.
-pub(crate) struct AttentionContext<'a> {
+pub(crate) struct AttentionContext {
     isa: Isa,
     tasks: Vec<AttentionTask>,
-    /// Position of each token within its sequence.
-    positions: Vec<usize>,
-    bias: Option<&'a BiasTable>,
+    /// For each base that occurs.
+    rotations: Vec<(f32, Rotary)>,
+    /// Of every length that occurs, by head and distance.
+    biases: BTreeMap<usize, Vec<Vec<f32>>>,
 }
 
-impl<'a> AttentionContext<'a> {
+impl AttentionContext {
     /// `offsets` are the first rows of the sequences, and the number of rows at the end.
-    pub(crate) fn new(isa: Isa, offsets: &[usize], bias: Option<&'a BiasTable>) -> Self {
-        let positions = offsets.windows(2).flat_map(|pair| 0..pair[1] - pair[0]).collect();
-        Self { isa, tasks: attention_tasks(offsets), positions, bias }
+    pub(crate) fn new(isa: Isa, offsets: &[usize], blocks: &[BlockSpec], bias: Option<&BiasTable>) -> Self {
+        let tasks = attention_tasks(offsets);
+        let positions: Vec<usize> = offsets.windows(2).flat_map(|pair| 0..pair[1] - pair[0]).collect();
+        let mut rotations: Vec<(f32, Rotary)> = Vec::new();
+        for spec in blocks.iter().map(|block| &block.attention) {
+            if let Positions::Rotary { theta } = spec.positions
+                && rotations.iter().all(|(known, _)| *known != theta)
+            {
+                rotations.push((theta, Rotary::new(theta, spec.head_dim, &positions)));
+            }
+        }
+        let of_length = |task: &AttentionTask| Some((task.length, bias?.by_distance(task.length)));
+        let biases = tasks.iter().filter_map(of_length).collect();
+        Self { isa, tasks, rotations, biases }
     }
 
     /// Scaled dot-product attention within each sequence; `[tokens, heads * head_dim]` in and out.
@@ -56,13 +68,14 @@ impl<'a> AttentionContext<'a> {
         key: &Tensor,
         value: &Tensor,
     ) -> Result<Tensor> {
-        let (query, key) = match spec.positions {
-            Positions::Rotary { theta } => {
-                let rotary = Rotary::new(theta, spec.head_dim, &self.positions);
-                (rotary.turn(query)?, rotary.turn(key)?)
-            }
-            Positions::Embedded | Positions::RelativeBias => (query.clone(), key.clone()),
-        };
+        // In the memory of the projections, which nothing else reads: parts of a fused one do not overlap.
+        let (query, key) = (query.contiguous()?, key.contiguous()?);
+        if let Positions::Rotary { theta } = spec.positions
+            && let Some((_, rotary)) = self.rotations.iter().find(|(known, _)| *known == theta)
+        {
+            query.inplace_op1(rotary)?;
+            key.inplace_op1(rotary)?;
+        }
         let attend_task = |task: &AttentionTask| -> Result<Tensor> {
             let heads_first = |x: &Tensor| {
                 x.narrow(0, task.start, task.count * task.length)?
@@ -71,7 +84,7 @@ impl<'a> AttentionContext<'a> {
                     .contiguous()
             };
             let scores = heads_first(&query)?.matmul(&heads_first(&key)?.t()?)?;
-            let bias = self.bias.filter(|_| spec.positions == Positions::RelativeBias);
+            let bias = self.biases.get(&task.length).filter(|_| spec.positions == Positions::RelativeBias);
             scores.inplace_op1(&Softmax { isa: self.isa, scale: spec.scale, reach: spec.reach, bias })?;
             scores
                 .matmul(&heads_first(value)?)?
@@ -90,7 +103,8 @@ struct Softmax<'a> {
     isa: Isa,
     scale: f32,
     reach: Reach,
-    bias: Option<&'a BiasTable>,
+    /// For each head the bias of the distances `-(length - 1)..length`.
+    bias: Option<&'a Vec<Vec<f32>>>,
 }
 
 impl InplaceOp1 for Softmax<'_> {
@@ -105,10 +119,9 @@ impl InplaceOp1 for Softmax<'_> {
             softmax_rows(self.isa, scores, length, self.scale);
             return Ok(());
         }
-        let bias = self.bias.map(|table| table.by_distance(length));
         for (row, scores) in scores.chunks_exact_mut(length).enumerate() {
             let (head, query) = (row / length % heads, row % length);
-            if let Some(bias) = &bias {
+            if let Some(bias) = self.bias {
                 // The bias of key j stands at distance j - query.
                 let from = length - 1 - query;
                 let bias = &bias[head][from..from + length];
@@ -123,7 +136,7 @@ impl InplaceOp1 for Softmax<'_> {
                 Reach::Causal => scores[query + 1..].fill(f32::NEG_INFINITY),
             }
         }
-        softmax_rows(self.isa, scores, length, if bias.is_some() { 1.0 } else { self.scale });
+        softmax_rows(self.isa, scores, length, if self.bias.is_some() { 1.0 } else { self.scale });
         Ok(())
     }
 }
@@ -188,12 +201,6 @@ impl Rotary {
         let turns = positions.iter().flat_map(|p| &table[p * half..(p + 1) * half]).copied().collect();
         Self { half, turns }
     }
-
-    fn turn(&self, x: &Tensor) -> Result<Tensor> {
-        let out = owned(x)?;
-        out.inplace_op1(self)?;
-        Ok(out)
-    }
 }
 
 impl InplaceOp1 for Rotary {
@@ -204,7 +211,7 @@ impl InplaceOp1 for Rotary {
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let (_, columns) = layout.shape().dims2()?;
         let x = contiguous_mut(storage, layout)?;
-        let task = rows_per_task();
+        let task = ROWS_PER_TASK;
         let turns = self.turns.par_chunks(self.half * task);
         x.par_chunks_mut(columns * task).zip(turns).for_each(|(x, turns)| {
             for (row, turns) in x.chunks_exact_mut(columns).zip(turns.chunks_exact(self.half)) {
@@ -218,11 +225,6 @@ impl InplaceOp1 for Rotary {
         });
         Ok(())
     }
-}
-
-/// A contiguous tensor in memory of its own: the original may be a part of a fused projection, or in use elsewhere.
-pub(crate) fn owned(x: &Tensor) -> Result<Tensor> {
-    if x.is_contiguous() { x.copy() } else { x.contiguous() }
 }
 
 /// Parts of outputs that fused Linears gave, by consumer.
@@ -280,7 +282,8 @@ mod tests {
         let turned = |v: &[f32], position: usize| -> Vec<f32> {
             let rotary = Rotary::new(10_000.0, 4, &[position]);
             let tensor = Tensor::from_slice(v, (1, 8), &device).unwrap();
-            rotary.turn(&tensor).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+            tensor.inplace_op1(&rotary).unwrap();
+            tensor.flatten_all().unwrap().to_vec1().unwrap()
         };
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         assert_eq!(turned(&x, 0), x);

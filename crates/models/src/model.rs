@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use zeropoint_formats::Checkpoint;
+use zeropoint_formats::safetensors::element::floats_from_bytes;
 use zeropoint_kernels::Isa;
 
 use crate::ModelError;
-use crate::attention::{AttentionContext, BiasTable, owned, part};
+use crate::attention::{AttentionContext, BiasTable, part};
 use crate::batch::PackedBatch;
 use crate::embed::{Embedding, Tables};
 use crate::ops::{ActivateInPlace, AddInPlace, LayerNorm, MultiplyInPlace};
@@ -184,7 +185,7 @@ impl Pass<'_, '_> {
         batch: &PackedBatch,
     ) -> Result<(Tensor, Vec<usize>), ModelError> {
         let (mut hidden, offsets) = parts.embedding.forward(&tower.input, self, batch)?;
-        let context = AttentionContext::new(self.model.isa, &offsets, parts.bias.as_ref());
+        let context = AttentionContext::new(self.model.isa, &offsets, &tower.blocks, parts.bias.as_ref());
         for (block, norms) in tower.blocks.iter().zip(&parts.norms) {
             hidden = self.block(block, norms, &context, &hidden)?;
         }
@@ -198,7 +199,7 @@ impl Pass<'_, '_> {
         &mut self,
         block: &BlockSpec,
         norms: &BlockNorms,
-        context: &AttentionContext<'_>,
+        context: &AttentionContext,
         hidden: &Tensor,
     ) -> Result<Tensor, ModelError> {
         match block.placement {
@@ -224,7 +225,7 @@ impl Pass<'_, '_> {
     fn attention(
         &mut self,
         block: &BlockSpec,
-        context: &AttentionContext<'_>,
+        context: &AttentionContext,
         input: &Tensor,
     ) -> Result<Tensor, ModelError> {
         let spec = &block.attention;
@@ -242,7 +243,10 @@ impl Pass<'_, '_> {
         let inner = match &spec.gate {
             None => up.contiguous()?,
             Some(gate) => {
-                let gated = owned(&part(&outputs, &gate.projection)?)?;
+                let gated = part(&outputs, &gate.projection)?;
+                // One row of a fused Linear is contiguous as it is, and would share the memory of `up`.
+                let fused = gate.projection.linear == spec.up.linear;
+                let gated = if fused { gated.force_contiguous()? } else { gated };
                 gated.inplace_op1(&ActivateInPlace { isa, activation: gate.activation })?;
                 gated.inplace_op2(&up.contiguous()?, &MultiplyInPlace)?;
                 gated
@@ -346,20 +350,34 @@ pub(crate) fn read_matrix(
 impl LinearSpec {
     /// Its weight `[outputs, inputs]` in f32, row-major, every value finite.
     pub fn read_weight(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>, ModelError> {
-        let values = read_finite(checkpoint, &self.weight)?;
-        Ok(self.own_rows(values, self.inputs))
+        self.read_rows(checkpoint, &self.weight, self.inputs)
     }
 
     /// Its bias `[outputs]` in f32, every value finite.
     pub fn read_bias(&self, checkpoint: &Checkpoint) -> Result<Option<Vec<f32>>, ModelError> {
-        let values = self.bias.as_deref().map(|bias| read_finite(checkpoint, bias)).transpose()?;
-        Ok(values.map(|values| self.own_rows(values, 1)))
+        self.bias.as_deref().map(|bias| self.read_rows(checkpoint, bias, 1)).transpose()
     }
 
-    fn own_rows(&self, mut values: Vec<f32>, columns: usize) -> Vec<f32> {
-        values.truncate(self.rows.end * columns);
-        values.drain(..self.rows.start * columns);
-        values
+    /// Its rows of a tensor, and no others.
+    fn read_rows(&self, checkpoint: &Checkpoint, name: &str, columns: usize) -> Result<Vec<f32>, ModelError> {
+        if !self.is_fused_in_file() {
+            return read_finite(checkpoint, name);
+        }
+        let dtype = checkpoint.require(name)?.dtype;
+        let at = |row: usize| (row * columns * dtype.size()) as u64;
+        let bytes = checkpoint.read_range(name, at(self.rows.start)..at(self.rows.end))?;
+        let values = floats_from_bytes(dtype, &bytes).ok_or_else(|| ModelError::Tensor {
+            path: checkpoint.dir().to_owned(),
+            tensor: name.to_owned(),
+            reason: format!("is stored as {dtype}; floats are expected"),
+        })?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(i) => {
+                let element = self.rows.start * columns + i;
+                Err(ModelError::not_finite(checkpoint.dir(), name, element, values[i]))
+            }
+        }
     }
 
     /// Reads it in f32.

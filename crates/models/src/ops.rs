@@ -9,12 +9,7 @@ use zeropoint_kernels::{self as kernels, Activation, Isa};
 use crate::spec::ActivationFn;
 
 /// Rows handled by one task. Fixed, so that the split never depends on the number of threads.
-const ROWS_PER_TASK: usize = 32;
-
-/// Rows handled by one task of an operation on whole rows.
-pub(crate) const fn rows_per_task() -> usize {
-    ROWS_PER_TASK
-}
+pub(crate) const ROWS_PER_TASK: usize = 32;
 
 fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let CpuStorage::F32(data) = storage else { bail!("an f32 tensor is expected") };
@@ -175,7 +170,10 @@ impl InplaceOp2 for MultiplyInPlace {
 
     fn cpu_fwd(&self, x: &mut CpuStorage, lx: &Layout, y: &CpuStorage, ly: &Layout) -> Result<()> {
         let (x, y) = (contiguous_mut(x, lx)?, contiguous(y, ly)?);
-        x.iter_mut().zip(y).for_each(|(x, y)| *x *= y);
+        let task = lx.dims().last().copied().unwrap_or(1).max(1) * ROWS_PER_TASK;
+        x.par_chunks_mut(task).zip(y.par_chunks(task)).for_each(|(x, y)| {
+            x.iter_mut().zip(y).for_each(|(x, y)| *x *= y);
+        });
         Ok(())
     }
 }

@@ -316,3 +316,17 @@ fn descriptions_say_what_the_fixtures_are() {
         assert_eq!(unused, case.unused, "{}", case.name);
     }
 }
+
+/// One row of a fused Linear is contiguous, and its parts share memory: none may be written through another.
+#[test]
+fn a_single_token_goes_through_alone_as_it_does_among_others() {
+    for fixture in Fixture::all() {
+        let ids = fixture.reference.input_ids[0][..1].to_vec();
+        let one = TokenSequence { type_ids: vec![0], ids, prompt: 0 };
+        let rest = fixture.sequences();
+        let alone = rows(&fixture.model.hidden_states(&pack(std::slice::from_ref(&one))).unwrap());
+        let together: Vec<TokenSequence> = [one].into_iter().chain(rest).collect();
+        let among_others = rows(&fixture.model.hidden_states(&pack(&together)).unwrap());
+        assert_close(&alone[0], &among_others[0], BATCH_TOLERANCE, fixture.name);
+    }
+}

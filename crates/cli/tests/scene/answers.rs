@@ -27,24 +27,9 @@ impl Answers {
         self.refused_in(code, mistake, arguments, |_| ());
     }
 
-    /// As [`Answers::refused`], with whichever of 1 and 2 the document then pins.
-    pub(crate) fn refused_somehow(&mut self, mistake: &str, arguments: &[&str]) {
-        self.refused_with(&[1, 2], mistake, arguments, |_| ());
-    }
-
     pub(crate) fn refused_in(
         &mut self,
         code: i32,
-        mistake: &str,
-        arguments: &[&str],
-        change: impl FnOnce(&mut Command),
-    ) {
-        self.refused_with(&[code], mistake, arguments, change);
-    }
-
-    fn refused_with(
-        &mut self,
-        codes: &[i32],
         mistake: &str,
         arguments: &[&str],
         change: impl FnOnce(&mut Command),
@@ -54,8 +39,7 @@ impl Answers {
         change(&mut command);
         let output = command.output().expect("the program starts");
         let answer = stderr(&output);
-        let code = output.status.code().unwrap_or(-1);
-        assert!(codes.contains(&code), "{mistake}: exit code {code}, not one of {codes:?}: {answer}");
+        assert_eq!(output.status.code(), Some(code), "{mistake}: {answer}");
         assert!(output.stdout.is_empty(), "{mistake}: standard output is for results");
         assert_eq!(answer.matches("error: ").count(), 1, "{mistake}: one error, said once: {answer}");
         assert_same_tree(&self.scene.tree(""), &before);
