@@ -88,9 +88,8 @@ fn default_eps() -> f64 {
 
 fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError> {
     let config: AlbertConfig = input.parse()?;
-    let task = input.task_for(head, BASE)?;
+    let (task, architecture) = input.purpose(head, BASE)?;
     let base = task == Task::Embedding;
-    let architecture = if base { BASE.to_owned() } else { head.architecture(input.config, BASE) };
     input.check_sizes(&[
         ("embedding_size", config.embedding_size, MAX_WIDTH),
         ("hidden_size", config.hidden_size, MAX_WIDTH),

@@ -180,11 +180,8 @@ fn default_eps() -> f64 {
 
 fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<ModelSpec, ModelError> {
     let config: BertConfig = input.parse()?;
-    let task = input.task_for(head, dialect.base)?;
-    // A task model that is used for its vectors is described, measured and deployed as the encoder inside it.
+    let (task, architecture) = input.purpose(head, dialect.base)?;
     let base = task == Task::Embedding;
-    let architecture =
-        if base { dialect.base.to_owned() } else { head.architecture(input.config, dialect.base) };
     let activation = validate(&config, input)?;
     let hidden = config.hidden_size;
     let sizes = Sizes {

@@ -77,9 +77,8 @@ fn default_act() -> String {
 
 fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError> {
     let config: DistilBertConfig = input.parse()?;
-    let task = input.task_for(head, BASE)?;
+    let (task, architecture) = input.purpose(head, BASE)?;
     let base = task == Task::Embedding;
-    let architecture = if base { BASE.to_owned() } else { head.architecture(input.config, BASE) };
     input.check_sizes(&[
         ("dim", config.dim, MAX_WIDTH),
         ("n_heads", config.n_heads, MAX_WIDTH),

@@ -92,6 +92,15 @@ impl FamilyInput<'_> {
         }
     }
 
+    /// The task that [`FamilyInput::task_for`] gives, and the architecture of the result: a task model that is used for its
+    /// vectors is described, measured and deployed as the encoder inside it.
+    fn purpose(&self, head: Head, base: &str) -> Result<(Task, String), ModelError> {
+        let task = self.task_for(head, base)?;
+        let architecture =
+            if task == Task::Embedding { base.to_owned() } else { head.architecture(self.config, base) };
+        Ok((task, architecture))
+    }
+
     /// What the model is described as: the task asked for, or what its architecture is for. A model with modules.json is
     /// an encoder of sentences whatever it was trained as.
     fn task_for(&self, head: Head, base: &str) -> Result<Task, ModelError> {

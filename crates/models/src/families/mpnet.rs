@@ -76,9 +76,8 @@ fn default_buckets() -> usize {
 
 fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError> {
     let config: MpnetConfig = input.parse()?;
-    let task = input.task_for(head, BASE)?;
+    let (task, architecture) = input.purpose(head, BASE)?;
     let base = task == Task::Embedding;
-    let architecture = if base { BASE.to_owned() } else { head.architecture(input.config, BASE) };
     input.check_sizes(&[
         ("hidden_size", config.hidden_size, MAX_WIDTH),
         ("num_attention_heads", config.num_attention_heads, MAX_WIDTH),

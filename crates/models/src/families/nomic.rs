@@ -202,10 +202,8 @@ impl NomicConfig {
 
 fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<ModelSpec, ModelError> {
     let config: NomicConfig = input.parse()?;
-    let task = input.task_for(head, dialect.base)?;
+    let (task, architecture) = input.purpose(head, dialect.base)?;
     let base = task == Task::Embedding;
-    let architecture =
-        if base { dialect.base.to_owned() } else { head.architecture(input.config, dialect.base) };
     let positions = config.max_position_embeddings.unwrap_or(dialect.positions);
     let types = config.type_vocab_size.unwrap_or(dialect.types);
     input.check_sizes(&[

@@ -95,11 +95,9 @@ fn describe(
     prefix: &'static str,
 ) -> Result<ModelSpec, ModelError> {
     let config: VitConfig = input.parse()?;
-    let task = input.task_for(head, base_name)?;
+    let (task, architecture) = input.purpose(head, base_name)?;
     let base = task == Task::Embedding;
-    let named = head.architecture(input.config, base_name);
-    let teacher = named == TEACHER;
-    let architecture = if base { base_name.to_owned() } else { named };
+    let teacher = head.architecture(input.config, base_name) == TEACHER;
     let hidden = config.hidden_size;
     let pooled = config.pooler_output_size.unwrap_or(hidden);
     input.check_sizes(&[
