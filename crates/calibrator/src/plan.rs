@@ -109,13 +109,16 @@ impl CalibrationSet {
         BatchPlan { batches: own.map(|(batch, _)| batch.clone()).collect() }
     }
 
-    /// Identifies the token ids, the pixels and the batches: everything of the data that statistics depend on.
+    /// Identifies the token ids, the pixels, the samples' numbers and the batches: everything of the data that statistics
+    /// depend on.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut builder = Fingerprint::builder("calibration-set");
         let bytes = |values: &[u32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         for batch in self.plan.batches() {
             builder.field("batch", (batch.len() as u64).to_le_bytes());
             for &i in batch {
+                // Moving averages are taken in the samples' order, which batches do not keep.
+                builder.field("sample", (i as u64).to_le_bytes());
                 match &self.inputs[i] {
                     ModelInput::Tokens(tokens) => {
                         builder.field("ids", bytes(&tokens.ids));
@@ -210,6 +213,13 @@ mod tests {
         assert_eq!(set(text(vec![1, 2]), 2), set(text(vec![1, 2]), 2));
         assert_ne!(set(text(vec![1, 2]), 2), set(text(vec![1, 3]), 2));
         assert_ne!(set(text(vec![1, 2]), 2), set(text(vec![1, 2]), 1));
+        // Batches are sorted by length, so two samples that change places leave them as they are.
+        let swapped = |inputs: Vec<ModelInput>| {
+            let plan = BatchPlan::new(&inputs, 2);
+            CalibrationSet { inputs, plan, available: 2 }.fingerprint()
+        };
+        let (short, long) = (text(vec![1]), text(vec![2, 3]));
+        assert_ne!(swapped(vec![short.clone(), long.clone()]), swapped(vec![long, short]));
         assert_eq!(set(image(0.5), 2), set(image(0.5), 2));
         assert_ne!(set(image(0.5), 2), set(image(0.25), 2));
         assert_ne!(set(image(0.5), 2), set(text(vec![1, 2]), 2));

@@ -28,8 +28,10 @@ Environment: ZEROPOINT_ISA=scalar|avx2|avx512vnni chooses the instruction set, N
 HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are those of the Hugging Face hub.";
 
 const SUPPORTED: &str = "\
-Supported models: BERT encoders (BertModel, BertForSequenceClassification) with absolute positions, in f32, f16 or \
-bf16 safetensors, one file or sharded; sentence-transformers with CLS, max or mean pooling; single-label classifiers.
+Supported models: encoders of texts (BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet, ALBERT, ELECTRA, ModernBERT, \
+Nomic-BERT, GTE) as sentence encoders, classifiers, cross-encoders, token classifiers, masked language models or for \
+question answering; of images (ViT, DeiT) and of both (CLIP); in f32, f16 or bf16 safetensors, one file or sharded. \
+docs/families.md has every class and its limits.
 Models come from a directory or, as owner/name, from the Hugging Face hub.
 Limits: weights and activations are INT8; transformers \
 expands INT8 weights to float when it loads them, so the speed-up is in Zeropoint's own runtime.";
@@ -107,7 +109,7 @@ pub(crate) struct CacheArgs {
 pub(crate) struct OutputArgs {
     /// The run directory (default: `output.dir` of the config)
     #[arg(long, value_name = "DIR")]
-    pub(crate) out: Option<PathBuf>,
+    pub(crate) out: Option<String>,
     /// Replace the directory if an earlier run wrote it
     #[arg(long)]
     pub(crate) force: bool,

@@ -1,12 +1,10 @@
 //! One function for each command.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 use zeropoint_pipeline::config::{Config, Preset};
 use zeropoint_pipeline::{
     CacheDir, CalibrateOptions, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, Sources, calibrate,
-    dry_run, evaluate, inspect, quantize, run, starter, write_starter,
+    check_output, dry_run, evaluate, inspect, quantize, run, starter, write_starter,
 };
 
 use crate::args::{
@@ -37,10 +35,10 @@ pub(crate) fn execute(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result
     }
 }
 
-fn load(args: &ConfigArgs, out: Option<&PathBuf>) -> Result<Config, PipelineError> {
+fn load(args: &ConfigArgs, out: Option<&String>) -> Result<Config, PipelineError> {
     let config = Config::load(&args.config, &args.sets)?;
     match out {
-        Some(out) => Ok(config.with_output_dir(&out.to_string_lossy(), "--out")?),
+        Some(out) => Ok(config.with_output_dir(out, "--out")?),
         None => Ok(config),
     }
 }
@@ -64,7 +62,11 @@ fn run_command(
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
     let sources = sources.headers_only(args.dry_run);
-    let prepared = Prepared::with_sources(load(&args.config, args.output.out.as_ref())?, &sources)?;
+    let config = load(&args.config, args.output.out.as_ref())?;
+    if !args.dry_run {
+        check_output(&config, args.output.force)?;
+    }
+    let prepared = Prepared::with_sources(config, &sources)?;
     let options = options(&args.output, cache(&args.cache));
     if args.dry_run {
         let plan = dry_run(&prepared, &options)?;
@@ -85,7 +87,9 @@ fn quantize_command(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
-    let prepared = Prepared::with_sources(load(&args.config, args.output.out.as_ref())?, sources)?;
+    let config = load(&args.config, args.output.out.as_ref())?;
+    check_output(&config, args.output.force)?;
+    let prepared = Prepared::with_sources(config, sources)?;
     let options = options(&args.output, CacheDir::None);
     let outcome = quantize(&prepared, &args.statistics, &options, terminal, cancel)?;
     finish(&outcome, args.json, terminal)
@@ -130,6 +134,9 @@ fn evaluate_command(
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
     let prepared = Prepared::with_sources(load(&args.config, None)?, sources)?;
+    for warning in &prepared.warnings {
+        terminal.warn(warning);
+    }
     let (model, _kept) = sources.directory(&args.model, None)?;
     let (metrics, gates) = evaluate(&prepared, &model, terminal, cancel)?;
     if args.json {

@@ -52,7 +52,7 @@ pub(crate) fn metrics(metrics: &[Metric], gates: &[Gate]) -> String {
             if metric.ideal { "-".to_owned() } else { format!("{:.4}", metric.original) },
             format!("{:.4}", metric.quantized),
             format!("{:+.4}", metric.delta),
-            format!("{:.4}", metric.stderr),
+            if metric.stderr.is_finite() { format!("{:.4}", metric.stderr) } else { "-".to_owned() },
         ]);
     }
     let mut text = if metrics.is_empty() { String::new() } else { table(&rows) };
@@ -189,4 +189,28 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standard_error_that_is_not_known_is_a_dash() {
+        let metric = |name: &str, stderr: f64| Metric {
+            task: "fidelity".to_owned(),
+            name: name.to_owned(),
+            original: 1.0,
+            quantized: 0.5,
+            delta: -0.5,
+            stderr,
+            higher_is_better: true,
+            samples: 10,
+            data: None,
+            ideal: true,
+        };
+        let shown = metrics(&[metric("cosine_mean", 0.01), metric("cosine_min", f64::NAN)], &[]);
+        let last: Vec<&str> = shown.lines().filter_map(|line| line.split_whitespace().last()).collect();
+        assert_eq!(last, ["stderr", "0.0100", "-"]);
+    }
 }

@@ -95,7 +95,7 @@ fn a_signal_before_anything_is_done_leaves_nothing() {
         let arguments = command.iter().chain(&["--out", "out"]).chain(&LONG_CALIBRATION).chain(&large);
         let (status, said) = Working::until(scene.zeropoint(arguments), "Calibrating").signal("INT");
         assert_eq!(status.code(), Some(130), "{command:?}: {said}");
-        assert!(said.contains("error: stopped as asked; nothing was written"), "{said}");
+        assert!(said.contains("error: stopped as asked; no file was written"), "{said}");
         scene::assert_same_tree(&scene.tree(""), &before);
         assert_eq!(scene.temporary_files(), [] as [&str; 0]);
     }

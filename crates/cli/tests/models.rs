@@ -189,6 +189,18 @@ fn bf16_embeddings_are_half_as_large_and_rounded_to_nearest() {
     }
     assert_eq!(tables, 3, "words, positions, token types");
 
+    // A table that the file holds a second time, as a decoder, stays one and the same.
+    let scene = scene_of("bert-mlm");
+    scene.copy_fixture("bert-mlm", "twice");
+    let mut file = Safetensors::read(&scene.path("twice/model.safetensors"));
+    file.copy("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight");
+    scene.write("twice/model.safetensors", file.to_bytes());
+    run(&scene, "twice-bf16", &["model.source=twice", "quantization.embeddings=bf16"]);
+    let out = Safetensors::read(&scene.path("twice-bf16/model/model.safetensors"));
+    let [table, decoder] = ["bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"];
+    assert_eq!(out.dtype(table), "BF16");
+    assert_eq!((out.dtype(table), out.bytes(table)), (out.dtype(decoder), out.bytes(decoder)));
+
     // A source that is 16-bit already stays as it is.
     let scene = scene_of("bert-max-f16");
     run(&scene, "keep", &[]);

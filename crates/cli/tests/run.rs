@@ -92,6 +92,8 @@ fn the_report_has_the_keys_that_others_rely_on() {
                     holds(&promised[0], value, &format!("{at}[{i}]"));
                 }
             }
+            // A standard error that is not known.
+            (Value::Number(_), Value::Null) if at.ends_with(".stderr") => {}
             _ => assert_eq!(std::mem::discriminant(promised), std::mem::discriminant(found), "{at}: {found}"),
         }
     }

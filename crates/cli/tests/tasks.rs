@@ -40,6 +40,15 @@ fn write_lines(scene: &Scene, name: &str, rows: &[Value]) {
     scene.write(name, rows.iter().map(|row| row.to_string() + "\n").collect::<String>());
 }
 
+/// The metrics without the fingerprint of the data, which may hold the same gold in another form.
+fn measured(report: &Value) -> Vec<Value> {
+    let mut metrics = report["metrics"].as_array().expect("a list").clone();
+    for metric in &mut metrics {
+        metric.as_object_mut().expect("an object").remove("data").expect("it is there");
+    }
+    metrics
+}
+
 /// A metric's value for the quantised model.
 #[track_caller]
 fn quantized(report: &Value, name: &str) -> f64 {
@@ -152,7 +161,7 @@ fn regression_is_measured_by_its_error() {
             texts.iter().zip(["0.5", "1", "-2"]).map(|(t, s)| format!("{t},{s}")).collect();
         scene.write("gold.csv", lines.join("\n"));
         let task = "{kind='classification',data={path='gold.csv',text=0,label=1}}";
-        assert_eq!(run(&scene, "csv", scheme, task)["metrics"], report["metrics"]);
+        assert_eq!(measured(&run(&scene, "csv", scheme, task)), measured(&report));
     }
 }
 
@@ -187,7 +196,7 @@ fn several_labels_are_a_list_or_joined_by_bars() {
             texts.iter().zip(&gold).map(|(t, l)| format!("{t},{}", l.join(" | "))).collect();
         scene.write("gold.csv", format!("text,label\n{}", lines.join("\n")));
         let joined = run(&scene, "csv", scheme, "{kind='classification',data='gold.csv'}");
-        assert_eq!(joined["metrics"], report["metrics"]);
+        assert_eq!(measured(&joined), measured(&report));
     }
 }
 

@@ -13,12 +13,14 @@
 //! assert_eq!(dequantize(quantize(0.0, params), params), 0.0); // real zero is exact: that is the zero point
 //! ```
 
+mod contain;
 mod fingerprint;
 mod params;
 mod quantize;
 mod rng;
 mod scheme;
 
+pub use contain::contain;
 pub use fingerprint::{Fingerprint, FingerprintBuilder};
 pub use params::{ParamsError, QuantParams, SCALE_FLOOR};
 pub use quantize::{dequantize, quantize};

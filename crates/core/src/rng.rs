@@ -1,4 +1,4 @@
-//! A small seeded generator whose output is the same on every platform and in every release.
+//! A small seeded generator whose whole numbers and uniform values are the same on every platform and in every release.
 
 /// xoshiro256** seeded through `SplitMix64`, as its authors advise.
 ///
@@ -54,7 +54,7 @@ impl Rng {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// A standard normal value (Box-Muller, one of the pair).
+    /// A standard normal value (Box-Muller, one of the pair). Its last bits are those of the platform's `ln` and `cos`.
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()

@@ -282,15 +282,34 @@ fn unknown(runs: &[Run], metric: &MetricName) -> CompareError {
     CompareError::Unknown { metric: metric.to_string(), known }
 }
 
-/// The measurement that most runs agree with, the first of equals.
+/// The measurement that most runs agree with; of those that do, one on the data that most of them name.
 fn standard<'a>(runs: &'a [Run], metric: &MetricName) -> Option<&'a Metric> {
     let found: Vec<&Metric> = runs.iter().filter_map(|run| metric.find(&run.report)).collect();
-    let agreeing = |one: &Metric| found.iter().filter(|other| difference(one, other).is_none()).count();
+    let alike = |one: &Metric, other: &Metric| difference_in_value(one, other).is_none();
+    let standard = agreed(&found, alike)?;
+    // Data that are not named contradict none, and so cannot decide which are right.
+    let named = found.into_iter().filter(|other| other.data.is_some() && alike(standard, other));
+    agreed(&named.collect::<Vec<_>>(), |one, other| one.data == other.data).or(Some(standard))
+}
+
+/// The one that most agree with, the first of equals.
+fn agreed<'a>(found: &[&'a Metric], agree: impl Fn(&Metric, &Metric) -> bool) -> Option<&'a Metric> {
+    let agreeing = |one: &Metric| found.iter().filter(|other| agree(one, other)).count();
     found.iter().copied().reduce(|best, next| if agreeing(next) > agreeing(best) { next } else { best })
 }
 
 /// Why two measurements of a metric are not of the same thing.
 fn difference(standard: &Metric, other: &Metric) -> Option<String> {
+    difference_in_value(standard, other).or_else(|| {
+        // Fidelity metrics give every original the ideal; and reports of earlier releases do not name their data.
+        let (known, found) = (standard.data?, other.data?);
+        (known != found)
+            .then(|| format!("measured on other data: fingerprint {}, not {}", found.short(), known.short()))
+    })
+}
+
+/// As [`difference`], by what was measured on the original alone.
+fn difference_in_value(standard: &Metric, other: &Metric) -> Option<String> {
     if other.higher_is_better != standard.higher_is_better || other.ideal != standard.ideal {
         return Some("measured as another kind of metric".to_owned());
     }

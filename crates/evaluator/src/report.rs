@@ -2,7 +2,7 @@
 //!
 //! `report.json` is an interface: other tools rely on its keys, and [`SCHEMA`] changes when one changes its meaning.
 //! JSON has no infinity and no NaN. A measured number without a value is written as `null` and read back as NaN; an
-//! SQNR is capped instead (see [`sqnr_db`](crate::metrics::fidelity::sqnr_db)), because "exact" is not "unknown".
+//! SQNR is capped instead (see [`capped_sqnr_db`]), because "exact" and "all is lost" are not "unknown".
 
 mod card;
 pub(crate) mod escape;
@@ -19,6 +19,15 @@ use zeropoint_core::Fingerprint;
 
 /// The version of `report.json` that this crate writes and reads.
 pub const SCHEMA: u32 = 1;
+
+/// The bounds of every SQNR in a report, in decibels. Rounding to f32 alone stays near 150 dB, so 200 says "exact".
+pub const SQNR_LIMIT_DB: f64 = 200.0;
+
+/// An SQNR within [`SQNR_LIMIT_DB`] on both sides, so that it is a number that JSON can hold and that sorts: the upper limit
+/// where there is no noise, the lower one where there is no signal. NaN stays NaN.
+pub fn capped_sqnr_db(db: f64) -> f64 {
+    db.clamp(-SQNR_LIMIT_DB, SQNR_LIMIT_DB)
+}
 
 /// Why a `report.json` could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +139,7 @@ pub struct Model {
     pub architecture: String,
     /// Number of parameters.
     pub parameters: u64,
-    /// Of its weights and config.
+    /// Identifies its weights and every file beside them that decides what it computes.
     pub fingerprint: Fingerprint,
 }
 
@@ -197,13 +206,17 @@ pub struct Metric {
     /// `quantized - original`.
     #[serde(with = "number")]
     pub delta: f64,
-    /// Standard error of `delta`, see [`paired_standard_error`](crate::bootstrap::paired_standard_error).
+    /// Standard error of `delta`, see [`paired_standard_error`](crate::bootstrap::paired_standard_error); NaN when it is not
+    /// known, as that of a minimum.
     #[serde(with = "number")]
     pub stderr: f64,
     /// Which direction is good.
     pub higher_is_better: bool,
     /// Number of samples measured.
     pub samples: u64,
+    /// Of the samples measured, see [`TaskData::fingerprint`](crate::tasks::TaskData::fingerprint); `None` when not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Fingerprint>,
     /// Whether `original` is the ideal of a fidelity metric and not a measurement.
     #[serde(default)]
     pub ideal: bool,
@@ -262,7 +275,7 @@ pub struct Layer {
     pub weights: String,
     /// How its input is quantised, as [`zeropoint_core::ActivationScheme`] displays itself.
     pub activations: String,
-    /// Weight against quantised weight, in decibels.
+    /// Weight against quantised weight, in decibels, as the others [capped](capped_sqnr_db).
     #[serde(with = "number")]
     pub weight_sqnr_db: f64,
     /// Input against quantised input, in decibels; `None` when not measured.
@@ -285,15 +298,25 @@ pub struct Layer {
     /// Fraction of the weight's values that fell outside the range of their channel; `None` when not recorded.
     #[serde(default)]
     pub weight_clipped_fraction: Option<f64>,
-    /// Input channels far larger than the others.
+    /// Input channels far larger than the others, the largest of them.
     #[serde(default)]
     pub outlier_channels: Vec<OutlierChannel>,
+    /// How many such channels there are, those that are not named included; 0 when not recorded. See [`Layer::outliers`].
+    #[serde(default)]
+    pub outlier_count: u64,
     /// Bytes of its tensors in the quantised model.
     #[serde(default)]
     pub bytes: u64,
     /// Bytes of its weight in the source; `None` when not recorded.
     #[serde(default)]
     pub original_bytes: Option<u64>,
+}
+
+impl Layer {
+    /// How many input channels are far larger than the others: as counted, and no fewer than are named.
+    pub fn outliers(&self) -> u64 {
+        self.outlier_count.max(self.outlier_channels.len() as u64)
+    }
 }
 
 /// The intervals that a weight's scales represent without saturation: those of the smallest and of the largest scale,

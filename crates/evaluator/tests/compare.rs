@@ -157,6 +157,35 @@ fn what_was_measured_otherwise_is_kept_aside_with_the_reason() {
 }
 
 #[test]
+fn fidelity_to_the_original_is_compared_on_the_same_data_alone() {
+    let fidelity = MetricName::parse("fidelity.cosine_mean").expect("a name");
+    let data = |texts: &str| Fingerprint::builder(texts).finish();
+    let mut runs = few();
+    for run in &mut runs {
+        run.report.metrics[1].data = Some(data("texts"));
+    }
+    // A report of an earlier release does not name its data, and is taken as it was.
+    runs[0].report.metrics[1].data = None;
+    runs[3].report.metrics[1].data = Some(data("other texts"));
+    let reason = format!(
+        "measured on other data: fingerprint {}, not {}",
+        data("other texts").short(),
+        data("texts").short()
+    );
+    for _ in 0..runs.len() {
+        runs.rotate_left(1);
+        let comparison = Comparison::new(&runs, Some(&fidelity)).expect("they can be compared");
+        let excluded: Vec<(&str, &str)> = comparison
+            .runs
+            .iter()
+            .filter_map(|row| Some((row.run.as_str(), row.excluded.as_deref()?)))
+            .collect();
+        assert_eq!(excluded, [("runs/clipped", reason.as_str())]);
+        assert!(comparison.to_html().contains(&reason) && comparison.to_csv().contains(&reason));
+    }
+}
+
+#[test]
 fn without_a_name_the_metric_that_most_runs_measured_is_taken() {
     let mut runs = few();
     let chosen = |runs: &[Run]| {

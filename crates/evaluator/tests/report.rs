@@ -4,7 +4,8 @@ mod made_up;
 
 use made_up::{bare, layer, metric, rich};
 use zeropoint_evaluator::report::{
-    CardInfo, Gate, Metric, Report, ReportError, SelfCheck, Timing, parse_front_matter,
+    CardInfo, Gate, Layer, Metric, Report, ReportError, SQNR_LIMIT_DB, SelfCheck, Timing, capped_sqnr_db,
+    parse_front_matter,
 };
 
 const SOURCE_CARD: &str = "---\nlanguage: en\nlicense: apache-2.0\nlibrary_name: sentence-transformers\ntags:\n\
@@ -130,6 +131,63 @@ fn json_reads_back_and_holds_no_infinity() {
     assert!(read.layers[3].weight_sqnr_db.is_nan());
     assert_eq!(read.layers[1], report.layers[1]);
     assert_eq!(read.to_json(), json);
+}
+
+#[test]
+fn a_standard_error_that_is_not_known_is_said_to_be_so() {
+    const NOTE: &str = "`-` stands for one that is not known";
+    let mut report = rich();
+    assert!(
+        !report.to_markdown().contains(NOTE),
+        "a metric without a value needs no explanation of its error"
+    );
+    report.metrics[2] =
+        Metric { name: "cosine_min".to_owned(), stderr: f64::NAN, ..report.metrics[2].clone() };
+    let (markdown, row) = (report.to_markdown(), "| 0.9981 | -0.0019 | - | higher | 1,379 |");
+    assert!(markdown.contains(&format!("| fidelity | cosine_min | 1.0000 (ideal) {row}")), "{markdown}");
+    assert!(markdown.contains(NOTE), "{markdown}");
+    assert!(report.to_model_card(card()).contains(row));
+    let read = Report::from_json(&report.to_json()).expect("our own report");
+    assert!(read.metrics[2].stderr.is_nan());
+    assert_eq!(read.metrics[2].quantized, 0.9981);
+}
+
+#[test]
+fn an_sqnr_is_a_number_that_sorts() {
+    for (db, capped) in [(f64::INFINITY, 200.0), (f64::NEG_INFINITY, -200.0), (31.5, 31.5), (-201.0, -200.0)]
+    {
+        assert_eq!(capped_sqnr_db(db), capped);
+    }
+    assert!(capped_sqnr_db(f64::NAN).is_nan());
+    let mut report = rich();
+    report.layers.push(layer("lost", 40.0, Some(-SQNR_LIMIT_DB), Some(-SQNR_LIMIT_DB)));
+    let markdown = report.to_markdown();
+    assert!(markdown.contains("1. `lost`, -200.0 dB: inputs are the weaker side (-200.0 dB"), "{markdown}");
+}
+
+#[test]
+fn outlier_channels_are_counted_beyond_those_that_are_named() {
+    let mut report = rich();
+    report.layers[1].outlier_count = 51;
+    let markdown = report.to_markdown();
+    for expected in ["| 51, largest #12 at 48.2 |", "77 (up to 31.0), 301 (up to 20.5) and 48 more;"] {
+        assert!(markdown.contains(expected), "{expected}\n\n{markdown}");
+    }
+    // What is named is there, whatever the count says.
+    let few = Layer { outlier_count: 2, ..report.layers[1].clone() };
+    assert_eq!(few.outliers(), 4);
+}
+
+#[test]
+fn reports_of_earlier_releases_are_read() {
+    let json = rich().to_json();
+    let newer = ["\"outlier_count\":", "\"data\":"];
+    let older: Vec<&str> = json.lines().filter(|line| newer.iter().all(|key| !line.contains(key))).collect();
+    assert_eq!(json.lines().count() - older.len(), 6, "five layers, and one metric that names its data");
+    let report = Report::from_json(&older.join("\n")).expect("the keys of then");
+    assert_eq!((report.layers[1].outlier_count, report.layers[1].outliers()), (0, 4));
+    assert_eq!(report.metrics[2].data, None);
+    assert_eq!(report.to_markdown(), rich().to_markdown());
 }
 
 #[test]

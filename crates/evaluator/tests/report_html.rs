@@ -173,6 +173,26 @@ fn the_verdict_follows_from_the_numbers() {
 }
 
 #[test]
+fn what_is_not_known_or_not_named_is_said() {
+    let mut report = rich();
+    report.metrics[2].stderr = f64::NAN;
+    report.layers[1].outlier_count = 51;
+    let page = report.to_html(&details());
+    for (id, expected) in [
+        ("metrics", "<td class=\"n\">−0.0019</td><td class=\"n\">–</td><td>higher</td>"),
+        ("metrics", "<b>0.0019 off the ideal</b>"),
+        ("metrics", "– stands for one that is not known"),
+        ("layers", "301 (up to 20.5) and 48 more;"),
+        ("layers", "<td>12, 77, 301 + 48</td>"),
+        ("distributions", "<caption>Outlier input channels, the largest 4 of 51</caption>"),
+        ("distributions", "<caption>Outlier input channels</caption>"),
+    ] {
+        assert!(section(&page, id).contains(expected), "{expected}\n\n{}", section(&page, id));
+    }
+    assert!(!rich().to_html(&details()).contains("– stands for one that is not known"));
+}
+
+#[test]
 fn layers_come_worst_first_and_three_are_named() {
     let page = rich().to_html(&details());
     let layers = section(&page, "layers");

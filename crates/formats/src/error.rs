@@ -199,6 +199,26 @@ pub enum FormatError {
         /// Name of the marker file.
         marker: String,
     },
+    /// A file of a model directory is a link to what is no file of the model.
+    #[error(
+        "{} is a link to {}, which is no file of the model; only links to files in {} that are not hidden are followed, and \
+         in the hub's cache those into `blobs`: replace the link by a copy of the file, or remove it",
+        .path.display(), .target.display(), .dir.display()
+    )]
+    ForeignLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+        /// The model directory.
+        dir: PathBuf,
+    },
+    /// A file of a model directory whose name no report or repository could hold.
+    #[error("the name of {} is not UTF-8, as the names of a model's files must be; rename it, or remove it", .path.display())]
+    FileName {
+        /// The file; the name of its directory may be the one at fault.
+        path: PathBuf,
+    },
     /// Another process is writing the same output.
     #[error("{} is being written by another process (it holds {}); wait for it or choose another output directory", .path.display(), .lock.display())]
     Locked {

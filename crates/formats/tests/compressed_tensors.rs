@@ -15,7 +15,7 @@ use zeropoint_core::{
 };
 use zeropoint_formats::{
     Checkpoint, CheckpointWriter, Dtype, QuantizationConfig, QuantizedLinear, TensorSpec,
-    compressed_tensors::{Format, Group},
+    compressed_tensors::{Format, Group, Target},
     linear_tensor_bytes, linear_tensor_specs, planned_bytes, read_linear,
     safetensors::element::{bf16_bytes, f32_bytes},
 };
@@ -84,11 +84,12 @@ fn targets_match_as_the_format_defines() {
         scheme(Channel, Static, Symmetric),
         scheme(Tensor, Static, Symmetric),
     );
-    let group =
-        |targets: &[&str], scheme| Group { targets: targets.iter().map(|&t| t.to_owned()).collect(), scheme };
+    let parsed =
+        |texts: &[&str]| -> Vec<Target> { texts.iter().map(|text| Target::parse(text).unwrap()).collect() };
+    let group = |targets: &[&str], scheme| Group { targets: parsed(targets), scheme };
     let config = |groups: &[Group], ignore: &[&str]| QuantizationConfig {
         groups: groups.to_vec(),
-        ignore: ignore.iter().map(|&t| t.to_owned()).collect(),
+        ignore: parsed(ignore),
         format: Format::IntQuantized,
     };
     let mixed =
@@ -284,6 +285,31 @@ fn what_cannot_be_run_is_refused_by_key_value_and_what_is_allowed() {
     twice["config_groups"]["group_1"]["weights"]["strategy"] = json!("tensor");
     let message = QuantizationConfig::from_json(&twice).unwrap_err().to_string();
     assert!(message.contains("`Linear` is in groups of different schemes"), "{message}");
+}
+
+#[test]
+fn patterns_and_names_are_limited() {
+    let numbered =
+        |prefix: &str, count: usize| -> Vec<String> { (0..count).map(|i| format!("{prefix}{i}")).collect() };
+    let config = |ignored: Vec<String>, targets: Vec<String>| {
+        let mut config = portable();
+        config["ignore"] = json!(ignored);
+        config["config_groups"]["group_0"]["targets"] = json!(targets);
+        QuantizationConfig::from_json(&config)
+    };
+    let read = config(numbered("re:layer", 200), numbered("re:.*", 56)).unwrap();
+    assert_eq!(
+        (read.ignore.len(), read.scheme_of("layer7"), read.scheme_of("x").is_some()),
+        (200, None, false)
+    );
+    assert!(config(numbered("layer", 10_000), numbered("other", 10_000)).is_ok());
+    // One too many, in whatever list it is.
+    let message = config(numbered("re:layer", 200), numbered("re:.*", 57)).unwrap_err().to_string();
+    for part in ["group_0.targets[56]` is \"re:.*56\"", "at most 256 patterns", "exact names"] {
+        assert!(message.contains(part), "{message}");
+    }
+    let message = config(numbered("layer", 100_001), numbered("other", 1)).unwrap_err().to_string();
+    assert!(message.contains("ignore[100000]") && message.contains("at most 100000 names"), "{message}");
 }
 
 #[test]

@@ -1,4 +1,8 @@
-//! What fuzzing calls: every reader of files from outside, as a function of bytes that may fail and must not panic.
+//! What fuzzing calls: readers of files from outside, each as a function of bytes that may fail and must not panic.
+//!
+//! Covered are checkpoints and their index, configs of models and of quantisation, modules, tokenizers, JSON lines, CSV,
+//! statistics and model cards. Parquet, images and the program's own config are not: their parsers are other people's, which
+//! fuzz them.
 //!
 //! The fuzzer itself lives in `fuzz/`, a workspace of its own because it wants a nightly toolchain. The targets are here so
 //! that a test on the stable toolchain replays what the fuzzer has kept (`fuzz/seeds`), and so that a finding becomes a
@@ -121,8 +125,17 @@ fn statistics(input: &[u8]) {
         let Ok(file) = StatisticsFile::load(path) else { return };
         for site in file.sites.values() {
             for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
-                let _ = RangeObserver::MinMax.range(site, symmetry);
-                let _ = RangeObserver::Mse.range(site, symmetry);
+                for observer in [
+                    RangeObserver::MinMax,
+                    RangeObserver::MovingAverage { constant: 0.5, batch: 2 },
+                    RangeObserver::Percentile { percentile: 99.9 },
+                    RangeObserver::PercentilePerChannel { percentile: 99.9 },
+                    RangeObserver::Entropy,
+                    RangeObserver::OutlierAware { ratio: 2.0, clipped_tokens: 1.0 },
+                    RangeObserver::Mse,
+                ] {
+                    let _ = observer.range(site, symmetry);
+                }
             }
         }
         let again = path.with_extension("again");

@@ -1,13 +1,16 @@
 //! Requests: each one on a thread of its own, so that it can be given up, tried again while that may help, and its
 //! failure said in the terms of what was asked for.
 
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler, UploadEvent};
+use hf_hub::progress::{ProgressEvent, ProgressHandler, UploadEvent};
 use hf_hub::repository::{RepoTreeEntry, RepoTypeDataset, RepoTypeModel};
 use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, HFResult};
 
+use crate::download::{Download, Driver, Part};
 use crate::repo::{RepoId, RepoKind, Revision, is_oid};
 use crate::settings::{HubSettings, Patience};
 use crate::tree::Entry;
@@ -15,6 +18,8 @@ use crate::{HubError, HubEvent, Watch};
 
 /// How often a running request is asked whether it should go on.
 const TICK: Duration = Duration::from_millis(50);
+/// Signs that a request may be ahead of whoever hears them; bytes are among them, and wait here in memory.
+const AHEAD: usize = 16;
 /// A repository with more files is not a model.
 const MAX_FILES: usize = 100_000;
 
@@ -29,6 +34,9 @@ pub(crate) struct Subject<'a> {
 /// Asks the hub.
 pub(crate) struct Client {
     hub: HFClientSync,
+    /// The same client for downloads, which only it gives as streams.
+    streams: HFClient,
+    driver: Arc<Driver>,
     endpoint: String,
     token: bool,
     patience: Patience,
@@ -46,29 +54,40 @@ enum Failure {
     Hub(HFError),
     Stalled(Duration),
     Cancelled,
+    /// What came could not be used here.
+    Unused(HubError),
 }
 
-/// Counts the bytes of a request that is under way.
-pub(crate) struct Ticker<T>(Sender<Message<T>>);
+/// What a request that is under way gives of itself.
+pub(crate) enum Sign {
+    /// Bytes so far, and of how many.
+    Progress(u64, u64),
+    /// Bytes of an answer.
+    Bytes(Vec<u8>),
+}
+
+/// Takes the signs of a request to whoever waits for it.
+pub(crate) struct Ticker<T>(SyncSender<Message<T>>);
 
 enum Message<T> {
-    Bytes(u64, u64),
+    Sign(Sign),
     Done(HFResult<T>),
+}
+
+impl<T: Send> Ticker<T> {
+    /// An error when the request was given up and nobody listens.
+    fn give(&self, sign: Sign) -> HFResult<()> {
+        let sent = self.0.send(Message::Sign(sign));
+        sent.map_err(|_| HFError::Other("the request was given up".to_owned()))
+    }
 }
 
 impl<T: Send> ProgressHandler for Ticker<T> {
     fn on_progress(&self, event: &ProgressEvent) {
-        let (done, total) = match event {
-            ProgressEvent::Download(DownloadEvent::Progress { files }) => files
-                .iter()
-                .fold((0, 0), |(done, total), file| (done + file.bytes_completed, total + file.total_bytes)),
-            ProgressEvent::Upload(UploadEvent::Progress { bytes_completed, total_bytes, .. }) => {
-                (*bytes_completed, *total_bytes)
-            }
-            _ => return,
-        };
-        // Nobody listens to a request that was given up.
-        let _ = self.0.send(Message::Bytes(done, total));
+        if let ProgressEvent::Upload(UploadEvent::Progress { bytes_completed, total_bytes, .. }) = event {
+            // Nobody listens to a request that was given up.
+            let _ = self.give(Sign::Progress(*bytes_completed, *total_bytes));
+        }
     }
 }
 
@@ -83,12 +102,16 @@ impl Client {
         if let Some(token) = &settings.token {
             builder = builder.token(token);
         }
-        let hub = builder.build_sync().map_err(|error| HubError::Network {
+        let failed = |error: HFError| HubError::Network {
             endpoint: endpoint.clone(),
             reason: error.to_string(),
             cache: String::new(),
-        })?;
-        Ok(Self { hub, endpoint, token: settings.token.is_some(), patience: settings.patience })
+        };
+        let streams = builder.build().map_err(failed)?;
+        let hub = HFClientSync::from_inner(streams.clone()).map_err(failed)?;
+        let driver = Arc::new(Driver::start().map_err(|error| failed(error.into()))?);
+        let (token, patience) = (settings.token.is_some(), settings.patience);
+        Ok(Self { hub, streams, driver, endpoint, token, patience })
     }
 
     pub(crate) fn endpoint(&self) -> &str {
@@ -115,7 +138,7 @@ impl Client {
     ) -> Result<String, HubError> {
         let (handle, name) = (self.handle(repo), revision.as_str().to_owned());
         let subject = Subject { repo, revision, file: None };
-        let sha = self.ask(subject, watch, &mut |_, _| (), move |_| match &handle {
+        let sha = self.ask(subject, watch, move |_| match &handle {
             Handle::Model(repo) => Ok(repo.info().revision(&name).send()?.sha),
             Handle::Dataset(repo) => Ok(repo.info().revision(&name).send()?.sha),
         })?;
@@ -133,7 +156,7 @@ impl Client {
         watch: &dyn Watch,
     ) -> Result<Vec<Entry>, HubError> {
         let (handle, name) = (self.handle(subject.repo), commit.to_owned());
-        let tree = self.ask(subject, watch, &mut |_, _| (), move |_| match &handle {
+        let tree = self.ask(subject, watch, move |_| match &handle {
             Handle::Model(repo) => repo.list_tree().revision(&name).recursive(true).limit(MAX_FILES).send(),
             Handle::Dataset(repo) => repo.list_tree().revision(&name).recursive(true).limit(MAX_FILES).send(),
         })?;
@@ -150,42 +173,51 @@ impl Client {
     ) -> Result<Option<Entry>, HubError> {
         let (handle, name) = (self.handle(subject.repo), commit.to_owned());
         let paths = vec![path.to_owned()];
-        let tree = self.ask(subject, watch, &mut |_, _| (), move |_| match &handle {
+        let tree = self.ask(subject, watch, move |_| match &handle {
             Handle::Model(repo) => repo.get_paths_info().paths(paths.clone()).revision(&name).send(),
             Handle::Dataset(repo) => repo.get_paths_info().paths(paths.clone()).revision(&name).send(),
         })?;
         Ok(entries(subject.repo, tree)?.into_iter().find(|entry| entry.path == path))
     }
 
-    /// Bytes of a file; all of it without a range. The answer may be longer or shorter than was asked for.
+    /// Hands the bytes of a part to `take` while they come: in order, each once, all of the range, and up to
+    /// [`Part::enough`] where the server knows no ranges. Never more, and no more than the range is held in memory.
+    /// `heard` is told up to which place of the file bytes have come.
     pub(crate) fn bytes(
         &self,
         subject: Subject<'_>,
         commit: &str,
-        path: &str,
-        range: Option<std::ops::Range<u64>>,
+        part: &Part<'_>,
         watch: &dyn Watch,
-        heard: &mut dyn FnMut(u64, u64),
-    ) -> Result<impl AsRef<[u8]> + use<>, HubError> {
-        let (handle, name, path) = (self.handle(subject.repo), commit.to_owned(), path.to_owned());
-        self.ask(subject, watch, heard, move |ticker| {
-            let (range, progress) = (range.clone(), Progress::new(ticker));
-            match &handle {
-                Handle::Model(repo) => repo
-                    .download_file_to_bytes()
-                    .filename(&path)
-                    .revision(&name)
-                    .maybe_range(range)
-                    .progress(progress)
-                    .send(),
-                Handle::Dataset(repo) => repo
-                    .download_file_to_bytes()
-                    .filename(&path)
-                    .revision(&name)
-                    .maybe_range(range)
-                    .progress(progress)
-                    .send(),
+        heard: &mut dyn FnMut(u64),
+        take: &mut dyn FnMut(&[u8]) -> Result<(), HubError>,
+    ) -> Result<(), HubError> {
+        let download = Download {
+            hub: self.streams.clone(),
+            driver: Arc::clone(&self.driver),
+            repo: subject.repo.clone(),
+            commit: commit.to_owned(),
+            path: part.path.to_owned(),
+            size: part.size,
+            end: part.range.end,
+            enough: part.enough,
+        };
+        // A request that is made again goes on where the last one broke.
+        let taken = Arc::new(AtomicU64::new(part.range.start));
+        let begin = Arc::clone(&taken);
+        let mut hear = |sign: Sign| -> Result<(), HubError> {
+            match sign {
+                Sign::Progress(place, _) => heard(place),
+                Sign::Bytes(bytes) => {
+                    take(&bytes)?;
+                    taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
             }
+            Ok(())
+        };
+        self.ask_within(self.patience.stall, subject, watch, &mut hear, move |ticker: Ticker<()>| {
+            let start = begin.load(Ordering::Relaxed);
+            if start >= download.end { Ok(()) } else { download.receive(start, |sign| ticker.give(sign)) }
         })
     }
 
@@ -194,10 +226,9 @@ impl Client {
         &self,
         subject: Subject<'_>,
         watch: &dyn Watch,
-        heard: &mut dyn FnMut(u64, u64),
         work: impl Fn(Ticker<T>) -> HFResult<T> + Send + Sync + Clone + 'static,
     ) -> Result<T, HubError> {
-        self.ask_within(self.patience.stall, subject, watch, heard, work)
+        self.ask_within(self.patience.stall, subject, watch, &mut |_| Ok(()), work)
     }
 
     /// As [`Client::ask`], for a request that changes something: it is waited for, however long it is silent, and not
@@ -208,7 +239,13 @@ impl Client {
         heard: &mut dyn FnMut(u64, u64),
         work: impl Fn(Ticker<T>) -> HFResult<T> + Send + Sync + Clone + 'static,
     ) -> Result<T, HubError> {
-        self.ask_within(Duration::MAX, subject, &(), heard, work)
+        let mut hear = |sign: Sign| -> Result<(), HubError> {
+            if let Sign::Progress(done, total) = sign {
+                heard(done, total);
+            }
+            Ok(())
+        };
+        self.ask_within(Duration::MAX, subject, &(), &mut hear, work)
     }
 
     fn ask_within<T: Send + 'static>(
@@ -216,13 +253,13 @@ impl Client {
         stall: Duration,
         subject: Subject<'_>,
         watch: &dyn Watch,
-        heard: &mut dyn FnMut(u64, u64),
+        hear: &mut dyn FnMut(Sign) -> Result<(), HubError>,
         work: impl Fn(Ticker<T>) -> HFResult<T> + Send + Sync + Clone + 'static,
     ) -> Result<T, HubError> {
         let mut pause = self.patience.pause;
         for attempt in 1.. {
             let last = attempt >= self.patience.attempts;
-            match once(stall, watch, heard, work.clone()) {
+            match once(stall, watch, hear, work.clone()) {
                 Ok(value) => return Ok(value),
                 Err(Failure::Cancelled) => return Err(HubError::Cancelled),
                 Err(failure) => {
@@ -254,6 +291,7 @@ impl Client {
         };
         let error = match failure {
             Failure::Cancelled => return HubError::Cancelled,
+            Failure::Unused(error) => return error,
             Failure::Stalled(time) => return broken(format!("no byte came for {} seconds", time.as_secs())),
             Failure::Hub(error) => error,
         };
@@ -277,14 +315,14 @@ impl Client {
     }
 }
 
-/// Makes a request once. One that is given up goes on alone, into memory that is dropped with its answer.
+/// Makes a request once. One that is given up ends when it next has something to say.
 fn once<T: Send + 'static>(
     stall: Duration,
     watch: &dyn Watch,
-    heard: &mut dyn FnMut(u64, u64),
+    hear: &mut dyn FnMut(Sign) -> Result<(), HubError>,
     work: impl FnOnce(Ticker<T>) -> HFResult<T> + Send + 'static,
 ) -> Result<T, Failure> {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(AHEAD);
     let ticker = Ticker(sender.clone());
     let spawned = std::thread::Builder::new().name("hub-request".to_owned()).spawn(move || {
         let _ = sender.send(Message::Done(work(ticker)));
@@ -294,9 +332,9 @@ fn once<T: Send + 'static>(
     loop {
         match receiver.recv_timeout(TICK) {
             Ok(Message::Done(answer)) => return answer.map_err(Failure::Hub),
-            Ok(Message::Bytes(done, total)) => {
+            Ok(Message::Sign(sign)) => {
                 last_sign = Instant::now();
-                heard(done, total);
+                hear(sign).map_err(Failure::Unused)?;
             }
             Err(RecvTimeoutError::Timeout) if last_sign.elapsed() > stall => {
                 return Err(Failure::Stalled(stall));
@@ -349,7 +387,7 @@ fn rate_limit(failure: &Failure, otherwise: Duration) -> Option<Duration> {
 /// Whether trying again may help.
 fn may_pass(failure: &Failure) -> bool {
     match failure {
-        Failure::Cancelled => false,
+        Failure::Cancelled | Failure::Unused(_) => false,
         Failure::Stalled(_) | Failure::Hub(HFError::Xet { .. }) => true,
         Failure::Hub(HFError::Request { source, .. }) => !source.is_builder(),
         Failure::Hub(error) => {

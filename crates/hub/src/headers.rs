@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::HubError;
 use crate::cache::make_parent;
+use crate::download::Part;
 use crate::repo::safe_path;
 use crate::transfer::Transfer;
 use crate::tree::Entry;
@@ -67,26 +69,17 @@ impl Scratch {
             file: entry.path.clone(),
             reason,
         };
-        let bytes = |range: std::ops::Range<u64>| {
-            let wanted = (range.end - range.start) as usize;
-            let part = transfer.client.bytes(
-                transfer.subject(&entry.path),
-                transfer.commit,
-                &entry.path,
-                Some(range.clone()),
-                transfer.watch,
-                &mut |_, _| (),
-            )?;
-            let part = part.as_ref();
-            if part.len() as u64 == entry.size && wanted as u64 != entry.size {
-                // The server does not know ranges and sent everything.
-                return Ok(part[range.start as usize..range.end as usize].to_vec());
-            }
-            if part.len() == wanted {
-                Ok(part.to_vec())
-            } else {
-                Err(broken(format!("{wanted} bytes were asked for, {} came", part.len())))
-            }
+        let bytes = |range: Range<u64>| -> Result<Vec<u8>, HubError> {
+            // Of a server without ranges, which sends the whole file, no more is heard than the header.
+            let part = Part { path: &entry.path, size: entry.size, enough: range.end, range };
+            let mut found = Vec::new();
+            let mut take = |bytes: &[u8]| -> Result<(), HubError> {
+                found.extend_from_slice(bytes);
+                Ok(())
+            };
+            let subject = transfer.subject(&entry.path);
+            transfer.client.bytes(subject, transfer.commit, &part, transfer.watch, &mut |_| (), &mut take)?;
+            Ok(found)
         };
         if entry.size < PREFIX {
             return Err(broken(format!("{} bytes are no safetensors file", entry.size)));

@@ -17,6 +17,7 @@
 mod cache;
 mod client;
 mod digest;
+mod download;
 mod error;
 mod fetch;
 mod headers;

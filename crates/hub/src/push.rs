@@ -48,7 +48,7 @@ impl Hub {
         self.settings.token.is_some()
     }
 
-    /// Makes the repository if need be and commits the files, all or none. A repository that is there keeps its
+    /// Makes the repository if it is not there and commits the files, all or none. A repository that is there keeps its
     /// visibility; one that is public takes nothing that was to be private. Once the commit is on its way it is waited
     /// for: a request to stop is heard before it.
     pub fn push(&self, upload: &Upload, watch: &dyn Watch) -> Result<Pushed, HubError> {
@@ -60,7 +60,7 @@ impl Hub {
         let main = Revision::default();
         let subject = Subject { repo, revision: &main, file: None };
         let (hub, id, private) = (client.hub(), repo.path(), !upload.public);
-        client.ask(subject, watch, &mut |_, _| (), move |_| {
+        let made = client.ask(subject, watch, move |_| {
             hub.create_repository()
                 .repo_id(&id)
                 .repo_type(RepoTypeModel)
@@ -68,21 +68,28 @@ impl Hub {
                 .exist_ok(true)
                 .send()
                 .map(|_| ())
-        })?;
+        });
+        // A token may be allowed to write to a repository and not to make one: then it is to be there.
+        let forbidden = match made {
+            Ok(()) => None,
+            Err(error @ HubError::Forbidden { .. }) => Some(error),
+            Err(error) => return Err(error),
+        };
         let handle = client.hub().model(repo.owner(), repo.name());
         let info = handle.clone();
-        let is_private =
-            client.ask(subject, watch, &mut |_, _| (), move |_| Ok(info.info().send()?.private))?;
+        let is_private = client.ask(subject, watch, move |_| Ok(info.info().send()?.private));
+        let is_private = is_private.map_err(|error| match (error, forbidden) {
+            (HubError::NotFound { .. }, Some(forbidden)) => forbidden,
+            (error, _) => error,
+        })?;
         if private && is_private != Some(true) {
             return Err(HubError::Public { repo: repo.clone() });
         }
         if upload.revision != main {
             let (handle, branch) = (handle.clone(), upload.revision.to_string());
-            client.ask(subject, watch, &mut |_, _| (), move |_| {
-                match handle.create_branch().branch(&branch).send() {
-                    Err(HFError::Conflict { .. }) => Ok(()),
-                    other => other,
-                }
+            client.ask(subject, watch, move |_| match handle.create_branch().branch(&branch).send() {
+                Err(HFError::Conflict { .. }) => Ok(()),
+                other => other,
             })?;
         }
         if watch.is_cancelled() {

@@ -9,6 +9,7 @@ use std::io::Write as _;
 
 use crate::cache::RepoCache;
 use crate::client::{Client, Subject};
+use crate::download::Part;
 use crate::repo::RepoId;
 use crate::tree::Entry;
 use crate::{HubError, HubEvent, Revision, Watch};
@@ -76,23 +77,16 @@ impl<'a> Transfer<'a> {
         self.tell(entry, have);
         while have < entry.size {
             let end = entry.size.min(have.saturating_add(self.part_bytes.max(1)));
-            // A server without ranges can still give a file that fits into one part.
-            let range = (have > 0 || end < entry.size).then_some(have..end);
-            let mut heard = |done: u64, _| self.tell(entry, end.min(have + done));
+            // A server without ranges sends the whole file: then all of it that is missing is taken at once.
+            let part = Part { path: &entry.path, size: entry.size, range: have..end, enough: entry.size };
+            let mut heard = |place: u64| self.tell(entry, place);
+            let mut take = |bytes: &[u8]| -> Result<(), HubError> {
+                file.write_all(bytes).map_err(io())?;
+                have += bytes.len() as u64;
+                Ok(())
+            };
             let subject = self.subject(&entry.path);
-            let part = self.client.bytes(subject, self.commit, &entry.path, range, self.watch, &mut heard)?;
-            let part = part.as_ref();
-            if part.len() as u64 == end - have {
-                have = end;
-            } else if part.len() as u64 == entry.size {
-                // The server does not know ranges: this is the whole file.
-                file.set_len(0).map_err(io())?;
-                have = entry.size;
-            } else {
-                let reason = format!("{} bytes were asked for, {} came", end - have, part.len());
-                return Err(self.broken(entry, reason));
-            }
-            file.write_all(part).map_err(io())?;
+            self.client.bytes(subject, self.commit, &part, self.watch, &mut heard, &mut take)?;
             self.tell(entry, have);
         }
         file.sync_all().map_err(io())

@@ -319,6 +319,53 @@ fn a_server_without_ranges_gives_whole_files() {
 }
 
 #[test]
+fn of_a_whole_file_no_more_is_heard_than_the_header() {
+    let (scene, _) = Scene::with_model();
+    scene.server.forget_ranges();
+    // The rest never comes; who waits for it, or keeps it, waits for ever.
+    for _ in 0..2 {
+        scene.server.fault("GET /cdn/", Fault::HangAfter(100));
+    }
+    let model = scene.hub().fetch_model(&tiny(), &main(), Weights::Headers, &()).expect("fetched");
+    let file = fs::read(model.path().join("model.safetensors")).expect("a file");
+    assert_eq!((file.len(), &file[..10]), (weights().len(), &weights()[..10]));
+    let log = scene.server.take_log();
+    assert_eq!(log.iter().filter(|line| line.starts_with("GET /cdn/")).count(), 2, "{log:?}");
+}
+
+#[test]
+fn a_whole_file_that_breaks_goes_on_where_it_broke() {
+    let (scene, _) = Scene::with_model();
+    scene.server.forget_ranges();
+    scene.server.fault("GET /cdn/", Fault::CutAfter(3000));
+    let hub = Hub::new(HubSettings { part_bytes: 1000, ..scene.settings() }).expect("a hub");
+    let model = hub.fetch_model(&tiny(), &main(), Weights::Whole, &()).expect("fetched");
+    assert_eq!(fs::read(model.path().join("model.safetensors")).expect("a file"), weights());
+    let log = scene.server.take_log();
+    let asked: Vec<&str> = log
+        .iter()
+        .filter(|line| line.starts_with("GET /cdn/"))
+        .filter_map(|line| Some(line.split_once("bytes=")?.1))
+        .collect();
+    assert_eq!(asked, ["0-999", "3000-3999"]);
+}
+
+#[test]
+fn a_length_that_cannot_be_is_an_error_and_no_memory() {
+    let (scene, _) = Scene::with_model();
+    for (how, asked) in [(Weights::Headers, 8), (Weights::Whole, weights().len())] {
+        scene.server.fault("GET /cdn/", Fault::Claim(1 << 50));
+        let refused = error(scene.hub().fetch_model(&tiny(), &main(), how, &()));
+        assert!(matches!(refused, HubError::Answer { .. }), "{refused}");
+        let sentence =
+            format!("{asked} bytes of `model.safetensors` were asked for, 1125899906842624 are announced");
+        assert!(refused.to_string().contains(&sentence), "{refused}");
+    }
+    // Nothing of it was kept.
+    scene.hub().fetch_model(&tiny(), &main(), Weights::Whole, &()).expect("fetched");
+}
+
+#[test]
 fn a_busy_hub_is_waited_for_as_long_as_it_asks() {
     let (scene, _) = Scene::with_model();
     scene.server.fault("/revision/main", Fault::Status(429, vec![("Retry-After", "1")]));

@@ -63,6 +63,25 @@ fn what_was_to_be_private_does_not_go_where_everyone_sees_it() {
 }
 
 #[test]
+fn a_token_that_may_write_and_not_create_pushes_to_what_is_there() {
+    let scene = Scene::new();
+    let forbid = || scene.server.fault("/api/repos/create", Fault::Status(403, vec![]));
+    // Where nothing is, that it may not create is what the user has to know.
+    forbid();
+    let refused = hub(&scene).push(&upload(&scene.cache(), false), &()).expect_err("refused");
+    assert!(matches!(refused, HubError::Forbidden { .. }), "{refused}");
+    scene.server.commit(REPO, "main", &[]);
+    forbid();
+    let refused = hub(&scene).push(&upload(&scene.cache(), false), &()).expect_err("it is public");
+    assert!(matches!(refused, HubError::Public { .. }), "{refused}");
+    assert!(scene.server.repo(REPO).pushed.is_empty());
+    scene.server.make_private(REPO);
+    forbid();
+    hub(&scene).push(&upload(&scene.cache(), false), &()).expect("pushed");
+    assert_eq!(scene.server.repo(REPO).pushed.len(), 1);
+}
+
+#[test]
 fn a_branch_is_made_when_it_is_not_there() {
     let scene = Scene::new();
     let upload =

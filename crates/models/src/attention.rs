@@ -16,7 +16,8 @@ struct AttentionTask {
     length: usize,
 }
 
-/// Tokens that one attention task may hold: bounds its memory, and depends on the batch alone.
+/// Tokens of the short sequences that one attention task takes together; it depends on the batch alone. A sequence that is
+/// longer is a task of its own, with all its scores at once: 4 bytes for each head and pair of its tokens.
 const TOKENS_PER_TASK: usize = 64;
 
 fn attention_tasks(offsets: &[usize]) -> Vec<AttentionTask> {

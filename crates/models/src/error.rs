@@ -10,10 +10,15 @@ use zeropoint_formats::FormatError;
 #[non_exhaustive]
 pub enum ModelError {
     /// `model.source` names nothing that exists.
-    #[error("{path}: no such model directory; a directory with config.json, or \"embedded\", is expected")]
+    #[error(
+        "{path}: no such model directory{}; a directory with config.json, or \"embedded\", is expected",
+        in_the_way(.owner.as_deref())
+    )]
     NotFound {
         /// The directory asked for.
         path: PathBuf,
+        /// For `owner/name`, the file or folder here that keeps it from being an id of the hub.
+        owner: Option<String>,
     },
     /// A model of the hub that was not fetched.
     #[error("`{id}` is neither a directory here nor \"embedded\", and it was not fetched from the hub")]
@@ -106,6 +111,14 @@ pub enum ModelError {
     /// candle refused an operation: a fault of this program.
     #[error("internal error in a tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
+}
+
+fn in_the_way(owner: Option<&str>) -> String {
+    owner.map_or_else(String::new, |owner| {
+        format!(
+            ", and it is not taken for an id of the hub because `{owner}` exists here: run where it does not to fetch it"
+        )
+    })
 }
 
 impl ModelError {

@@ -33,7 +33,8 @@ impl Task {
     }
 }
 
-/// How token vectors become one sentence vector.
+/// How token vectors become one sentence vector; in the order in which sentence-transformers joins those that an old config
+/// flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pooling {
     /// The first token.
@@ -44,7 +45,8 @@ pub enum Pooling {
     Mean,
     /// Sum over all tokens, divided by the square root of their number.
     MeanSqrtLength,
-    /// Mean with weights 1, 2, 3, ... from the first token to the last.
+    /// Mean with weights 1, 2, 3, ... from the first token to the last. The weights of tokens behind a prompt that is left
+    /// out do not change.
     WeightedMean,
     /// The last token.
     Last,
@@ -57,7 +59,7 @@ pub enum RowSelection {
     Every,
     /// One token of each sequence, counted from its start.
     Token(usize),
-    /// The poolings' results one after the other, in the order of [`Pooling`].
+    /// The poolings' results one after the other.
     Pooled(Vec<Pooling>),
     /// The end of the text: the first token with this id, or, as CLIP's first checkpoints ask for, the first with the
     /// largest id of its sequence.

@@ -1,6 +1,7 @@
 //! The forward pass, written once over the description.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use zeropoint_formats::Checkpoint;
@@ -78,6 +79,7 @@ pub struct Model {
 impl Model {
     /// Loads the float model of a directory.
     pub fn load(directory: &ModelDirectory) -> Result<Self, ModelError> {
+        check_copies(directory.spec(), directory.checkpoint())?;
         Self::load_with(directory.spec(), directory.checkpoint(), &mut |_| Ok(None), Tables::Read)
     }
 
@@ -320,6 +322,44 @@ impl TowerParts {
     }
 }
 
+/// Elements of two tensors that are compared at a time.
+const COMPARED_AT_A_TIME: usize = 1 << 16;
+
+/// Refuses a checkpoint whose [`ModelSpec::copies`] are none.
+fn check_copies(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+    for (copy, original) in &spec.copies {
+        let elements = checkpoint.require(original)?.elements();
+        for start in (0..elements).step_by(COMPARED_AT_A_TIME) {
+            let part = start..elements.min(start + COMPARED_AT_A_TIME);
+            let (ours, theirs) =
+                (read_elements(checkpoint, original, &part)?, read_elements(checkpoint, copy, &part)?);
+            if ours != theirs {
+                return Err(ModelError::Tensor {
+                    path: checkpoint.dir().to_owned(),
+                    tensor: copy.clone(),
+                    reason: format!(
+                        "differs from `{original}`, to which config.json ties it; say `\"tie_word_embeddings\": false` \
+                         there if both are meant, or remove the one that is not"
+                    ),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Some elements of a tensor in f32.
+fn read_elements(checkpoint: &Checkpoint, name: &str, part: &Range<usize>) -> Result<Vec<f32>, ModelError> {
+    let dtype = checkpoint.require(name)?.dtype;
+    let at = |element: usize| (element * dtype.size()) as u64;
+    let bytes = checkpoint.read_range(name, at(part.start)..at(part.end))?;
+    floats_from_bytes(dtype, &bytes).ok_or_else(|| ModelError::Tensor {
+        path: checkpoint.dir().to_owned(),
+        tensor: name.to_owned(),
+        reason: format!("is stored as {dtype}; floats are expected"),
+    })
+}
+
 pub(crate) fn read_norm(checkpoint: &Checkpoint, norm: &NormSpec, isa: Isa) -> Result<LayerNorm, ModelError> {
     let gain = read_finite(checkpoint, &norm.weight)?;
     let shift = match &norm.bias {
@@ -363,14 +403,7 @@ impl LinearSpec {
         if !self.is_fused_in_file() {
             return read_finite(checkpoint, name);
         }
-        let dtype = checkpoint.require(name)?.dtype;
-        let at = |row: usize| (row * columns * dtype.size()) as u64;
-        let bytes = checkpoint.read_range(name, at(self.rows.start)..at(self.rows.end))?;
-        let values = floats_from_bytes(dtype, &bytes).ok_or_else(|| ModelError::Tensor {
-            path: checkpoint.dir().to_owned(),
-            tensor: name.to_owned(),
-            reason: format!("is stored as {dtype}; floats are expected"),
-        })?;
+        let values = read_elements(checkpoint, name, &(self.rows.start * columns..self.rows.end * columns))?;
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(i) => {

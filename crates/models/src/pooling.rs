@@ -24,17 +24,18 @@ pub(crate) fn pool(
     let mut out = Vec::with_capacity(count * columns);
     rows_of(hidden, |values| {
         for (i, pair) in offsets.windows(2).enumerate() {
-            let start = pair[0] + prompts.get(i).copied().unwrap_or(0);
-            let tokens = &values[start * width..pair[1] * width];
+            let prompt = prompts.get(i).copied().unwrap_or(0);
+            let tokens = &values[(pair[0] + prompt) * width..pair[1] * width];
             for pooling in poolings {
-                pool_one(tokens, width, *pooling, &mut out);
+                pool_one(tokens, width, prompt, *pooling, &mut out);
             }
         }
     })?;
     Tensor::from_vec(out, (count, columns), &Device::Cpu)
 }
 
-fn pool_one(tokens: &[f32], width: usize, pooling: Pooling, out: &mut Vec<f32>) {
+/// `before` rows of the sequence stand before `tokens`, left out.
+fn pool_one(tokens: &[f32], width: usize, before: usize, pooling: Pooling, out: &mut Vec<f32>) {
     let start = out.len();
     out.extend_from_slice(&tokens[..width]);
     let vector = &mut out[start..];
@@ -55,8 +56,13 @@ fn pool_one(tokens: &[f32], width: usize, pooling: Pooling, out: &mut Vec<f32>) 
             }
         }
         Pooling::WeightedMean => {
-            (2u32..).zip(rest).for_each(|(weight, row)| add(vector, row, weight as f32));
-            let divisor = count * (count + 1.0) / 2.0;
+            // Every token has the weight of its place in the whole sequence.
+            let before = before as f32;
+            for value in vector.iter_mut() {
+                *value *= before + 1.0;
+            }
+            (2u32..).zip(rest).for_each(|(place, row)| add(vector, row, before + place as f32));
+            let divisor = count * before + count * (count + 1.0) / 2.0;
             for v in vector {
                 *v /= divisor;
             }
@@ -75,4 +81,73 @@ pub(crate) fn normalize_rows(x: &Tensor) -> Result<Tensor> {
         }
     }
     Tensor::from_vec(out, (rows, columns), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sequences have 4 and 3 tokens.
+    const HIDDEN: [[f32; 2]; 7] =
+        [[1.0, -2.0], [0.5, 3.0], [-1.5, 0.25], [2.0, -0.75], [4.0, 1.0], [-3.0, 0.5], [0.125, -1.0]];
+
+    /// The vectors that `Pooling` of sentence-transformers 6.2 gives, for prompts of no token and of 2 in the first and
+    /// 1 in the second sequence, where they are left out.
+    #[test]
+    fn vectors_are_those_of_sentence_transformers() {
+        struct Case {
+            pooling: Pooling,
+            whole: [[f32; 2]; 2],
+            without_prompt: [[f32; 2]; 2],
+        }
+        let cases = [
+            Case {
+                pooling: Pooling::Cls,
+                whole: [[1.0, -2.0], [4.0, 1.0]],
+                without_prompt: [[-1.5, 0.25], [-3.0, 0.5]],
+            },
+            Case {
+                pooling: Pooling::Max,
+                whole: [[2.0, 3.0], [4.0, 1.0]],
+                without_prompt: [[2.0, 0.25], [0.125, 0.5]],
+            },
+            Case {
+                pooling: Pooling::Mean,
+                whole: [[0.5, 0.125], [0.375, 0.166_666_7]],
+                without_prompt: [[0.25, -0.25], [-1.4375, -0.25]],
+            },
+            Case {
+                pooling: Pooling::MeanSqrtLength,
+                whole: [[1.0, 0.25], [0.649_519_1, 0.288_675_1]],
+                without_prompt: [[0.353_553_4, -0.353_553_4], [-2.032_932, -0.353_553_4]],
+            },
+            Case {
+                pooling: Pooling::WeightedMean,
+                whole: [[0.55, 0.175], [-0.270_833_3, -0.166_666_7]],
+                without_prompt: [[0.5, -0.321_428_6], [-1.125, -0.4]],
+            },
+            Case {
+                pooling: Pooling::Last,
+                whole: [[2.0, -0.75], [0.125, -1.0]],
+                without_prompt: [[2.0, -0.75], [0.125, -1.0]],
+            },
+        ];
+        let rows = HIDDEN.concat();
+        let hidden = Tensor::from_vec(rows, (7, 2), &Device::Cpu).unwrap();
+        let pooled = |prompts: &[usize], poolings: &[Pooling]| {
+            pool(&hidden, &[0, 4, 7], prompts, poolings).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let near = |found: &[Vec<f32>], expected: [[f32; 2]; 2], what: Pooling| {
+            for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+                assert!((found - expected).abs() < 1e-6, "{what:?}: {found} and {expected}");
+            }
+        };
+        for Case { pooling, whole, without_prompt } in cases {
+            near(&pooled(&[], &[pooling]), whole, pooling);
+            near(&pooled(&[0, 0], &[pooling]), whole, pooling);
+            near(&pooled(&[2, 1], &[pooling]), without_prompt, pooling);
+        }
+        let two = pooled(&[], &[Pooling::Mean, Pooling::Cls]);
+        assert_eq!(two[0], [0.5, 0.125, 1.0, -2.0], "in the order given");
+    }
 }

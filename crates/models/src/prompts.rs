@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::ModelError;
+use crate::sentence::SAVED;
 use crate::source::{ModelDirectory, read_json_if_there};
-
-const FILE: &str = "config_sentence_transformers.json";
 
 /// A text or a pair, and the prompt before its first text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +59,7 @@ struct PromptConfig {
 impl ModelDirectory {
     /// The prompts in the model's files; only sentence encoders have any.
     pub fn prompts(&self) -> Result<Prompts, ModelError> {
-        let path = self.path().join(FILE);
+        let path = self.path().join(SAVED);
         if !self.spec().head().is_embedding() {
             return Ok(Prompts { path, ..Prompts::default() });
         }

@@ -67,7 +67,7 @@ impl ActivationQuantizer {
 
     /// `[rows, columns]` as integers with the zero point taken off, and each row's scale, by the scalar specification.
     ///
-    /// Fails where a row of a dynamic activation is not finite.
+    /// Fails where a row is not finite: as an integer it would be a number like any other.
     pub fn quantize(
         &self,
         x: &[f32],
@@ -76,6 +76,9 @@ impl ActivationQuantizer {
         let mut steps = Vec::with_capacity(x.len());
         let mut scales = Vec::with_capacity(x.len() / columns.max(1));
         for row in x.chunks_exact(columns) {
+            if let Some(bad) = row.iter().find(|v| !v.is_finite()) {
+                return Err(ParamsError::NotFinite { min: *bad, max: *bad });
+            }
             let params = match *self {
                 Self::Static(params) => params,
                 Self::Dynamic(symmetry) => row_params(row, symmetry)?,
@@ -88,9 +91,6 @@ impl ActivationQuantizer {
 }
 
 fn row_params(row: &[f32], symmetry: Symmetry) -> std::result::Result<QuantParams, ParamsError> {
-    if let Some(bad) = row.iter().find(|v| !v.is_finite()) {
-        return Err(ParamsError::NotFinite { min: *bad, max: *bad });
-    }
     let (min, max) = row.iter().fold((0f32, 0f32), |(low, high), v| (low.min(*v), high.max(*v)));
     QuantParams::from_range(min, max, symmetry)
 }

@@ -10,7 +10,8 @@ use zeropoint_formats::Checkpoint;
 use crate::embedded::EMBEDDED;
 use crate::families::{self, FamilyInput};
 use crate::heads::Task;
-use crate::sentence::read_modules;
+use crate::sentence::{TransformerConfig, read_modules};
+use crate::tokenizer::TokenizerSettings;
 use crate::{ImageProcessor, ModelError, ModelSpec, Tokenizer};
 
 /// The word for the model that the binary carries.
@@ -49,12 +50,13 @@ impl SourceRef {
         if path.is_dir() {
             return Ok(Self::Directory(path));
         }
-        let parts: Vec<&str> = source.split('/').collect();
-        let hub_like = parts.len() == 2
-            && parts.iter().all(|part| !part.is_empty() && *part != "." && *part != "..")
-            && !path.exists()
-            && !Path::new(parts[0]).exists();
-        if hub_like {
+        let named = |part: &str| !part.is_empty() && part != "." && part != "..";
+        let owner = source
+            .split_once('/')
+            .filter(|(owner, name)| named(owner) && named(name) && !name.contains('/'))
+            .map(|(owner, _)| owner);
+        let in_the_way = owner.filter(|owner| Path::new(owner).exists());
+        if owner.is_some() && in_the_way.is_none() && !path.exists() {
             return Ok(Self::Hub { id: source.to_owned() });
         }
         if path.exists() {
@@ -64,7 +66,7 @@ impl SourceRef {
             );
             return Err(ModelError::Io { path, source: error });
         }
-        Err(ModelError::NotFound { path })
+        Err(ModelError::NotFound { path, owner: in_the_way.map(str::to_owned) })
     }
 
     /// A short name for output directories and reports.
@@ -91,7 +93,7 @@ pub struct ModelDirectory {
     checkpoint: Checkpoint,
     spec: ModelSpec,
     max_tokens: usize,
-    lower_case: bool,
+    tokenizer: TokenizerSettings,
     /// Holds the embedded model's files while they are in use.
     _unpacked: Option<TempDir>,
 }
@@ -118,7 +120,7 @@ impl ModelDirectory {
         unpacked: Option<TempDir>,
     ) -> Result<Self, ModelError> {
         if !dir.exists() {
-            return Err(ModelError::NotFound { path: dir });
+            return Err(ModelError::NotFound { path: dir, owner: None });
         }
         if !dir.join("config.json").is_file() {
             let inside = dir.join("model");
@@ -132,7 +134,7 @@ impl ModelDirectory {
         }
         let config: Value = read_json(&dir.join("config.json"))?;
         let checkpoint = Checkpoint::open(&dir)?;
-        let sentence = read_modules(&dir)?;
+        let sentence = read_modules(&dir, &config)?;
         let spec = families::describe(&FamilyInput {
             dir: &dir,
             config: &config,
@@ -148,23 +150,12 @@ impl ModelDirectory {
             sites = spec.sites.len(),
             "model described"
         );
-        let limits: SentenceConfig =
-            read_json_if_there(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
-        let tokenizer: TokenizerConfig =
-            read_json_if_there(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let sentence = TransformerConfig::read(&dir)?;
+        let tokenizer = TokenizerSettings::read(&dir, &config, sentence.lower_case())?;
         let positions = spec.text().map(|(_, text)| text.max_positions);
-        let all = [limits.max_seq_length, tokenizer.limit(), positions];
+        let all = [sentence.max_seq_length, tokenizer.max_length(), positions];
         let max_tokens = all.into_iter().flatten().min().unwrap_or(1);
-        Ok(Self {
-            name,
-            config,
-            checkpoint,
-            max_tokens,
-            lower_case: limits.do_lower_case,
-            spec,
-            dir,
-            _unpacked: unpacked,
-        })
+        Ok(Self { dir, name, config, checkpoint, spec, max_tokens, tokenizer, _unpacked: unpacked })
     }
 
     /// The directory on disk.
@@ -205,7 +196,7 @@ impl ModelDirectory {
     /// The tokenizer, cutting samples at `max_length` tokens or the model's own limit, whichever is smaller.
     pub fn tokenizer(&self, max_length: Option<usize>) -> Result<Tokenizer, ModelError> {
         let limit = max_length.map_or(self.max_tokens, |asked| asked.min(self.max_tokens));
-        Tokenizer::load(&self.dir, limit, self.lower_case)
+        Tokenizer::load(&self.dir, limit, &self.tokenizer)
     }
 
     /// What prepares images, for a model that takes them.
@@ -232,29 +223,6 @@ fn unpack_embedded() -> Result<TempDir, ModelError> {
         std::fs::write(&path, content).map_err(|source| io(&path, source))?;
     }
     Ok(dir)
-}
-
-/// `sentence_bert_config.json` of sentence-transformers.
-#[derive(Debug, Default, serde::Deserialize)]
-struct SentenceConfig {
-    #[serde(default)]
-    max_seq_length: Option<usize>,
-    #[serde(default)]
-    do_lower_case: bool,
-}
-
-/// The keys of `tokenizer_config.json` that matter.
-#[derive(Debug, Default, serde::Deserialize)]
-struct TokenizerConfig {
-    #[serde(default)]
-    model_max_length: Option<f64>,
-}
-
-impl TokenizerConfig {
-    /// `transformers` writes 1e30 for "no limit".
-    fn limit(&self) -> Option<usize> {
-        self.model_max_length.filter(|limit| (1.0..1e9).contains(limit)).map(|limit| limit as usize)
-    }
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {

@@ -25,6 +25,9 @@ pub struct ModelSpec {
     pub edges: Vec<Edge>,
     /// Tensors of the checkpoint that are carried along but never run, with the reason.
     pub unused: Vec<(String, String)>,
+    /// Tensors that hold another one a second time, with that one. The description reads the latter alone; a float model
+    /// is not loaded when they differ.
+    pub copies: Vec<(String, String)>,
     /// Module paths of Linears that `transformers` builds though the checkpoint lacks them, such as an untrained pooler.
     pub absent_linears: Vec<String>,
     /// Tensor of the logarithm of the factor on the cosine of an image and a text, in models that have both.
@@ -454,18 +457,23 @@ impl ModelSpec {
         })
     }
 
-    /// The Linears that a tower runs, each once.
-    pub fn linears_of(&self, tower: &Tower) -> impl Iterator<Item = &LinearSpec> {
+    /// Weights that a tower multiplies each row with in one pass. Those of shared blocks count as often as they run.
+    pub fn weights_per_row(&self, tower: &Tower) -> usize {
         let first = match &tower.input {
             InputSpec::Text(input) => input.projection,
             InputSpec::Image(input) => Some(input.patches),
         };
-        let blocks = tower.blocks.iter().flat_map(|block| {
-            [block.attention.input, block.attention.context, block.mlp.input, block.mlp.inner]
-        });
         let head = tower.head.branches.iter().flat_map(|branch| &branch.steps).map(|step| step.site);
-        let sites: BTreeSet<SiteId> = first.into_iter().chain(blocks).chain(head).collect();
-        self.linears.iter().filter(move |linear| linear.site.is_some_and(|site| sites.contains(&site)))
+        let head: BTreeSet<SiteId> = head.collect();
+        let of_site = |site: SiteId| -> usize {
+            self.linears.iter().filter(|linear| linear.site == Some(site)).map(LinearSpec::weights).sum()
+        };
+        // Of the sites of a block two may be one, and of heads too; a site of two blocks is computed twice.
+        let blocks = tower.blocks.iter().flat_map(|block| {
+            let sites = [block.attention.input, block.attention.context, block.mlp.input, block.mlp.inner];
+            sites.into_iter().collect::<BTreeSet<SiteId>>()
+        });
+        first.into_iter().chain(blocks).chain(head).map(of_site).sum()
     }
 
     /// The head that says what the model is for: that of the first tower.

@@ -1,98 +1,19 @@
 //! What is wrong with a model directory or a batch is said in one sentence, before any weight is read; and the edges of
 //! what is allowed work.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod copies;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use zeropoint_formats::{Checkpoint, CheckpointWriter, Dtype, TensorSpec};
+use zeropoint_formats::{Dtype, TensorSpec};
 use zeropoint_models::{
-    HeadOutput, Model, ModelDirectory, PackedBatch, Pooling, RowSelection, SourceRef, Task, TokenSequence,
+    ActivationFn, HeadOutput, LinearRole, Model, ModelDirectory, PackedBatch, Pooling, Positions,
+    RowSelection, SourceRef, Task, TokenSequence,
 };
+
+use copies::Copy;
 
 const MEAN: &str = "bert-mean";
 const CLASSIFIER: &str = "bert-classifier-bf16";
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
-}
-
-/// A fixture in a directory of its own, to be damaged.
-struct Copy(TempDir);
-
-impl Copy {
-    fn of(name: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        copy_all(&fixture(name), dir.path());
-        Self(dir)
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.0.path().join(file)
-    }
-
-    fn remove(&self, file: &str) -> &Self {
-        std::fs::remove_file(self.path(file)).expect("removed");
-        self
-    }
-
-    fn write(&self, file: &str, text: &str) -> &Self {
-        std::fs::write(self.path(file), text).expect("written");
-        self
-    }
-
-    /// Changes a JSON file.
-    fn edit(&self, file: &str, change: impl FnOnce(&mut Value)) -> &Self {
-        let text = std::fs::read(self.path(file)).expect("read");
-        let mut value = serde_json::from_slice(&text).expect("JSON");
-        change(&mut value);
-        self.write(file, &value.to_string())
-    }
-
-    /// Sets a key of config.json.
-    fn set(&self, key: &str, value: impl Into<Value>) -> &Self {
-        self.edit("config.json", |config| config[key] = value.into())
-    }
-
-    /// Changes the tensors of a checkpoint in one file.
-    fn tensors(&self, change: impl FnOnce(&mut BTreeMap<String, (TensorSpec, Vec<u8>)>)) -> &Self {
-        let source = Checkpoint::open(self.0.path()).expect("a checkpoint");
-        let read = |name: &str| source.read_bytes(name).expect("a tensor");
-        let mut tensors =
-            source.tensors().map(|info| (info.name.clone(), (info.into(), read(&info.name)))).collect();
-        change(&mut tensors);
-        let specs = tensors.values().map(|(spec, _)| spec.clone()).collect();
-        let mut writer = CheckpointWriter::create(self.0.path(), specs, u64::MAX).expect("a writer");
-        for (name, (_, bytes)) in &tensors {
-            writer.write(name, bytes).expect("written");
-        }
-        writer.finish().expect("finished");
-        self
-    }
-
-    fn open(&self, task: Task) -> Result<ModelDirectory, String> {
-        let source = SourceRef::Directory(self.0.path().to_owned());
-        ModelDirectory::open(&source, task).map_err(|error| error.to_string())
-    }
-
-    fn opened(&self) -> ModelDirectory {
-        self.open(Task::Auto).expect("the directory opens")
-    }
-}
-
-fn copy_all(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            std::fs::create_dir(&target).expect("created");
-            copy_all(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), &target).expect("copied");
-        }
-    }
-}
 
 #[track_caller]
 fn assert_says(result: Result<ModelDirectory, String>, phrases: &[&str]) {
@@ -167,6 +88,105 @@ fn a_config_that_does_not_fit_is_refused() {
         let path = copy.0.path().to_string_lossy().into_owned();
         assert_says(copy.open(Task::Auto), &[says, &path]);
     }
+}
+
+#[test]
+fn rotary_positions_that_are_scaled_are_refused() {
+    let linear = json!({ "rope_type": "linear", "factor": 2.0 });
+    for fixture in ["nomic-mean", "gte-mean", "modernbert-mean", "modernbert-old-config"] {
+        for scaling in [linear.clone(), json!({ "type": "dynamic" }), json!({ "factor": 8.0 }), json!("yarn")]
+        {
+            let copy = Copy::of(fixture);
+            copy.set("rope_scaling", scaling.clone());
+            let says = format!("`rope_scaling` is {scaling}; only null and the type `default` are supported");
+            assert_says(copy.open(Task::Auto), &[&says]);
+        }
+        for harmless in [Value::Null, json!({}), json!({ "rope_type": "default", "type": "default" })] {
+            let copy = Copy::of(fixture);
+            copy.set("rope_scaling", harmless);
+            copy.opened();
+        }
+    }
+    for fixture in ["nomic-mean", "gte-mean"] {
+        let copy = Copy::of(fixture);
+        copy.set("rope_parameters", linear.clone());
+        assert_says(
+            copy.open(Task::Auto),
+            &["`rope_parameters` has the type `linear`; only `default` is supported"],
+        );
+    }
+    for layers in ["full_attention", "sliding_attention"] {
+        let copy = Copy::of("modernbert-mean");
+        copy.edit("config.json", |config| config["rope_parameters"][layers] = linear.clone());
+        let says = format!("`rope_parameters.{layers}` has the type `linear`; only `default` is supported");
+        assert_says(copy.open(Task::Auto), &[&says]);
+    }
+}
+
+/// `transformers` lets a `rope_scaling` that holds anything take the place of `rope_parameters`.
+#[test]
+fn a_harmless_rope_scaling_still_takes_the_place_of_the_parameters() {
+    let theta = |copy: &Copy| match copy.opened().spec().towers[0].blocks[0].attention.positions {
+        Positions::Rotary { theta } => theta,
+        other => panic!("{other:?}"),
+    };
+    let copy = Copy::of("gte-mean");
+    assert_eq!(theta(&copy), 20_000.0);
+    copy.set("rope_scaling", json!({}));
+    assert_eq!(theta(&copy), 20_000.0);
+    copy.set("rope_scaling", json!({ "rope_type": "default" }));
+    assert_eq!(theta(&copy), 160_000.0, "the family's");
+}
+
+#[test]
+fn switches_of_nomic_that_are_not_computed_are_refused() {
+    for key in ["causal", "parallel_block", "rotary_head_dim", "rotary_emb_interleaved"] {
+        let copy = Copy::of("nomic-mean");
+        copy.set(key, false);
+        copy.opened();
+        copy.set(key, true);
+        assert_says(copy.open(Task::Auto), &[&format!("`{key}` is true; only false is supported")]);
+    }
+}
+
+#[test]
+fn padding_that_leaves_no_positions_is_refused() {
+    // The fixture has 50 rows of positions, which begin behind the padding's.
+    for (pad, fits) in [(1u64, true), (48, true), (49, false), (50, false), (u64::MAX, false)] {
+        let copy = Copy::of("roberta-classifier");
+        copy.set("pad_token_id", pad);
+        let opened = copy.open(Task::Auto);
+        if fits {
+            assert!(opened.is_ok());
+        } else {
+            assert_says(
+                opened,
+                &[&format!("`pad_token_id` is {pad}, which leaves no row of 50 to the positions")],
+            );
+        }
+    }
+}
+
+/// As `transformers` reads them: what `text_config_dict` does not say is a default, whatever `text_config` says.
+#[test]
+fn the_older_table_of_a_clip_tower_takes_the_place_of_the_newer() {
+    let copy = Copy::of("clip");
+    let reference = copy.opened().spec().clone();
+    copy.edit("config.json", |config| {
+        config["text_config_dict"] = config["text_config"].clone();
+        config["vision_config_dict"] = config["vision_config"].clone();
+        config["text_config"]["hidden_size"] = 48.into();
+        config["vision_config"]["num_hidden_layers"] = 1.into();
+    });
+    assert_eq!(*copy.opened().spec(), reference);
+    copy.edit("config.json", |config| {
+        config["text_config"]["hidden_size"] = 16.into();
+        config["text_config_dict"].as_object_mut().unwrap().remove("hidden_size");
+    });
+    assert_says(copy.open(Task::Auto), &["token_embedding.weight", "config.json says [122, 512]"]);
+    // A model of the tower alone reads the newer one.
+    copy.set("architectures", json!(["CLIPTextModelWithProjection"]));
+    copy.opened();
 }
 
 #[test]
@@ -302,6 +322,134 @@ fn a_classifier_can_be_asked_for_embeddings() {
     assert_eq!(carried, ["classifier.bias", "classifier.weight"]);
 }
 
+/// `modules.json` and `config_sentence_transformers.json` as `CrossEncoder.save_pretrained` of sentence-transformers 6.2 writes
+/// them, but for the activation.
+#[test]
+fn a_cross_encoder_is_read_as_sentence_transformers_saves_it() {
+    let modules = json!([{
+        "idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"
+    }]);
+    let saved = json!({
+        "__version__": { "pytorch": "2.15.0", "sentence_transformers": "6.2.0", "transformers": "5.23.0" },
+        "activation_fn": "torch.nn.modules.activation.Tanh",
+        "default_prompt_name": null,
+        "model_type": "CrossEncoder",
+        "prompts": {}
+    });
+    let copy = Copy::of("bert-cross-encoder");
+    let (before, file) = (copy.opened(), "config_sentence_transformers.json");
+    assert_eq!(before.score_activation().unwrap(), ActivationFn::Identity, "as config.json says");
+    copy.write(file, &saved.to_string());
+    assert_eq!(copy.opened().score_activation().unwrap(), ActivationFn::Identity, "without modules.json");
+    copy.write("modules.json", &modules.to_string());
+    let directory = copy.opened();
+    assert_eq!(directory.spec(), before.spec());
+    assert_eq!(directory.score_activation().unwrap(), ActivationFn::Tanh);
+
+    copy.edit(file, |saved| saved["activation_fn"] = "ours.Softsign".into());
+    let message = copy.opened().score_activation().unwrap_err().to_string();
+    assert!(
+        message.contains("config_sentence_transformers.json: has the score activation `Softsign`; "),
+        "{message}"
+    );
+    copy.edit(file, |saved| saved["activation_fn"] = Value::Null);
+    assert_eq!(copy.opened().score_activation().unwrap(), ActivationFn::Identity);
+
+    copy.edit(file, |saved| saved["default_prompt_name"] = "query".into());
+    let says = "has the `default_prompt_name` `query`; prompts of cross-encoders are not supported";
+    assert_says(copy.open(Task::Auto), &["config_sentence_transformers.json: ", says]);
+    copy.edit(file, |saved| saved["default_prompt_name"] = Value::Null);
+    copy.edit("modules.json", |modules| modules[0]["path"] = "0_Transformer".into());
+    assert_says(copy.open(Task::Auto), &["keeps its Transformer in `0_Transformer`"]);
+    copy.edit("modules.json", |modules| {
+        modules[0]["path"] = "".into();
+        modules.as_array_mut().unwrap().push(json!({
+            "idx": 1, "name": "1", "path": "1_LogitScore", "type": "sentence_transformers.cross_encoder.modules.LogitScore"
+        }));
+    });
+    let says = "a cross-encoder of the modules [Transformer, LogitScore]; a Transformer alone is supported";
+    assert_says(copy.open(Task::Auto), &[says]);
+
+    // What the architecture says is enough, and an encoder's is not.
+    copy.write("modules.json", &modules.to_string()).remove(file);
+    assert_eq!(copy.opened().spec(), before.spec());
+    let encoder = Copy::of(MEAN);
+    encoder.write("modules.json", &modules.to_string());
+    assert_says(
+        encoder.open(Task::Auto),
+        &["describes the modules [Transformer]; Transformer, Pooling, then any"],
+    );
+}
+
+#[test]
+fn a_tied_decoder_that_is_in_the_file_must_be_the_table() {
+    const TABLE: &str = "bert.embeddings.word_embeddings.weight";
+    const DECODER: &str = "cls.predictions.decoder.weight";
+    const BIASES: [&str; 2] = ["cls.predictions.bias", "cls.predictions.decoder.bias"];
+    let twice = |copy: &Copy, from: &str, to: &str, change: fn(&mut Vec<u8>)| {
+        copy.tensors(|tensors| {
+            let (spec, mut bytes) = tensors[from].clone();
+            change(&mut bytes);
+            tensors.insert(to.to_owned(), (TensorSpec { name: to.to_owned(), ..spec }, bytes));
+        });
+    };
+    let outputs = |copy: &Copy| {
+        let directory = copy.opened();
+        let batch = batch_of(&directory, "the river is [MASK] fire");
+        Model::load(&directory).map(|model| model.forward(&batch).unwrap()).map_err(|error| error.to_string())
+    };
+    // The last value of a little-endian f32 becomes another, finite one.
+    let last = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 0x80;
+    let reference = outputs(&Copy::of("bert-mlm"));
+    assert!(reference.is_ok());
+
+    let equal = Copy::of("bert-mlm");
+    twice(&equal, TABLE, DECODER, |_| ());
+    twice(&equal, BIASES[0], BIASES[1], |_| ());
+    let spec = equal.opened().spec().clone();
+    let pair = |copy: &str, original: &str| (copy.to_owned(), original.to_owned());
+    assert_eq!(spec.copies, [pair(DECODER, TABLE), pair(BIASES[1], BIASES[0])]);
+    assert!(spec.unused.is_empty(), "{:?}", spec.unused);
+    assert_eq!(outputs(&equal), reference);
+
+    for (original, copy) in [(TABLE, DECODER), (BIASES[0], BIASES[1])] {
+        let differing = Copy::of("bert-mlm");
+        twice(&differing, original, copy, last);
+        let message = outputs(&differing).unwrap_err();
+        let says = format!("tensor `{copy}` differs from `{original}`, to which config.json ties it; ");
+        assert!(message.contains(&says), "{says:?} is not in: {message}");
+
+        // Not tied, the decoder runs with its own.
+        differing.set("tie_word_embeddings", false);
+        assert!(differing.opened().spec().copies.is_empty());
+        assert_ne!(outputs(&differing).unwrap(), *reference.as_ref().unwrap());
+    }
+    let untied = Copy::of("bert-mlm");
+    twice(&untied, TABLE, DECODER, last);
+    untied.set("tie_word_embeddings", false);
+    let directory = untied.opened();
+    let (_, decoder) = directory.spec().linear("cls.predictions.decoder").unwrap();
+    assert_eq!((decoder.weight.as_str(), decoder.role), (DECODER, LinearRole::Classifier));
+
+    let wide = Copy::of("bert-mlm");
+    twice(&wide, "bert.embeddings.position_embeddings.weight", DECODER, |_| ());
+    assert_says(wide.open(Task::Auto), &[DECODER, "has shape [64, 32]; config.json says [107, 32]"]);
+}
+
+#[test]
+fn the_first_config_of_the_transformer_that_says_anything_counts() {
+    let copy = Copy::of(MEAN);
+    copy.write("sentence_xlnet_config.json", r#"{"max_seq_length": 9}"#);
+    copy.write("sentence_roberta_config.json", r#"{"max_seq_length": 20, "do_lower_case": null}"#);
+    assert_eq!(copy.opened().max_tokens(), 48, "of sentence_bert_config.json");
+    copy.write("sentence_bert_config.json", "{}");
+    assert_eq!(copy.opened().max_tokens(), 20);
+    copy.remove("sentence_bert_config.json").remove("sentence_roberta_config.json");
+    assert_eq!(copy.opened().max_tokens(), 9);
+    copy.write("sentence_xlnet_config.json", r#"{"max_seq_length": "9"}"#);
+    assert_says(copy.open(Task::Auto), &["sentence_xlnet_config.json: invalid type: string \"9\""]);
+}
+
 #[test]
 fn sentence_transformers_chains_that_are_not_understood_are_refused() {
     struct Case {
@@ -358,6 +506,8 @@ fn sentence_transformers_chains_that_are_not_understood_are_refused() {
         ),
         (json!({"pooling_mode_mean_tokens": true, "pooling_mode_first": true}), "asks for pooling `first`"),
         (json!({"pooling_mode": "median"}), "asks for pooling `median`"),
+        (json!({"pooling_mode": ["mean", 3]}), "names the pooling mode 3; cls, max, mean"),
+        (json!({"pooling_mode": 3}), "has the `pooling_mode` 3; a name or a list of cls, max, mean"),
         (
             json!({"pooling_mode_mean_tokens": false}),
             "names no pooling mode; cls, max, mean, mean_sqrt_len_tokens, weightedmean and lasttoken are supported",
@@ -381,8 +531,10 @@ fn several_poolings_are_joined_in_the_order_of_sentence_transformers() {
             rows => panic!("{rows:?}"),
         }
     };
-    let all = vec![Pooling::Cls, Pooling::Max, Pooling::Mean];
-    assert_eq!(names(json!({"pooling_mode": ["mean", "cls", "max"]})), all);
+    let all = [Pooling::Cls, Pooling::Max, Pooling::Mean];
+    let listed = [Pooling::Mean, Pooling::Cls, Pooling::Max];
+    assert_eq!(names(json!({"pooling_mode": ["mean", "cls", "max"]})), listed, "a list has an order");
+    assert_eq!(names(json!({"pooling_mode": ["max", "max"]})), [Pooling::Max, Pooling::Max]);
     let flags = json!({
         "pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true, "pooling_mode_cls_token": true
     });
@@ -418,6 +570,15 @@ fn sources_that_are_no_directory_are_told_apart() {
             .contains("config.json: a file is given; the directory that holds config.json is expected")
     );
     assert_eq!(SourceRef::parse("embedded").unwrap(), SourceRef::Embedded);
+    // Tests run in the directory of the crate, which has a folder `src`.
+    let in_the_way = says("src/all-MiniLM-L6-v2");
+    assert!(
+        in_the_way.starts_with(
+            "src/all-MiniLM-L6-v2: no such model directory, and it is not taken for an id of the hub because `src` exists \
+             here: "
+        ),
+        "{in_the_way}"
+    );
 }
 
 #[test]

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use serde::Deserialize;
-use zeropoint_models::{
-    EmbeddingRole, Model, ModelDirectory, PackedBatch, SourceRef, Task, TokenSequence, Tokenizer,
-};
+use zeropoint_models::{Model, ModelDirectory, PackedBatch, SourceRef, Task, TokenSequence, Tokenizer};
 
 /// Largest absolute difference to the reference. Hidden states are of order 1; the tanh form of GELU is off by 1e-3
 /// here, and a wrong epsilon of a norm by 2e-5.
@@ -136,11 +134,6 @@ impl Fixture {
         self.directory.tokenizer(None).expect("a tokenizer")
     }
 
-    fn knows_segments(&self) -> bool {
-        let mut tables = self.model.spec().tables();
-        tables.any(|table| table.role == EmbeddingRole::TokenType && table.rows > 1)
-    }
-
     fn sequences(&self) -> Vec<TokenSequence> {
         let ids = self.reference.input_ids.iter().zip(&self.reference.token_type_ids);
         ids.map(|(ids, types)| TokenSequence { ids: ids.clone(), type_ids: types.clone(), prompt: 0 })
@@ -181,11 +174,7 @@ fn token_ids_are_those_of_transformers() {
                 Text::One(a) => (a, None),
                 Text::Pair(a, b) => (a, Some(b.as_str())),
             };
-            let mut found = tokenizer.encode(a, b).unwrap();
-            if !fixture.knows_segments() {
-                // What the tokenizer says of segments is of no consequence to the model.
-                found.type_ids.fill(0);
-            }
+            let found = tokenizer.encode(a, b).unwrap();
             assert_eq!(found, expected, "{}: {a:?} {b:?}", fixture.name);
         }
     }

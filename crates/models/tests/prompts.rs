@@ -1,11 +1,16 @@
 //! Prompts are prepended, and left out of the pooling, as sentence-transformers does it.
 
+mod copies;
+
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::json;
 use zeropoint_models::{
     Model, ModelDirectory, ModelError, PackedBatch, PromptChoice, SourceRef, Task, TextRef,
 };
+
+use copies::Copy;
 
 /// Largest absolute difference to the reference, whose vectors are of length 1.
 const TOLERANCE: f32 = 1e-5;
@@ -64,17 +69,58 @@ fn prompted_vectors_are_those_of_sentence_transformers() {
     }
 }
 
+/// The attention sees a prompt that the pooling leaves out, and the weights of the tokens behind it are those of their places
+/// in the whole text: what each pooling gives is computed from the hidden states.
 #[test]
 fn a_prompt_that_is_left_out_of_the_pooling_still_counts() {
-    // The same weights would be needed to compare the two fixtures; one and its prompt-free vector show it as well.
-    let (directory, _) = open("bert-prompts-excluded");
-    let model = Model::load(&directory).unwrap();
-    let tokenizer = directory.tokenizer(None).unwrap();
-    let vector = |prompt: Option<&str>| {
-        let sequence = tokenizer.encode_text(TextRef { text: "the river", pair: None, prompt }).unwrap();
-        model.forward(&PackedBatch::new(&[sequence]).unwrap()).unwrap().values
+    const PROMPT: usize = 6;
+    let copy = Copy::of("bert-prompts-excluded");
+    let text = |prompt| TextRef { text: "the river", pair: None, prompt };
+    let directory = copy.opened();
+    let sequence = directory.tokenizer(None).unwrap().encode_text(text(Some("query: "))).unwrap();
+    assert_eq!(sequence.prompt, PROMPT, "[CLS] and five pieces");
+    let batch = PackedBatch::new(std::slice::from_ref(&sequence)).unwrap();
+    let hidden = Model::load(&directory).unwrap().hidden_states(&batch).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(hidden.len(), sequence.len());
+    let rows = &hidden[PROMPT..];
+    assert!(rows.len() >= 3);
+
+    // The sum of the rows, each with the weight of its place.
+    let sum = |weight: fn(usize) -> f32| -> Vec<f32> {
+        let column =
+            |c: usize| rows.iter().enumerate().map(|(i, row)| weight(PROMPT + i) * row[c]).sum::<f32>();
+        (0..32).map(column).collect()
     };
-    assert_ne!(vector(Some("query: ")), vector(None));
+    let max = |c: usize| rows.iter().map(|row| row[c]).fold(f32::NEG_INFINITY, f32::max);
+    // Normalize follows: a factor is of no consequence.
+    let expected = [
+        ("cls", rows[0].clone()),
+        ("lasttoken", rows[rows.len() - 1].clone()),
+        ("max", (0..32).map(max).collect()),
+        ("mean", sum(|_| 1.0)),
+        ("mean_sqrt_len_tokens", sum(|_| 1.0)),
+        ("weightedmean", sum(|place| (place + 1) as f32)),
+    ];
+    for (mode, expected) in expected {
+        let pooling = json!({ "embedding_dimension": 32, "pooling_mode": mode, "include_prompt": false });
+        copy.write("1_Pooling/config.json", &pooling.to_string());
+        let model = Model::load(&copy.opened()).unwrap();
+        let length = expected.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let found = model.forward(&batch).unwrap().values;
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                (found - expected / length).abs() <= TOLERANCE,
+                "{mode}: {found} and {}",
+                expected / length
+            );
+        }
+    }
+
+    let vector = |prompt| {
+        let sequence = directory.tokenizer(None).unwrap().encode_text(text(prompt)).unwrap();
+        Model::load(&directory).unwrap().forward(&PackedBatch::new(&[sequence]).unwrap()).unwrap().values
+    };
     assert_eq!(vector(Some("")), vector(None), "an empty prompt is none");
 }
 

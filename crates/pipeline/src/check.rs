@@ -7,8 +7,8 @@ use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
 use zeropoint_formats::compressed_tensors::read_linear;
 use zeropoint_models::{
-    Model, ModelError, ModelInput, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink,
-    Tables, rows_of,
+    Model, ModelError, ModelInput, Outputs, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp,
+    SiteSink, Tables, rows_of,
 };
 use zeropoint_observer::sqnr_db;
 use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
@@ -107,33 +107,71 @@ pub(crate) fn self_check(
     written: &QuantizedModel,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<SelfCheck, PipelineError> {
-    let mut worst: (f64, f64, usize) = (0.0, 1.0, 0);
-    let mut cosine_min: f64 = 1.0;
-    let mut samples = 0;
+    let mut agreement = Agreement::default();
     for probes in probes(prepared) {
         let batch = PackedBatch::new(probes.iter().map(|(_, input)| *input))?;
-        let (expected, found) = (simulated.forward(&batch)?, written.forward(&batch)?);
-        samples += probes.len();
-        for ((sample, _), (expected, found)) in probes.iter().zip(expected.samples().zip(found.samples())) {
-            let cosine = cosine(expected, found);
-            let deviation = deviation(expected, found);
-            cosine_min = cosine_min.min(cosine);
-            // Nothing is worse than what is no number.
-            if !worst.0.is_nan() && (deviation.is_nan() || deviation > worst.0) {
-                worst = (deviation, cosine, *sample);
-            }
-        }
+        let samples: Vec<usize> = probes.iter().map(|(sample, _)| *sample).collect();
+        agreement.add(&samples, &simulated.forward(&batch)?, &written.forward(&batch)?);
     }
-    let (deviation, cosine, sample) = worst;
+    let Agreement { samples, cosine_min, deviation, cosine, sample } = agreement;
     if deviation.is_nan() || deviation > MAX_DEVIATION {
         return Err(PipelineError::SelfCheck { deviation, cosine, sample, limit: MAX_DEVIATION });
     }
     unrun_linears(prepared, written, deployed)?;
-    Ok(SelfCheck { samples: samples as u64, cosine_min })
+    Ok(SelfCheck { samples, cosine_min })
 }
 
-/// Length of the difference over the length of what is expected (at least the smallest normal number).
+/// How well the outputs of two models agree.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Agreement {
+    /// How many were compared.
+    samples: u64,
+    /// The lowest cosine.
+    cosine_min: f64,
+    /// The largest deviation, NaN when outputs cannot be compared.
+    deviation: f64,
+    /// The cosine there.
+    cosine: f64,
+    /// The sample there.
+    sample: usize,
+}
+
+impl Default for Agreement {
+    fn default() -> Self {
+        Self { samples: 0, cosine_min: 1.0, deviation: 0.0, cosine: 1.0, sample: 0 }
+    }
+}
+
+impl Agreement {
+    /// Adds the outputs for these samples, in their order.
+    fn add(&mut self, samples: &[usize], expected: &Outputs, found: &Outputs) {
+        self.samples += samples.len() as u64;
+        let [expected, found] = [expected, found].map(|outputs| outputs.samples().collect::<Vec<_>>());
+        if expected.len() != samples.len() || found.len() != samples.len() {
+            // Whose output is whose is not known.
+            self.sees(f64::NAN, f64::NAN, samples.first().copied().unwrap_or(0));
+            return;
+        }
+        for (sample, (expected, found)) in samples.iter().zip(expected.into_iter().zip(found)) {
+            self.sees(deviation(expected, found), cosine(expected, found), *sample);
+        }
+    }
+
+    fn sees(&mut self, deviation: f64, cosine: f64, sample: usize) {
+        self.cosine_min = self.cosine_min.min(cosine);
+        // Nothing is worse than what is no number.
+        if !self.deviation.is_nan() && (deviation.is_nan() || deviation > self.deviation) {
+            (self.deviation, self.cosine, self.sample) = (deviation, cosine, sample);
+        }
+    }
+}
+
+/// Length of the difference over the length of what is expected (at least the smallest normal number); NaN when there are
+/// more values of one than of the other.
 fn deviation(expected: &[f32], found: &[f32]) -> f64 {
+    if expected.len() != found.len() {
+        return f64::NAN;
+    }
     let square = |x: f64| x * x;
     let noise: f64 = expected.iter().zip(found).map(|(e, f)| square(f64::from(*e) - f64::from(*f))).sum();
     let signal: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
@@ -240,6 +278,40 @@ mod tests {
     use crate::events::Cancel;
     use crate::statistics::{Origin, Pass, observe};
     use zeropoint_models::Task;
+
+    /// Outputs of one row a sample.
+    fn outputs(samples: &[&[f32]], columns: usize) -> Outputs {
+        Outputs { values: samples.concat(), columns, offsets: (0..=samples.len()).collect() }
+    }
+
+    #[test]
+    fn outputs_agree_only_sample_by_sample_and_value_by_value() {
+        let expected = outputs(&[&[3.0, 4.0], &[0.0, 1.0]], 2);
+        let after = |found: &Outputs| {
+            let mut agreement = Agreement::default();
+            agreement.add(&[7, 9], &expected, found);
+            agreement
+        };
+        assert_eq!(after(&expected), Agreement { samples: 2, ..Agreement::default() });
+        let near = after(&outputs(&[&[3.0, 4.0], &[0.0, 1.5]], 2));
+        assert_eq!((near.deviation, near.cosine, near.sample, near.cosine_min), (0.5, 1.0, 9, 1.0));
+        let turned = after(&outputs(&[&[4.0, -3.0], &[0.0, 1.0]], 2));
+        assert_eq!((turned.sample, turned.cosine_min), (7, 0.0));
+        for (what, found) in [
+            ("a sample is missing", outputs(&[&[3.0, 4.0]], 2)),
+            ("there is one more", outputs(&[&[3.0, 4.0], &[0.0, 1.0], &[0.0, 1.0]], 2)),
+            ("rows are shorter", outputs(&[&[3.0], &[0.0]], 1)),
+            ("rows are longer", outputs(&[&[3.0, 4.0, 0.0], &[0.0, 1.0, 0.0]], 3)),
+            ("there is no output", outputs(&[], 2)),
+            ("a value is no number", outputs(&[&[3.0, f32::NAN], &[0.0, 1.0]], 2)),
+        ] {
+            assert!(after(&found).deviation.is_nan(), "{what}");
+        }
+        // What comes after does not hide it.
+        let mut agreement = after(&outputs(&[&[3.0, 4.0]], 2));
+        agreement.add(&[7, 9], &expected, &expected);
+        assert!(agreement.deviation.is_nan() && agreement.samples == 4);
+    }
 
     fn directory(variable: &str) -> PathBuf {
         PathBuf::from(std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} names a directory")))

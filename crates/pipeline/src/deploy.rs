@@ -12,7 +12,8 @@ use zeropoint_formats::compressed_tensors::{
 use zeropoint_formats::safetensors::element::{bf16_bytes, floats_from_bytes};
 use zeropoint_formats::staged::copy_companions;
 use zeropoint_formats::{
-    CheckpointWriter, Dtype, PlannedCheckpoint, TensorInfo, TensorSpec, write_file_atomically,
+    CheckpointWriter, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
+    write_file_atomically,
 };
 use zeropoint_kernels::Isa;
 use zeropoint_models::{ActivationQuantizer, HeadOutput, LinearSpec, ModelError, SentenceStep};
@@ -72,6 +73,12 @@ impl<'a> Fates<'a> {
             };
             let tables = spec.tables().map(|table| table.tensor.as_str()).filter(|tensor| wide(tensor));
             fates.extend(tables.map(|tensor| (tensor, Fate::Bf16)));
+            // A table that the file holds twice is rounded twice: loaders would untie what differs.
+            for (copy, original) in &spec.copies {
+                if matches!(fates.get(original.as_str()), Some(Fate::Bf16)) {
+                    fates.insert(copy.as_str(), Fate::Bf16);
+                }
+            }
         }
         for (plan, scheme) in prepared.plan.quantized() {
             let linear = &spec.linears[plan.linear];
@@ -230,7 +237,7 @@ fn deploy_in_shards(
     copy_companions(source, dir, |path| path == Path::new("README.md") || is_output(source, path))?;
     for folder in dense_folders(prepared) {
         // Not a weight file of the transformer, and so never left out.
-        let file = Path::new(folder).join("model.safetensors");
+        let file = Path::new(folder).join(DENSE_WEIGHTS);
         std::fs::copy(source.join(&file), dir.join(&file))
             .map_err(|error| PipelineError::Io { path: dir.join(&file), source: error })?;
     }
@@ -242,8 +249,11 @@ fn deploy_in_shards(
     Ok(deployed)
 }
 
+/// The file of weights in the folder of a dense module.
+pub(crate) const DENSE_WEIGHTS: &str = "model.safetensors";
+
 /// The folders of dense modules, which keep weights of their own.
-fn dense_folders(prepared: &Prepared) -> impl Iterator<Item = &str> {
+pub(crate) fn dense_folders(prepared: &Prepared) -> impl Iterator<Item = &str> {
     let after = match &prepared.directory.spec().head().output {
         HeadOutput::Embedding { after, .. } => after.as_slice(),
         _ => &[],
@@ -252,6 +262,16 @@ fn dense_folders(prepared: &Prepared) -> impl Iterator<Item = &str> {
         SentenceStep::Dense { folder, .. } => Some(folder.as_str()),
         SentenceStep::Normalize => None,
     })
+}
+
+/// The weight files of dense modules in `dir`, the source or the output, by their folders: they are copied as they are.
+pub(crate) fn dense_files<'a>(
+    prepared: &'a Prepared,
+    dir: &Path,
+) -> Result<BTreeMap<&'a str, SafetensorsFile>, PipelineError> {
+    dense_folders(prepared)
+        .map(|folder| Ok((folder, SafetensorsFile::open(dir.join(folder).join(DENSE_WEIGHTS))?)))
+        .collect()
 }
 
 fn quantize_linear(

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use zeropoint_formats::SafetensorsFile;
 use zeropoint_formats::staged::companion_files;
 use zeropoint_observer::StatisticsFile;
 
-use crate::deploy::{is_output, planned_output};
+use crate::deploy::{dense_files, is_output, planned_output};
 use crate::system::free_disk;
 use crate::{PipelineError, Prepared};
 
@@ -21,12 +22,14 @@ pub(crate) fn needed(prepared: &Prepared) -> Result<u64, PipelineError> {
     let spec = prepared.directory.spec();
     let source = prepared.directory.path();
     let output = planned_output(prepared);
+    let dense: u64 = dense_files(prepared, source)?.values().map(SafetensorsFile::file_bytes).sum();
     let companions = companion_files(source, |path| is_output(source, path))?
         .iter()
         .map(|path| fs::metadata(source.join(path)).map_or(0, |found| found.len()))
         .fold(0u64, u64::saturating_add);
     let text = TEXT + TEXT_PER_LINEAR * spec.linears.len() as u64;
-    let parts = [output.weight_bytes(), output.index_bytes, companions, 2 * statistics(prepared), text];
+    let parts =
+        [output.weight_bytes(), output.index_bytes, dense, companions, 2 * statistics(prepared), text];
     Ok(parts.into_iter().fold(0, u64::saturating_add))
 }
 

@@ -9,7 +9,7 @@ use zeropoint_formats::staged::StagedDir;
 use zeropoint_models::ModelError;
 use zeropoint_quantizer::Decision;
 
-use crate::deploy::planned_output;
+use crate::deploy::{DENSE_WEIGHTS, dense_files, planned_output};
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::run::{MARKER, RunOptions};
@@ -90,6 +90,10 @@ pub struct InterruptedRun {
 /// Plans a run and estimates what it takes. Writes nothing and reads no weights.
 pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, PipelineError> {
     let output = prepared.config.output_dir();
+    let mut warnings = prepared.warnings.clone();
+    if let Err(error) = StagedDir::check(&output, MARKER, options.force) {
+        warnings.push(format!("a run would be refused: {error}"));
+    }
     let interrupted = match StagedDir::interrupted(&output, MARKER)? {
         Some(partial) if !options.restart => {
             let (next, difference) = match Journal::look(&partial, &Identity::of(prepared, None, None)?)? {
@@ -109,6 +113,10 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
     let size = prepared.options.batch_size;
     let batches: Vec<_> = evaluation.iter().map(|lengths| memory::batches_of(lengths, size)).collect();
     let planned = planned_output(prepared);
+    let dense = dense_files(prepared, prepared.directory.path())?;
+    let dense = dense.iter().map(|(folder, file)| (format!("{folder}/{DENSE_WEIGHTS}"), file.file_bytes()));
+    let dense: Vec<(String, u64)> = dense.collect();
+    let dense_bytes: u64 = dense.iter().map(|(_, bytes)| bytes).sum();
     let layers = prepared.plan.linears.iter().map(|plan| {
         let linear = &spec.linears[plan.linear];
         let (weights, activations, reason) = match &plan.decision {
@@ -130,16 +138,16 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         passes: 1,
         cached: is_likely_cached(prepared, &options.cache),
         tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.data.len())).collect(),
-        original_bytes: prepared.directory.checkpoint().weight_bytes(),
-        quantized_bytes: planned.weight_bytes(),
-        files: planned.files,
+        original_bytes: prepared.directory.checkpoint().weight_bytes() + dense_bytes,
+        quantized_bytes: planned.weight_bytes() + dense_bytes,
+        files: planned.files.into_iter().chain(dense).collect(),
         disk_bytes: disk::needed(prepared)?,
         disk_free_bytes: free_disk(Path::new(&output)),
         memory_bytes: memory::peak(prepared, &batches),
         seconds: seconds(prepared, &evaluation)?,
         output,
         interrupted,
-        warnings: prepared.warnings.clone(),
+        warnings,
     })
 }
 
@@ -148,7 +156,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
 fn operations(prepared: &Prepared, rows: impl Iterator<Item = usize>) -> f64 {
     let spec = prepared.directory.spec();
     let tower = &spec.towers[0];
-    let weights: usize = spec.linears_of(tower).map(zeropoint_models::LinearSpec::weights).sum();
+    let weights = spec.weights_per_row(tower);
     rows.map(|n| {
         let n = n as f64;
         2.0 * n * weights as f64 + 4.0 * n * n * (tower.hidden * tower.blocks.len()) as f64

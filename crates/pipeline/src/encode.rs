@@ -132,6 +132,8 @@ pub struct LabelledToken {
 pub struct Filling {
     /// The token as text.
     pub token: String,
+    /// Its number in the vocabulary, since two tokens may have the same text.
+    pub id: usize,
     /// Its softmax probability over the vocabulary.
     pub score: f64,
 }
@@ -402,6 +404,7 @@ impl<'a> Encoder<'a> {
                     let filling = |id: usize| {
                         Ok(Filling {
                             token: self.inputs.tokenizer()?.token_text(id as u32)?,
+                            id,
                             score: scores[id],
                         })
                     };

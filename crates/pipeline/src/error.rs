@@ -244,7 +244,7 @@ pub enum PipelineError {
         what: &'static str,
     },
     /// The user asked to stop.
-    #[error("stopped as asked; nothing was written")]
+    #[error("stopped as asked; no file was written")]
     Cancelled,
     /// What a key of the config names, or asks for, is at fault.
     #[error("{error}")]
@@ -364,7 +364,7 @@ impl PipelineError {
             Self::Compare(CompareError::Unknown { .. }) => "name one of them with --metric TASK.METRIC",
             Self::Layer { .. } => "check the source model, or add the layer to `quantization.ignore`",
             Self::Model(ModelError::Architecture { .. } | ModelError::Config { .. }) => {
-                "`zeropoint run --help` lists what is supported"
+                "docs/families.md says what is supported"
             }
             Self::Absent { .. } | Self::Model(ModelError::NotFound { .. }) => {
                 "a relative path starts at the current directory"

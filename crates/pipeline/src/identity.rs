@@ -7,8 +7,25 @@ use serde::{Deserialize, Serialize};
 use zeropoint_core::Fingerprint;
 use zeropoint_formats::staged::{companion_files, file_digest};
 
-use crate::deploy::is_output;
+use crate::deploy::{DENSE_WEIGHTS, dense_folders, is_output};
 use crate::{PipelineError, Prepared};
+
+/// Identifies all weights of a model: those of the checkpoint, and those of Dense modules behind it, which have files of
+/// their own. It reads them all.
+pub(crate) fn model_weights(prepared: &Prepared) -> Result<Fingerprint, PipelineError> {
+    let checkpoint = prepared.directory.checkpoint().content_fingerprint()?;
+    let mut folders = dense_folders(prepared).peekable();
+    if folders.peek().is_none() {
+        return Ok(checkpoint);
+    }
+    let mut builder = Fingerprint::builder("model-weights");
+    builder.field("checkpoint", checkpoint.to_string());
+    for folder in folders {
+        let file = prepared.directory.path().join(folder).join(DENSE_WEIGHTS);
+        builder.field("dense", file_digest(file)?.blake3.to_string());
+    }
+    Ok(builder.finish())
+}
 
 /// Everything that the output of a run is a function of. Not in it: threads, cache, and where the output goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +75,23 @@ impl Identity {
                 .transpose()?,
             tasks: prepared.tasks.iter().map(|task| task.data.fingerprint()).collect(),
         })
+    }
+
+    /// Identifies what the model computes: its weights, and every file of JSON, of the tokenizer or of the modules beside
+    /// them. Cards and licences are not in it.
+    pub(crate) fn model(&self) -> Fingerprint {
+        let decides = |name: &str| {
+            let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("json" | "txt" | "model")) && !name.starts_with("LICENSE")
+        };
+        let mut builder = Fingerprint::builder("model");
+        if let Some(weights) = &self.weights {
+            builder.field("weights", weights.to_string());
+        }
+        for (name, digest) in self.model_files.iter().filter(|(name, _)| decides(name)) {
+            builder.field("name", name).field("digest", digest.to_string());
+        }
+        builder.finish()
     }
 
     /// What is other now than it was for `earlier`, as a sentence without its end; `None` when nothing is.

@@ -51,7 +51,7 @@ pub use merge::{MergeError, merge_statistics};
 pub use prepare::Prepared;
 #[cfg(feature = "hub")]
 pub use push::{PushOutcome, PushPlan, PushRequest, plan_push, push};
-pub use run::{RunOptions, RunOutcome, quantize, run};
+pub use run::{RunOptions, RunOutcome, check_output, quantize, run};
 pub use show::{ShownSite, ShownStatistics, show_statistics};
 pub use sources::{LocalFile, LocalModel, Sources};
 pub use statistics::{CacheDir, CalibrateOptions, calibrate};

@@ -186,6 +186,9 @@ fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
     if config::Calibration::MAX_LENGTH.contains(&length) {
         config.calibration.max_length = Some(length);
     }
+    for task in &mut config.evaluation.tasks {
+        task.limit = task.most_samples();
+    }
     config.quantization.ignore.get_or_insert_with(|| {
         let ignored = spec.linears.iter().filter(|linear| linear.role.default_ignore_reason().is_some());
         ignored.map(|linear| config::Pattern(linear.path.clone())).collect()
@@ -325,7 +328,7 @@ fn read_task(
     let data =
         images.clone().map_or_else(|| no_data(task.kind), |images| TaskData::Images(images, Vec::new()));
     Task { name: task.name.clone(), data }.metrics(spec)?;
-    let limit = task.limit.unwrap_or(usize::MAX);
+    let limit = task.most_samples().unwrap_or(usize::MAX);
     let samples = || match &task.data {
         Some(source) => read_source(source, directory, sources),
         None => Ok(calibration.to_vec()),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use zeropoint_formats::Checkpoint;
 use zeropoint_formats::compressed_tensors::QuantizationConfig;
+use zeropoint_formats::staged::is_model_file;
 use zeropoint_hub::{PushFile, RepoId, Revision, Upload};
 
 use crate::deploy::MODEL_DIR;
@@ -15,8 +16,6 @@ use crate::{Cancel, Events, PipelineError};
 
 /// A larger file is refused by the hub.
 const LARGEST_FILE: u64 = 50_000_000_000;
-/// What a model directory holds besides its weights.
-const EXTENSIONS: [&str; 8] = ["json", "txt", "md", "model", "jinja", "tiktoken", "safetensors", ""];
 
 /// Where to push, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +79,7 @@ pub fn plan_push(dir: &Path, request: &PushRequest) -> Result<PushPlan, Pipeline
     list(&dir, &dir, &mut files)?;
     files.sort();
     let strays: Vec<&str> =
-        files.iter().map(|(path, _)| path.as_str()).filter(|path| is_stray(path)).collect();
+        files.iter().map(|(path, _)| path.as_str()).filter(|path| !is_model_file(Path::new(path))).collect();
     if !strays.is_empty() {
         return Err(refuse(format!(
             "holds files that are no part of a model: {}; remove them, nothing was pushed",
@@ -187,17 +186,6 @@ fn says(card: &str, key: &str) -> bool {
         && lines
             .take_while(|line| *line != "---")
             .any(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))
-}
-
-fn is_stray(path: &str) -> bool {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    let hidden = path.split('/').any(|part| part.starts_with('.'));
-    let extension = file.rsplit_once('.').map_or("", |(_, extension)| extension);
-    let known = match extension {
-        "" => ["license", "licence", "notice", "use_policy"].contains(&file.to_ascii_lowercase().as_str()),
-        other => EXTENSIONS.contains(&other),
-    };
-    hidden || !known
 }
 
 /// Every file below `dir`, with forward slashes. A link might lead anywhere and is refused.

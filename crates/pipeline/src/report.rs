@@ -5,24 +5,25 @@ use std::collections::BTreeMap;
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
     Calibration, CardInfo, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel,
-    Report, SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, parse_front_matter,
+    Report, SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, capped_sqnr_db, parse_front_matter,
 };
-use zeropoint_formats::{Checkpoint, Dtype, TensorInfo};
+use zeropoint_formats::{Checkpoint, Dtype, SafetensorsFile, TensorInfo};
 use zeropoint_models::{ActivationQuantizer, InputSpec, LinearSpec, Task};
 use zeropoint_observer::{
     ActivationStatistics, StatisticsFile, clipped_fraction, median_absmax, outlier_channels,
 };
 use zeropoint_quantizer::{Decision, LayerScheme};
 
-use crate::Prepared;
+use crate::deploy::dense_files;
 use crate::distribution::activation_bins;
 use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
+use crate::{PipelineError, Prepared};
 
 /// A channel is an outlier when its largest value is this many times the median channel's (as in Bondarenko et al.
 /// 2021, who count values beyond six standard deviations; a ratio to the median needs no second pass).
 const OUTLIER_RATIO: f32 = 6.0;
-/// Outlier channels named for one layer.
+/// Outlier channels named for one layer; the report counts them all.
 const OUTLIERS_NAMED: usize = 8;
 
 /// What the report says of a quantised Linear: found out when the model was made, or read from the journal of then.
@@ -34,7 +35,7 @@ pub(crate) struct LayerFacts {
 
 /// What the stages of a run found out.
 pub(crate) struct Findings<'a> {
-    pub(crate) weights: Fingerprint,
+    pub(crate) model: Fingerprint,
     pub(crate) statistics: &'a StatisticsFile,
     pub(crate) observed: bool,
     pub(crate) layers: &'a BTreeMap<usize, LayerFacts>,
@@ -45,14 +46,16 @@ pub(crate) struct Findings<'a> {
     pub(crate) timing: Timing,
 }
 
-pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
-    let Findings { weights, statistics, observed, layers, output, self_check, metrics, gates, timing } =
+pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Report, PipelineError> {
+    let Findings { model, statistics, observed, layers, output, self_check, metrics, gates, timing } =
         findings;
     let checkpoint = prepared.directory.checkpoint();
     let spec = prepared.directory.spec();
     let parameters =
         checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
-    Report {
+    let dense = dense_files(prepared, output.dir())?;
+    let source_dense = dense_files(prepared, prepared.directory.path())?;
+    Ok(Report {
         schema: SCHEMA,
         zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
         model: Model {
@@ -60,7 +63,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
             revision: prepared.model.commit.clone(),
             architecture: spec.architecture.clone(),
             parameters,
-            fingerprint: weights,
+            fingerprint: model,
         },
         settings: Settings {
             scheme: prepared.scheme_name(),
@@ -73,15 +76,20 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Report {
             seed: prepared.config.calibration.seed,
             passes: u32::from(observed),
         },
-        size: Size::new(checkpoint.weight_bytes(), output.weight_bytes()),
+        size: Size::new(weight_bytes(checkpoint, &source_dense), weight_bytes(output, &dense)),
         metrics,
         gates,
         layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
-        not_quantized: not_quantized(prepared, output),
+        not_quantized: not_quantized(prepared, output, &dense),
         self_check: Some(self_check),
         warnings: prepared.warnings.clone(),
         timing: Timing { processor: processor(), ..timing },
-    }
+    })
+}
+
+/// Bytes of all weight files of a model, those of its dense modules included.
+fn weight_bytes(checkpoint: &Checkpoint, dense: &BTreeMap<&str, SafetensorsFile>) -> u64 {
+    checkpoint.weight_bytes() + dense.values().map(SafetensorsFile::file_bytes).sum::<u64>()
 }
 
 /// Of everything in the config that the result depends on. Where files lie on this machine is not part of it: the
@@ -132,6 +140,7 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
     let linear = &prepared.directory.spec().linears[id];
     let observed = observed(prepared, statistics, id);
     let mut outlier_channels = observed.map(outliers).unwrap_or_default();
+    let outlier_count = outlier_channels.len() as u64;
     outlier_channels.truncate(OUTLIERS_NAMED);
     let static_params = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(*params),
@@ -141,9 +150,9 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
         path: linear.path.clone(),
         weights: scheme.scheme.weights.to_string(),
         activations: scheme.scheme.activations.to_string(),
-        weight_sqnr_db: done.weight_sqnr_db.0,
-        activation_sqnr_db: done.input_sqnr_db.map(|Exact(value)| value),
-        output_sqnr_db: done.output_sqnr_db.map(|Exact(value)| value),
+        weight_sqnr_db: capped_sqnr_db(done.weight_sqnr_db.0),
+        activation_sqnr_db: done.input_sqnr_db.map(|Exact(value)| capped_sqnr_db(value)),
+        output_sqnr_db: done.output_sqnr_db.map(|Exact(value)| capped_sqnr_db(value)),
         input_range: observed.map(|observed| [f64::from(observed.min()), f64::from(observed.max())]),
         activation_range: static_params.map(|params| {
             let (low, high) = params.representable();
@@ -155,6 +164,7 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
         weight_range: done.distribution.as_ref().map(|distribution| distribution.range),
         weight_clipped_fraction: done.distribution.as_ref().map(|distribution| distribution.clipped),
         outlier_channels,
+        outlier_count,
         bytes: done.bytes,
         original_bytes: source_bytes(prepared, linear),
     }
@@ -185,8 +195,12 @@ fn float_source_bytes(prepared: &Prepared, info: &TensorInfo) -> u64 {
     prepared.directory.checkpoint().get(&info.name).map_or(info.bytes(), TensorInfo::bytes)
 }
 
-/// Every float tensor of the output with the reason why it is one.
-fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> {
+/// Every float tensor of the output, those of dense modules in its folders at the end, with the reason why it is one.
+fn not_quantized(
+    prepared: &Prepared,
+    output: &Checkpoint,
+    dense: &BTreeMap<&str, SafetensorsFile>,
+) -> Vec<NotQuantized> {
     let spec = prepared.directory.spec();
     let mut reasons: BTreeMap<String, String> = BTreeMap::new();
     for table in spec.tables() {
@@ -213,13 +227,29 @@ fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> 
             Decision::Keep { reason } => {
                 // A table that is also a decoder is already explained as a table.
                 reasons.entry(linear.weight.clone()).or_insert_with(|| reason.clone());
+                if linear.is_fused_in_file() {
+                    // Beside a part that is quantised it is written under its own name.
+                    reasons.insert(format!("{}.weight", linear.tensor), reason.clone());
+                }
                 reason.clone()
             }
             Decision::Quantize(_) => "bias: added to the float result".to_owned(),
         };
+        if linear.is_fused_in_file() && linear.bias.is_some() {
+            reasons.insert(format!("{}.bias", linear.tensor), bias.clone());
+        }
         reasons.extend(linear.bias.clone().map(|name| (name, bias)));
     }
     reasons.extend(spec.unused.iter().cloned());
+    let dense = dense.iter().flat_map(|(folder, file)| {
+        file.tensors().map(move |info| NotQuantized {
+            tensor: format!("{folder}/{}", info.name),
+            dtype: info.dtype.name().to_owned(),
+            bytes: info.bytes(),
+            original_bytes: Some(info.bytes()),
+            reason: "dense module: behind the pooling, copied as it is".to_owned(),
+        })
+    });
     output
         .tensors()
         .filter_map(|info| {
@@ -237,6 +267,7 @@ fn not_quantized(prepared: &Prepared, output: &Checkpoint) -> Vec<NotQuantized> 
                 },
             })
         })
+        .chain(dense)
         .collect()
 }
 
@@ -278,5 +309,143 @@ fn auto_class(spec: &zeropoint_models::ModelSpec) -> &'static str {
         Task::TokenClassification => "AutoModelForTokenClassification",
         Task::MaskedLm => "AutoModelForMaskedLM",
         Task::QuestionAnswering => "AutoModelForQuestionAnswering",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::deploy::{DeployedLinear, deploy};
+    use crate::dry_run::dry_run;
+    use crate::events::Cancel;
+    use crate::run::RunOptions;
+    use crate::statistics::{CacheDir, Origin, Pass, observe};
+    use zeropoint_evaluator::report::SQNR_LIMIT_DB;
+    use zeropoint_kernels::Isa;
+
+    fn prepared(fixture: &str, quantization: &str) -> Prepared {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+        let mut config = Config::new(fixtures.join(fixture).to_string_lossy());
+        config.quantization = toml::from_str(quantization).unwrap();
+        config.calibration.samples = 4;
+        config.evaluation.tasks.clear();
+        Prepared::new(config).unwrap()
+    }
+
+    /// The written model with what became of each quantised Linear, and the statistics.
+    fn written(prepared: &Prepared) -> (tempfile::TempDir, BTreeMap<usize, DeployedLinear>, StatisticsFile) {
+        let float = zeropoint_models::Model::load(&prepared.directory).unwrap();
+        let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
+        let (origin, cancel) = (Origin::of(prepared, weights).unwrap(), Cancel::default());
+        let pass = Pass::whole(prepared);
+        let statistics = observe(prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let deployed = deploy(prepared, &statistics, float.isa(), dir.path(), &(), &cancel).unwrap();
+        (dir, deployed, statistics)
+    }
+
+    #[test]
+    fn every_tensor_of_the_output_is_of_a_layer_or_explained() {
+        for (fixture, exceptions, own) in [
+            ("bert-mean", "", ""),
+            ("bert-dense", "", "2_Dense/linear.weight"),
+            ("nomic-mean", "", ""),
+            ("nomic-mean", "re:.*k_proj", "0.self_attn.k_proj.weight"),
+            ("gte-mean", "", "0.self_attn.v_proj.bias"),
+            ("gte-mean", "re:.*(q_proj|k_proj|gate_proj)", "1.mlp.gate_proj.weight"),
+            // A tensor of which nothing is quantised stays as it is.
+            ("gte-mean", "re:.*self_attn\\\\.[qkv]_proj", "attention.qkv_proj.bias"),
+        ] {
+            for scheme in ["w8a8-dynamic", "w8a8-static"] {
+                let overrides = match exceptions {
+                    "" => String::new(),
+                    layers => format!("overrides = [{{ layers = [\"{layers}\"], scheme = \"none\" }}]"),
+                };
+                let quantization = format!("scheme = \"{scheme}\"\n{overrides}");
+                let about = format!("{fixture}, {quantization}");
+                let prepared = prepared(fixture, &quantization);
+                let (dir, deployed, _) = written(&prepared);
+                let output = Checkpoint::open(dir.path()).unwrap();
+                let dense = dense_files(&prepared, dir.path()).unwrap();
+                let float = not_quantized(&prepared, &output, &dense);
+                let in_dense: u64 =
+                    dense.values().flat_map(SafetensorsFile::tensors).map(TensorInfo::bytes).sum();
+                let all = in_dense + output.tensors().map(TensorInfo::bytes).sum::<u64>();
+                let of_layers: u64 = deployed.values().map(|done| done.bytes).sum();
+                let explained: u64 = float.iter().map(|tensor| tensor.bytes).sum();
+                assert_eq!(of_layers + explained, all, "{about}: {float:#?}");
+                assert!(float.iter().any(|tensor| tensor.tensor.ends_with(own)), "{about}: {float:#?}");
+                assert!(float.iter().all(|tensor| tensor.dtype != "I8"), "{about}: {float:#?}");
+            }
+        }
+    }
+
+    #[test]
+    fn dense_modules_are_in_the_sizes_and_in_their_forecast() {
+        let prepared = prepared("bert-dense", "scheme = 'w8a8-dynamic'");
+        let (dir, _, statistics) = written(&prepared);
+        let output = Checkpoint::open(dir.path()).unwrap();
+        let findings = Findings {
+            model: Fingerprint::builder("model").finish(),
+            statistics: &statistics,
+            observed: true,
+            layers: &BTreeMap::new(),
+            output: &output,
+            self_check: SelfCheck { samples: 0, cosine_min: 1.0 },
+            metrics: Vec::new(),
+            gates: Vec::new(),
+            timing: Timing::default(),
+        };
+        let report = build(&prepared, findings).unwrap();
+        let bytes = |dir: &Path| -> u64 {
+            let files = ["model.safetensors", "2_Dense/model.safetensors"];
+            files.iter().map(|file| dir.join(file).metadata().unwrap().len()).sum()
+        };
+        let (before, after) = (bytes(prepared.directory.path()), bytes(dir.path()));
+        assert_eq!((report.size.original_bytes, report.size.quantized_bytes), (before, after));
+
+        let options = RunOptions { force: false, restart: false, cache: CacheDir::None };
+        let plan = dry_run(&prepared, &options).unwrap();
+        assert_eq!((plan.original_bytes, plan.quantized_bytes), (before, after));
+        assert_eq!(plan.files.iter().map(|(_, bytes)| bytes).sum::<u64>(), after);
+        for (name, bytes) in &plan.files {
+            assert_eq!(dir.path().join(name).metadata().unwrap().len(), *bytes, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_sqnr_is_a_number_and_outliers_are_all_counted() {
+        let prepared = prepared("bert-mean", "scheme = 'w8a8-dynamic'");
+        let (plan, scheme) = prepared.plan.quantized().next().unwrap();
+        let linear = &prepared.directory.spec().linears[plan.linear];
+        let mut observed = ActivationStatistics::new(linear.inputs);
+        let few = OUTLIERS_NAMED + 3;
+        assert!(2 * few < linear.inputs, "the median channel is none of them");
+        let row: Vec<f32> =
+            (0..linear.inputs).map(|i| if i < few { 100.0 + i as f32 } else { 1.0 }).collect();
+        observed.observe(Isa::best(), &row).unwrap();
+        let site = prepared.directory.spec().sites[linear.site.unwrap()].id.clone();
+        let statistics = StatisticsFile { header: BTreeMap::new(), sites: [(site, observed)].into() };
+        let facts = LayerFacts {
+            scheme: *scheme,
+            quantizer: None,
+            done: LinearDone {
+                path: linear.path.clone(),
+                bytes: 0,
+                weight_sqnr_db: Exact(31.5),
+                input_sqnr_db: Some(Exact(f64::INFINITY)),
+                output_sqnr_db: Some(Exact(f64::NEG_INFINITY)),
+                distribution: None,
+            },
+        };
+        let layer = layer(&prepared, &statistics, plan.linear, &facts);
+        assert_eq!(layer.weight_sqnr_db, 31.5);
+        assert_eq!(layer.activation_sqnr_db, Some(SQNR_LIMIT_DB), "exact");
+        assert_eq!(layer.output_sqnr_db, Some(-SQNR_LIMIT_DB), "nothing is left of it");
+        assert_eq!((layer.outlier_channels.len(), layer.outliers()), (OUTLIERS_NAMED, few as u64));
+        assert_eq!(layer.outlier_channels[0].channel, few as u64 - 1, "the largest come first");
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use zeropoint_evaluator::report::Report;
 use zeropoint_formats::staged::StagedDir;
 
+use crate::config::Config;
 use crate::disk;
 use crate::events::{Cancel, Event, Events};
 use crate::header::expect_file;
@@ -68,6 +69,13 @@ pub fn quantize(
     produce(prepared, options, Some(statistics), events, cancel)
 }
 
+/// Whether a run of this config may write its output, by what stands there now: asked before a model is fetched or data
+/// are read, and once more by the run itself. Touches nothing.
+pub fn check_output(config: &Config, force: bool) -> Result<(), PipelineError> {
+    StagedDir::check(config.output_dir(), MARKER, force)
+        .map_err(|error| PipelineError::from(error).named_by(config, &["output.dir"], "the output"))
+}
+
 fn produce(
     prepared: &Prepared,
     options: &RunOptions,
@@ -83,6 +91,11 @@ fn produce(
     let target = PathBuf::from(prepared.config.output_dir());
     let at_output = |error: PipelineError| error.named_by(&prepared.config, &["output.dir"], "the output");
     let left = StagedDir::interrupted(&target, MARKER).map_err(|e| at_output(e.into()))?;
+    // Before anything is removed.
+    check_inputs(prepared, &target, options, statistics).map_err(at_output)?;
+    if let Some(left) = &left {
+        check_inputs(prepared, left, options, statistics).map_err(at_output)?;
+    }
     disk::check(prepared, &target, left.as_deref()).map_err(at_output)?;
     let staged = if options.restart {
         StagedDir::create(&target, MARKER, options.force)
@@ -90,7 +103,6 @@ fn produce(
         StagedDir::resume(&target, MARKER, options.force)
     };
     let mut staged = staged.map_err(|e| at_output(e.into()))?;
-    check_inputs(prepared, &target, options, statistics).map_err(at_output)?;
     let work = Work { prepared, options, statistics, events, cancel, dir: staged.path().to_owned() };
     let mut progress = Progress::Unknown;
     let report = match work.run(&staged, &mut progress) {

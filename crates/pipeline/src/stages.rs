@@ -10,7 +10,7 @@ use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{Metric, Report, Timing};
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_formats::{Checkpoint, write_file_atomically};
-use zeropoint_models::{LinearSpec, Model};
+use zeropoint_models::Model;
 use zeropoint_observer::{StatisticsFile, sqnr_db};
 use zeropoint_runtime::QuantizedModel;
 
@@ -18,7 +18,7 @@ use crate::check::{layer_errors, self_check, simulate};
 use crate::deploy::{MODEL_DIR, deploy, input_quantizer};
 use crate::evaluate::{gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
-use crate::identity::Identity;
+use crate::identity::{Identity, model_weights};
 use crate::journal::{
     CheckpointDone, Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, StatisticsDone, TaskDone,
     WrittenFile,
@@ -91,7 +91,7 @@ impl Work<'_> {
         let (prepared, events) = (self.prepared, self.events);
         let clock = Instant::now();
         events.event(Event::Started(Stage::Load));
-        let weights = prepared.directory.checkpoint().content_fingerprint()?;
+        let weights = model_weights(prepared)?;
         let origin = Origin::of(prepared, weights)?;
         let identity = Identity::of(prepared, Some(weights), self.statistics)?;
         let fingerprinted = clock.elapsed().as_secs_f64();
@@ -103,7 +103,7 @@ impl Work<'_> {
         let float = Float { work: self, loaded: OnceCell::new() };
         let report = staged.retain(|path| done.holds(path)).map_err(PipelineError::from).and_then(|()| {
             self.write("config.toml", prepared.config.to_toml())?;
-            self.stages(&float, weights, origin, &mut journal, &mut done, fingerprinted)
+            self.stages(&float, identity.model(), origin, &mut journal, &mut done, fingerprinted)
         });
         *progress = if journal.has_entries { Progress::Something } else { Progress::Nothing };
         report
@@ -112,7 +112,7 @@ impl Work<'_> {
     fn stages(
         &self,
         float: &Float<'_>,
-        weights: Fingerprint,
+        model: Fingerprint,
         origin: Origin,
         journal: &mut Journal,
         done: &mut Done,
@@ -141,7 +141,7 @@ impl Work<'_> {
         let report = build(
             prepared,
             Findings {
-                weights,
+                model,
                 statistics: &statistics,
                 observed: statistics_done.observed,
                 layers: &layers,
@@ -151,7 +151,7 @@ impl Work<'_> {
                 metrics,
                 timing,
             },
-        );
+        )?;
         self.write(&format!("{MODEL_DIR}/README.md"), report.to_model_card(card(prepared)))?;
         self.write("report.json", report.to_json())?;
         self.write("report.md", report.to_markdown())?;
@@ -396,8 +396,8 @@ impl Cadence {
     const OPERATIONS: f64 = 5e12;
 
     fn new(prepared: &Prepared, batches: usize) -> Self {
-        let linears = prepared.directory.spec().linears.iter().filter(|linear| linear.site.is_some());
-        let weights: usize = linears.map(LinearSpec::weights).sum();
+        let spec = prepared.directory.spec();
+        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_row(tower)).sum();
         let set = &prepared.calibration;
         let before = set.plan.batches().iter().take(batches).flatten();
         let tokens = before.map(|&sample| set.inputs[sample].len()).sum();

@@ -14,6 +14,7 @@ use zeropoint_observer::StatisticsFile;
 
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::header::{DATA, GRAPH, SHARD, ShardHeader, StatisticsHeader};
+use crate::identity::model_weights;
 use crate::{PipelineError, Prepared};
 
 /// Where statistics are kept between runs.
@@ -232,7 +233,7 @@ pub fn calibrate(
 ) -> Result<StatisticsHeader, PipelineError> {
     prepared.model.check_whole()?;
     check_out(out)?;
-    let weights = prepared.directory.checkpoint().content_fingerprint()?;
+    let weights = model_weights(prepared)?;
     let origin = Origin::of(prepared, weights)?;
     events.event(Event::Started(Stage::Load));
     let model = Model::load(&prepared.directory)?;

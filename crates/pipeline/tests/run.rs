@@ -140,7 +140,7 @@ fn the_events_tell_every_stage_and_its_progress() {
     });
     assert_eq!(calibrated.last(), Some(&(40, 40)));
     assert_eq!(quantized, (1..=18).map(|done| (done, 18)).collect::<Vec<_>>());
-    assert_eq!(evaluated.last(), Some(&(2004, 2004)), "fidelity takes all calibration texts");
+    assert_eq!(evaluated.last(), Some(&(1000, 1000)), "fidelity takes the first 1000 calibration texts");
 }
 
 /// The product of a run: everything of which the bytes are promised.
@@ -200,8 +200,9 @@ fn a_run_that_is_cancelled_at_any_stage_goes_on_there() {
         };
         assert_eq!(recorder.stages(), expected, "{stage}");
         assert_eq!(names(dir.path()), ["config.toml", "out"]);
-        let found = Report { timing: Timing::default(), ..outcome.report };
-        assert_eq!(found, Report { timing: Timing::default(), ..uninterrupted.report.clone() }, "{stage}");
+        // As JSON: a standard error that is not known is equal to another one there.
+        let untimed = |report: Report| Report { timing: Timing::default(), ..report }.to_json();
+        assert_eq!(untimed(outcome.report), untimed(uninterrupted.report.clone()), "{stage}");
         assert_eq!(product(&dir.path().join("out")), product(&reference.path().join("out")), "{stage}");
     }
 }
@@ -286,9 +287,14 @@ fn a_plan_needs_no_weights() {
     let dir = directory();
     let (source, hollow) = (repository().join("tests/fixtures/bert-max-f16"), dir.path().join("hollow"));
     std::fs::create_dir_all(hollow.join("1_Pooling")).expect("the directory is writable");
-    for name in
-        ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "model.safetensors"]
-    {
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "model.safetensors",
+    ] {
         std::fs::copy(source.join(name), hollow.join(name)).expect("it is there");
     }
     let plan = |model: &Path| {

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{Isa, RowParams, quantize_static, quantize_tokens};
+use zeropoint_kernels::{Isa, NonFinite, RowParams, extremes, quantize_static, quantize_tokens};
 use zeropoint_models::{ActivationQuantizer, FloatLinear, SiteOp, rows_of};
 
 use crate::IntegerLinear;
@@ -53,7 +53,12 @@ impl IntegerSite {
                 values
                     .par_chunks_mut(task)
                     .zip(x.par_chunks(task))
-                    .for_each(|(out, x)| quantize_static(self.isa, x, shared, out));
+                    .try_for_each(|(out, x)| {
+                        check_finite(self.isa, x, columns)?;
+                        quantize_static(self.isa, x, shared, out);
+                        Ok::<(), NonFinite>(())
+                    })
+                    .map_err(candle_core::Error::wrap)?;
                 Ok(QuantizedRows { values, params: Vec::new(), shared: Some(shared) })
             }
             ActivationQuantizer::Dynamic(symmetry) => {
@@ -70,6 +75,15 @@ impl IntegerSite {
             }
         }
     }
+}
+
+/// What a static quantiser would make integers like any other.
+fn check_finite(isa: Isa, x: &[f32], columns: usize) -> std::result::Result<(), NonFinite> {
+    if extremes(isa, x).finite {
+        return Ok(());
+    }
+    let bad = |row: &[f32]| row.iter().any(|v| !v.is_finite());
+    Err(NonFinite { row: x.chunks_exact(columns).position(bad).unwrap_or_default() })
 }
 
 impl SiteOp for IntegerSite {
@@ -217,10 +231,15 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_is_not_finite_stops_dynamic_quantisation_in_both_lives() {
+    fn a_row_that_is_not_finite_stops_quantisation_in_both_lives() {
+        let quantizers = [
+            ActivationQuantizer::Dynamic(Symmetry::Symmetric),
+            ActivationQuantizer::Dynamic(Symmetry::Asymmetric),
+            ActivationQuantizer::Static(QuantParams { scale: 0.1, zero_point: 3 }),
+        ];
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
-                let kinds = [Some(ActivationQuantizer::Dynamic(symmetry))];
+            for quantizer in quantizers {
+                let kinds = [Some(quantizer)];
                 let mut x = vec![1.0; 40 * 3];
                 x[37 * 3 + 1] = bad;
                 let input = Tensor::from_vec(x, (40, 3), &Device::Cpu).unwrap();

@@ -182,10 +182,38 @@ impl<'a> Records<'a> {
         if end - start > MAX_LINE_BYTES {
             return Err((line, Problem::LongLine));
         }
+        if self.closes_too_early(&bytes[start..end]) {
+            return Err((line, Problem::TextAfterQuote));
+        }
         if end == bytes.len() && self.swallows_more(&bytes[start..]) {
             return Err((line, Problem::OpenQuote));
         }
         Ok(Some((line, record)))
+    }
+
+    /// Whether a quoted field of the record goes on behind its closing quote. The reader takes that as a part of the field,
+    /// and of two such fields in different lines it makes one record.
+    fn closes_too_early(&self, record: &[u8]) -> bool {
+        let mut rest = record;
+        loop {
+            if let [b'"', quoted @ ..] = rest {
+                rest = quoted;
+                loop {
+                    let Some(quote) = rest.iter().position(|&byte| byte == b'"') else { return false };
+                    rest = &rest[quote + 1..];
+                    match rest {
+                        [b'"', more @ ..] => rest = more,
+                        [] | [b'\r' | b'\n', ..] => return false,
+                        [next, ..] if *next == self.delimiter => break,
+                        _ => return true,
+                    }
+                }
+            }
+            match rest.iter().position(|&byte| byte == self.delimiter) {
+                Some(end) => rest = &rest[end + 1..],
+                None => return false,
+            }
+        }
     }
 
     /// Whether the last record takes in whatever follows it, which is how an open quote shows.

@@ -162,6 +162,11 @@ pub enum Problem {
     /// A quote that is never closed.
     #[error("a quoted field begins in this row and is never closed; close it with `\"`")]
     OpenQuote,
+    /// Text behind a closing quote.
+    #[error(
+        "a quoted field goes on behind its closing quote; write a quote within such a field twice, or the file as JSON lines"
+    )]
+    TextAfterQuote,
     /// A delimiter that cannot be one.
     #[error(
         "the byte {byte:#04x} cannot be the delimiter; one ASCII character other than a quote and an end of line is"

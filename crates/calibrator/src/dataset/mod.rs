@@ -62,6 +62,14 @@ impl Sample {
         TextRef { text: &self.text_a, pair: self.text_b.as_deref(), prompt: self.prompt_a.as_deref() }
     }
 
+    /// Bytes of all its texts, labels and paths.
+    #[cfg(feature = "parquet")]
+    fn text_bytes(&self) -> usize {
+        let labels = self.labels.iter().flatten().chain(&self.label).chain(&self.text_b);
+        let image = self.image.as_ref().map_or(0, |path| path.as_os_str().len());
+        self.text_a.len() + image + labels.map(String::len).sum::<usize>()
+    }
+
     /// Both texts of a pair as inputs of their own.
     pub fn texts(&self) -> Option<[TextRef<'_>; 2]> {
         let text = |text, prompt| TextRef { text, pair: None, prompt };
@@ -248,11 +256,12 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>, DatasetEr
     }
     let format = options.format.or_else(|| Format::from_extension(path));
     let format = format.ok_or_else(|| whole_file(Problem::UnknownFormat))?;
-    if format == Format::Parquet {
-        return finish(read_parquet(path, &options.fields), &name);
-    }
-    let bytes = read_bytes(path).map_err(whole_file)?;
-    let mut samples = parse(&bytes, &name, format, &options.fields)?;
+    let mut samples = if format == Format::Parquet {
+        finish(read_parquet(path, &options.fields), &name)?
+    } else {
+        let bytes = read_bytes(path).map_err(whole_file)?;
+        parse(&bytes, &name, format, &options.fields)?
+    };
     let folder = path.parent().unwrap_or(Path::new(""));
     for image in samples.iter_mut().filter_map(|sample| sample.image.as_mut()) {
         *image = folder.join(&*image);

@@ -3,15 +3,16 @@
 //! Only those columns are read, so that pictures and other ballast of a data set cost nothing.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use parquet::basic::{ConvertedType, LogicalType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
+use zeropoint_core::contain;
 
 use super::{FieldRef, Fields, MAX_FILE_BYTES, MAX_LINE_BYTES, Parsed, Problem, Role, Sample, jsonl};
 
@@ -20,7 +21,7 @@ use super::{FieldRef, Fields, MAX_FILE_BYTES, MAX_LINE_BYTES, Parsed, Problem, R
 /// The parquet library panics on some damaged files; that is caught here and is an error like any other damage.
 pub(super) fn read(path: &Path, fields: &Fields) -> Parsed<Vec<Sample>> {
     let file = File::open(path).map_err(|error| (0, Problem::Io(error)))?;
-    catch_unwind(AssertUnwindSafe(|| rows(file, fields))).unwrap_or_else(|_| {
+    contain(|| rows(file, fields)).unwrap_or_else(|_| {
         Err((0, Problem::Parquet { message: "its structure contradicts itself".to_owned() }))
     })
 }
@@ -38,7 +39,7 @@ fn rows(file: File, fields: &Fields) -> Parsed<Vec<Sample>> {
             .map_err(|error| damaged(&error))
             .and_then(|row| jsonl::sample_of(object(row, fields)?, fields))
             .map_err(|problem| (line, problem))?;
-        let length = sample.text_a.len() + sample.text_b.as_ref().map_or(0, String::len);
+        let length = sample.text_bytes();
         if length > MAX_LINE_BYTES {
             return Err((line, Problem::LongLine));
         }
@@ -66,7 +67,9 @@ fn projection(schema: &Type, fields: &Fields) -> Result<Type, Problem> {
         if !there && !text && fields.is_chosen(role) {
             return Err(Problem::missing(&[fields.get(role)], names()));
         }
-        if there && (!text || fields.first_text().contains(&role)) {
+        // The pictures of a data set are bytes or a structure: they cost nothing unless they are asked for.
+        let readable = role != Role::Image || fields.is_chosen(role) || is_text(columns, fields.get(role));
+        if there && readable && (!text || fields.first_text().contains(&role)) {
             wanted.push(fields.get(role));
         }
     }
@@ -80,6 +83,17 @@ fn projection(schema: &Type, fields: &Fields) -> Result<Type, Problem> {
         .with_fields(columns.iter().filter(is_wanted).cloned().collect())
         .build()
         .map_err(|error| damaged(&error))
+}
+
+/// Whether the column of a field holds texts.
+fn is_text(columns: &[Arc<Type>], field: &FieldRef) -> bool {
+    let FieldRef::Name(name) = field else { return false };
+    let column = columns.iter().find(|column| column.name() == name);
+    column.is_some_and(|column| {
+        column.is_primitive()
+            && (column.get_basic_info().converted_type() == ConvertedType::UTF8
+                || column.get_basic_info().logical_type_ref() == Some(&LogicalType::String))
+    })
 }
 
 /// A row as the object that a line of JSON would hold; what is null is not in it.
@@ -228,6 +242,7 @@ mod tests {
     fn rows_mean_what_they_mean_in_json_lines() {
         let columns = [
             ("picture", Column::Bytes(&[Some(b"\xff\xfe"), None])),
+            ("image", Column::Bytes(&[Some(b"\x89PNG"), None])),
             ("text_a", Column::Text(&[Some("one"), Some("zwei")])),
             ("text_b", Column::Text(&[Some("two"), None])),
             ("score", Column::Double(&[Some(4.5), None])),
@@ -242,6 +257,16 @@ mod tests {
             facts,
             [(1, "one", Some("two"), Some(4.5), Some("3")), (2, "zwei", None, None, Some("-1"))]
         );
+    }
+
+    #[test]
+    fn paths_of_images_start_at_the_file() {
+        let image = ("image", Column::Text(&[Some("a.png"), None]));
+        let columns = [image, ("text", Column::Text(&[Some("a"), Some("b")]))];
+        let file = file(&columns);
+        let read = read(file.path(), &ReadOptions::default()).expect("a good file");
+        let images: Vec<_> = read.iter().map(|sample| sample.image.clone()).collect();
+        assert_eq!(images, [Some(file.path().with_file_name("a.png")), None]);
     }
 
     #[test]

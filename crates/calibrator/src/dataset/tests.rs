@@ -257,6 +257,12 @@ fn errors_name_the_file_the_line_and_the_way_out() {
             `\"`",
         ),
         Case(
+            Format::Csv { header: Some(false), delimiter: b'\t' },
+            "\"Quote opens and\tnever closes\t3.0\nHe said \"hi\" to\tthe other\t4.0\n",
+            "data:1: a quoted field goes on behind its closing quote; write a quote within such a field twice, or the file \
+            as JSON lines",
+        ),
+        Case(
             Format::Csv { header: None, delimiter: b'"' },
             "a\n",
             "data: the byte 0x22 cannot be the delimiter; one \

@@ -47,6 +47,15 @@ impl Safetensors {
         self.header.keys().map(String::as_str).filter(|name| *name != "__metadata__")
     }
 
+    /// Adds a tensor that equals another one.
+    pub(crate) fn copy(&mut self, tensor: &str, name: &str) {
+        let bytes = self.bytes(tensor).to_vec();
+        let mut entry = self.header[tensor].clone();
+        entry["data_offsets"] = json!([self.data.len(), self.data.len() + bytes.len()]);
+        self.header.insert(name.to_owned(), entry);
+        self.data.extend(bytes);
+    }
+
     /// Puts a number where element `index` of an F32 tensor is.
     pub(crate) fn poke(&mut self, tensor: &str, index: usize, value: f32) {
         assert_eq!(self.dtype(tensor), "F32");

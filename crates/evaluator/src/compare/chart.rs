@@ -63,6 +63,17 @@ impl Area {
         Self([from, y - 1.0, to, y + 1.0])
     }
 
+    /// Of a line of lettering whose middle is at the height `y`.
+    fn lettering(text: &str, anchor: &str, x: f64, y: f64) -> Self {
+        let width = text.chars().count() as f64 * CHARACTER;
+        let from = match anchor {
+            "start" => x,
+            "end" => x - width,
+            _ => x - width / 2.0,
+        };
+        Self([from, y - LINE / 2.0, from + width, y + LINE / 2.0])
+    }
+
     fn overlaps(self, other: Self) -> bool {
         let (Self([left, top, right, bottom]), Self([l, t, r, b])) = (self, other);
         left < r && l < right && top < b && t < bottom
@@ -138,7 +149,9 @@ fn draw(out: &mut String, comparison: &Comparison, format: Format) {
     let better = if up { "higher is better" } else { "lower is better" };
     push(out, format_args!(r#"<text class="title" x="8" y="19">{title}</text>"#));
     push(out, format_args!(r#"<text x="{}" y="19" text-anchor="end">{better}</text>"#, c(right)));
+    let mut drawn = Vec::new();
     for (value, text) in values.ticks(ticks) {
+        drawn.push(Area::lettering(&text, "end", left - 8.0, y(value)));
         let (y, from, to, at) = (c(y(value)), c(left), c(right), c(left - 8.0));
         push(out, format_args!(r#"<line class="grid" x1="{from}" x2="{to}" y1="{y}" y2="{y}"/>"#));
         push(out, format_args!(r#"<text x="{at}" y="{y}" dy="4" text-anchor="end">{text}</text>"#));
@@ -181,13 +194,13 @@ fn draw(out: &mut String, comparison: &Comparison, format: Format) {
         let at = c(y(comparison.original.value));
         push(out, format_args!(r#"<line class="reference" x1="{from}" x2="{to}" y1="{at}" y2="{at}"/>"#));
     }
-    let mut lines = stair(out, &points, right);
-    lines.extend(points.iter().filter(|point| point.original).map(|point| Area::line(left, right, point.y)));
+    drawn.extend(stair(out, &points, right));
+    drawn.extend(points.iter().filter(|point| point.original).map(|point| Area::line(left, right, point.y)));
     // The frontier lies on top.
     for on in [false, true] {
         points.iter().filter(|point| point.on == on).for_each(|point| mark(out, point));
     }
-    names(out, &points, lines, format);
+    names(out, &points, drawn, format);
 }
 
 /// The frontier as steps: to the right of a point nothing smaller is as good until the next one. Returns
@@ -233,8 +246,9 @@ fn mark(out: &mut String, point: &Point) {
     }
 }
 
-/// Names beside the marks, those of the frontier first; one that finds no free place is left to the table.
-fn names(out: &mut String, points: &[Point], lines: Vec<Area>, format: Format) {
+/// Names beside the marks, those of the frontier first, none over a mark, another name or what is `drawn` already; one that
+/// finds no free place is left to the table.
+fn names(out: &mut String, points: &[Point], drawn: Vec<Area>, format: Format) {
     let frame = Area([2.0, TOP - LINE, format.width - 2.0, format.height - BOTTOM]);
     let mut taken: Vec<Area> = points
         .iter()
@@ -245,13 +259,12 @@ fn names(out: &mut String, points: &[Point], lines: Vec<Area>, format: Format) {
                 Area([point.x - 3.0, from.min(to), point.x + 3.0, from.max(to)]),
             ]
         })
-        .chain(lines)
+        .chain(drawn)
         .collect();
     let mut order: Vec<&Point> = points.iter().collect();
     order.sort_by_key(|point| (!point.original, !point.on));
     for point in order {
         let name = shortened(&point.name, format.name);
-        let width = name.chars().count() as f64 * CHARACTER;
         let (x, y) = (point.x, point.y);
         let gap = MARK + 5.0;
         // Beside the mark, then above and below it, then further up and down.
@@ -263,12 +276,7 @@ fn names(out: &mut String, points: &[Point], lines: Vec<Area>, format: Format) {
             }
         }
         let free = places.into_iter().find_map(|(anchor, x, y)| {
-            let from = match anchor {
-                "start" => x,
-                "end" => x - width,
-                _ => x - width / 2.0,
-            };
-            let area = Area([from, y - LINE / 2.0, from + width, y + LINE / 2.0]);
+            let area = Area::lettering(&name, anchor, x, y);
             let free = area.inside(frame) && !taken.iter().any(|other| area.overlaps(*other));
             free.then_some((anchor, x, y, area))
         });
@@ -300,7 +308,10 @@ fn shortened(name: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use zeropoint_core::{Fingerprint, Rng};
+
     use super::*;
+    use crate::compare::{COMPARE_SCHEMA, ComparedMetric, ComparedModel, Reference, Row};
 
     fn point(x: f64, y: f64, on: bool) -> Point {
         Point { name: "run".to_owned(), x, y, error: None, on, original: false }
@@ -322,13 +333,122 @@ mod tests {
         assert_eq!(shortened("runs/äbc", 4), "…äbc");
     }
 
+    /// All lettering of a drawing, each line with the rectangle that it takes up by the guess that names are put by.
+    fn lettering(svg: &str) -> Vec<(String, Area)> {
+        let line = |element: &str| -> (String, Area) {
+            let (head, rest) = element.split_once('>').expect("a tag ends");
+            let text = rest.split("</text>").next().unwrap_or_default();
+            let attribute = |name: &str| -> Option<String> {
+                let (_, value) = head.split_once(&format!(" {name}=\""))?;
+                value.split('"').next().map(str::to_owned)
+            };
+            let number = |name: &str| -> f64 {
+                attribute(name)
+                    .and_then(|value| value.parse().ok())
+                    .unwrap_or_else(|| panic!("{name}: {head}"))
+            };
+            // With `dy` the letters are around `y`, without it above.
+            let middle = if attribute("dy").is_some() { number("y") } else { number("y") - 4.0 };
+            let anchor = attribute("text-anchor").unwrap_or_else(|| "start".to_owned());
+            (text.to_owned(), Area::lettering(text, &anchor, number("x"), middle))
+        };
+        svg.split("<text").skip(1).map(line).collect()
+    }
+
+    /// Whether areas overlap by more than the rounding of coordinates.
+    fn cover(one: Area, other: Area) -> bool {
+        let Area([left, top, right, bottom]) = one;
+        Area([left + 0.02, top + 0.02, right - 0.02, bottom - 0.02]).overlaps(other)
+    }
+
+    fn assert_apart(lettering: &[(String, Area)]) {
+        for (i, (name, area)) in lettering.iter().enumerate() {
+            for (other, of_other) in &lettering[..i] {
+                assert!(!cover(*area, *of_other), "`{name}` {area:?} covers `{other}` {of_other:?}");
+            }
+        }
+    }
+
     #[test]
-    fn names_never_cover_one_another() {
-        let points: Vec<Point> =
-            (0..30).map(|i| point(100.0 + f64::from(i % 3), 100.0 + f64::from(i), true)).collect();
-        let mut out = String::new();
-        names(&mut out, &points, Vec::new(), WIDE);
-        let placed = out.matches("<text").count();
-        assert!((1..30).contains(&placed), "{placed} of 30 find a place");
+    fn names_never_cover_one_another_or_a_mark() {
+        for (format, seed) in
+            [WIDE, NARROW].into_iter().flat_map(|format| (0..24).map(move |seed| (format, seed)))
+        {
+            let mut rng = Rng::new(seed);
+            // From all over the chart to all in one place.
+            let spread = [1.0, 0.3, 0.05, 0.0][seed as usize % 4];
+            let mut within = |from: f64, to: f64| {
+                let share = 0.4 + spread * (rng.below(1001) as f64 / 1000.0 - 0.4);
+                from + share * (to - from)
+            };
+            let points: Vec<Point> = (0..30usize)
+                .map(|i| {
+                    let x = within(format.left, format.width - RIGHT);
+                    let y = within(TOP, format.height - BOTTOM);
+                    Point {
+                        name: format!("{}{i}", "run-".repeat(i % 5 + 1)),
+                        x,
+                        y,
+                        error: i.is_multiple_of(3).then_some([y - 9.0, y + 9.0]),
+                        on: i.is_multiple_of(2),
+                        original: i == 0,
+                    }
+                })
+                .collect();
+            let mut out = String::new();
+            names(&mut out, &points, vec![Area::line(format.left, format.width, points[0].y)], format);
+            let placed = lettering(&out);
+            assert!((1..=30).contains(&placed.len()), "{} of 30 find a place", placed.len());
+            assert_apart(&placed);
+            let frame = Area([2.0, TOP - LINE, format.width - 2.0, format.height - BOTTOM]);
+            for (name, area) in &placed {
+                assert!(!cover(*area, Area::line(format.left, format.width, points[0].y)), "{name}");
+                let Area([left, top, right, bottom]) = *area;
+                assert!(Area([left + 0.02, top + 0.02, right - 0.02, bottom - 0.02]).inside(frame), "{name}");
+                for Point { x, y, .. } in &points {
+                    assert!(!cover(*area, Area([x - MARK, y - MARK, x + MARK, y + MARK])), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_do_not_cover_the_numbers_of_the_axes() {
+        // Runs so small that their marks stand at the vertical axis, and so many that names go to its side.
+        let row = |i: u32| Row {
+            run: format!("runs/r{i}"),
+            scheme: String::new(),
+            bytes: 100_000 * u64::from(i % 3),
+            ratio: 1.0,
+            value: Some(0.8 + f64::from(i) * 0.001),
+            loss: Some(0.02 - f64::from(i) * 0.001),
+            stderr: None,
+            frontier: i.is_multiple_of(2),
+            excluded: None,
+            gates_met: None,
+            lowest_output_sqnr_db: None,
+        };
+        for (format, count) in [(WIDE, 3), (WIDE, 20), (NARROW, 3), (NARROW, 20)] {
+            let comparison = Comparison {
+                schema: COMPARE_SCHEMA,
+                metric: ComparedMetric {
+                    task: "sts".to_owned(),
+                    name: "spearman".to_owned(),
+                    higher_is_better: true,
+                    ideal: false,
+                    samples: 100,
+                },
+                model: ComparedModel {
+                    source: "model".to_owned(),
+                    architecture: "BertModel".to_owned(),
+                    fingerprint: Fingerprint::builder("model").finish(),
+                },
+                original: Reference { bytes: 90_000_000, value: 0.82, frontier: true },
+                runs: (0..count).map(row).collect(),
+            };
+            let drawn = lettering(&inline(&comparison, format, "test"));
+            assert!(drawn.iter().any(|(text, _)| text.starts_with('r')), "{drawn:?}");
+            assert_apart(&drawn);
+        }
     }
 }

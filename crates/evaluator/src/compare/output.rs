@@ -198,7 +198,7 @@ impl Comparison {
                 size: typeset(&escape::bytes(self.original.bytes)),
                 kept: "100\u{a0}%".to_owned(),
                 ratio: "1.00".to_owned(),
-                value: typeset(&escape::metric(Some(self.original.value))),
+                value: known(Some(self.original.value), escape::metric),
                 value_key: Some(self.original.value).filter(|value| value.is_finite()),
                 loss: "–".to_owned(),
                 loss_key: Some(0.0),
@@ -229,11 +229,11 @@ impl Comparison {
             size: typeset(&escape::bytes(row.bytes)),
             kept: kept(self.original.bytes, row.bytes),
             ratio: ratio(row.ratio),
-            value: typeset(&escape::metric(row.value)),
+            value: known(row.value, escape::metric),
             value_key: row.value,
-            loss: typeset(&escape::signed(row.loss)),
+            loss: known(row.loss, escape::signed),
             loss_key: row.loss,
-            stderr: typeset(&escape::metric(row.stderr)),
+            stderr: known(row.stderr, escape::metric),
             optional: optional
                 .iter()
                 .map(|column| (column.cell)(row).map_or_else(|| "–".to_owned(), |text| plain(&text)))
@@ -276,6 +276,14 @@ impl Comparison {
             )
         })
         .collect()
+    }
+}
+
+/// A number as the page shows it.
+fn known(value: Option<f64>, text: fn(Option<f64>) -> String) -> String {
+    match value {
+        Some(value) if value.is_finite() => typeset(&text(Some(value))),
+        _ => "–".to_owned(),
     }
 }
 

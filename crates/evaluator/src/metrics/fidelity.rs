@@ -1,8 +1,5 @@
 //! How close the quantised model's outputs are to the original's.
 
-/// The bounds of [`sqnr_db`], in decibels. Rounding to f32 alone stays near 150 dB, so 200 says "exact".
-pub const SQNR_LIMIT_DB: f64 = 200.0;
-
 /// Cosine of the angle between two vectors, in `[-1, 1]`, accumulated in f64; equal vectors give exactly 1.
 ///
 /// Two zero vectors agree (1), a zero vector and another do not (0). NaN when the lengths differ or a value is not
@@ -95,29 +92,6 @@ pub fn top1_agreement<R: AsRef<[f32]>>(a_logits: &[R], b_logits: &[R]) -> Option
     Some(agreed as f64 / a_logits.len() as f64)
 }
 
-/// Signal to quantisation noise ratio in decibels: `10 log10(sum r^2 / sum (r - a)^2)`, accumulated in f64.
-///
-/// Capped to [`SQNR_LIMIT_DB`] on both sides so that it is always a number that JSON can hold: equal tensors give the
-/// upper limit, noise over an all-zero reference the lower one. NaN when the lengths differ or a value is not finite.
-pub fn sqnr_db(reference: &[f32], approximation: &[f32]) -> f64 {
-    if reference.len() != approximation.len() {
-        return f64::NAN;
-    }
-    let (mut signal, mut noise) = (0.0, 0.0);
-    for (&r, &a) in reference.iter().zip(approximation) {
-        let (r, a) = (f64::from(r), f64::from(a));
-        signal += r * r;
-        noise += (r - a) * (r - a);
-    }
-    if !(signal + noise).is_finite() {
-        f64::NAN
-    } else if noise == 0.0 {
-        SQNR_LIMIT_DB
-    } else {
-        (10.0 * (signal / noise).log10()).clamp(-SQNR_LIMIT_DB, SQNR_LIMIT_DB)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -166,16 +140,6 @@ mod tests {
         assert_eq!(top1_agreement(&[vec![1.0]], &[vec![1.0], vec![2.0]]), None);
     }
 
-    #[test]
-    fn sqnr_is_in_decibels_and_always_a_number() {
-        assert!((sqnr_db(&[10.0, 0.0], &[11.0, 0.0]) - 20.0).abs() < 1e-9);
-        assert_eq!(sqnr_db(&[1.0], &[1.0]), SQNR_LIMIT_DB);
-        assert_eq!(sqnr_db(&[0.0], &[0.0]), SQNR_LIMIT_DB);
-        assert_eq!(sqnr_db(&[0.0], &[1.0]), -SQNR_LIMIT_DB);
-        assert!(sqnr_db(&[1.0], &[]).is_nan());
-        assert!(sqnr_db(&[1.0], &[f32::INFINITY]).is_nan());
-    }
-
     proptest! {
         #[test]
         fn cosine_ignores_positive_scale(
@@ -187,18 +151,6 @@ mod tests {
             prop_assert!((cosine(&a, &b) - cosine(&scaled, &b)).abs() < 1e-12);
             prop_assert_eq!(cosine(&a, &b), cosine(&b, &a));
             prop_assert_eq!(cosine(&a, &a), 1.0);
-        }
-
-        #[test]
-        fn ten_times_less_noise_is_twenty_decibels_more(
-            noise in prop::collection::vec(0.25f32..0.5, 1..50),
-        ) {
-            let reference: Vec<f32> = (0..noise.len()).map(|i| (i % 7) as f32 + 1.0).collect();
-            let noisy = |factor: f32| -> Vec<f32> {
-                reference.iter().zip(&noise).map(|(r, n)| r + n * factor).collect()
-            };
-            let gain = sqnr_db(&reference, &noisy(0.1)) - sqnr_db(&reference, &noisy(1.0));
-            prop_assert!((gain - 20.0).abs() < 1e-2, "{}", gain);
         }
 
         #[test]

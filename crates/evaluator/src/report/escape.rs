@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::metrics::fidelity::SQNR_LIMIT_DB;
+use super::SQNR_LIMIT_DB;
 
 /// What stands where a number was not measured.
 const NO_VALUE: &str = "-";

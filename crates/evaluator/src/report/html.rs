@@ -62,6 +62,7 @@ struct View<'a> {
     verdict: Verdict,
     size: size::SizeView,
     metrics: Vec<metrics::MetricRow<'a>>,
+    unknown_errors: bool,
     layers: Vec<layers::LayerRow<'a>>,
     low_db: f64,
     histograms: bool,
@@ -97,6 +98,7 @@ impl Report {
             verdict: verdict(self),
             size: size::view(self),
             metrics: metrics::rows(self),
+            unknown_errors: markdown::has_unknown_errors(self),
             histograms: details
                 .layers
                 .iter()
@@ -104,7 +106,7 @@ impl Report {
             low_db: layers::LOW_DB,
             float_groups: markdown::float_groups(&self.not_quantized),
             outliers: self.layers.iter().any(|layer| !layer.outlier_channels.is_empty()),
-            warnings: warnings(self),
+            warnings: markdown::warnings(self, svg::typeset),
             // Its name; what it stands for is among the settings.
             scheme: self.settings.scheme.split(':').next().unwrap_or_default(),
             config: details.config.as_deref(),
@@ -205,40 +207,4 @@ pub(crate) fn kept(original: u64, quantized: u64) -> String {
         return "–".to_owned();
     }
     format!("{:.1}\u{a0}%", quantized as f64 / original as f64 * 100.0)
-}
-
-/// What the run warned about, and what its numbers warn about.
-fn warnings(report: &Report) -> Vec<String> {
-    /// Above this share of clipped values a layer is named.
-    const CLIPPED: f64 = 0.01;
-    let mut warnings = report.warnings.clone();
-    for metric in report.metrics.iter().filter(|metric| !metric.ideal && metric.is_significant_loss()) {
-        warnings.push(format!("{} {}: the loss is more than two standard errors.", metric.task, metric.name));
-    }
-    for gate in report.gates.iter().filter(|gate| !gate.passed) {
-        let limit = svg::typeset(&gate.max_drop.to_string());
-        let task = format!("{} {}", gate.task, gate.metric);
-        warnings.push(if gate.drop.is_nan() {
-            format!("{task}: the gate of {limit} is not met, for the loss has no value.")
-        } else {
-            let drop = svg::typeset(&escape::metric(Some(gate.drop)));
-            format!("{task}: lost {drop}, and the gate allows {limit}.")
-        });
-    }
-    let clipped = report
-        .layers
-        .iter()
-        .filter(|layer| layer.clipped_fraction.is_some_and(|share| share > CLIPPED))
-        .count();
-    if clipped > 0 {
-        let layers = if clipped == 1 { "layer clips" } else { "layers clip" };
-        warnings.push(format!("{clipped} {layers} more than 1 % of the input's values."));
-    }
-    if report.metrics.is_empty() {
-        warnings.push("No metric was measured: what the quantisation cost is not known.".to_owned());
-    }
-    if report.self_check.is_none() {
-        warnings.push("The written model was not loaded back and compared.".to_owned());
-    }
-    warnings
 }

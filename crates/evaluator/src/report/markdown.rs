@@ -23,6 +23,8 @@ struct View<'a> {
     worst_layers: Vec<WorstLayer<'a>>,
     float_groups: Vec<FloatGroup<'a>>,
     float_bytes: u64,
+    warnings: Vec<String>,
+    unknown_errors: bool,
 }
 
 #[derive(Serialize)]
@@ -67,6 +69,8 @@ impl Report {
             worst_layers: worst_layers(&self.layers),
             float_groups: float_groups(&self.not_quantized),
             float_bytes: total(self.not_quantized.iter().map(|tensor| tensor.bytes)),
+            warnings: warnings(self, str::to_owned),
+            unknown_errors: has_unknown_errors(self),
             schemes,
         };
         render("report.md", include_str!("../templates/report.md.jinja"), view)
@@ -110,6 +114,47 @@ pub(super) struct MetricRow<'a> {
 pub(super) fn metric_rows(report: &Report) -> Vec<MetricRow<'_>> {
     let row = |metric| MetricRow { metric, marked: !metric.ideal && metric.is_significant_loss() };
     report.metrics.iter().map(row).collect()
+}
+
+/// Whether a metric with a value has a standard error that is not known.
+pub(super) fn has_unknown_errors(report: &Report) -> bool {
+    report.metrics.iter().any(|metric| metric.delta.is_finite() && !metric.stderr.is_finite())
+}
+
+/// What the run warned about, and what its numbers warn about; these are put as `typeset` says.
+pub(super) fn warnings(report: &Report, typeset: fn(&str) -> String) -> Vec<String> {
+    /// Above this share of clipped values a layer is named.
+    const CLIPPED: f64 = 0.01;
+    let mut warnings = report.warnings.clone();
+    for metric in report.metrics.iter().filter(|metric| !metric.ideal && metric.is_significant_loss()) {
+        warnings.push(format!("{} {}: the loss is more than two standard errors.", metric.task, metric.name));
+    }
+    for gate in report.gates.iter().filter(|gate| !gate.passed) {
+        let limit = typeset(&gate.max_drop.to_string());
+        let task = format!("{} {}", gate.task, gate.metric);
+        warnings.push(if gate.drop.is_nan() {
+            format!("{task}: the gate of {limit} is not met, for the loss has no value.")
+        } else {
+            let drop = typeset(&escape::metric(Some(gate.drop)));
+            format!("{task}: lost {drop}, and the gate allows {limit}.")
+        });
+    }
+    let clipped = report
+        .layers
+        .iter()
+        .filter(|layer| layer.clipped_fraction.is_some_and(|share| share > CLIPPED))
+        .count();
+    if clipped > 0 {
+        let layers = if clipped == 1 { "layer clips" } else { "layers clip" };
+        warnings.push(format!("{clipped} {layers} more than 1 % of the input's values."));
+    }
+    if report.metrics.is_empty() {
+        warnings.push("No metric was measured: what the quantisation cost is not known.".to_owned());
+    }
+    if report.self_check.is_none() {
+        warnings.push("The written model was not loaded back and compared.".to_owned());
+    }
+    warnings
 }
 
 /// Sizes of a hostile or broken report may not fit into 64 bits; the sum is the largest number then.
@@ -201,7 +246,7 @@ fn schemes(layers: &[Layer]) -> Vec<SchemeRow<'_>> {
 fn outlier_cell(layer: &Layer) -> String {
     let Some(largest) = largest_outliers(layer).first().copied() else { return String::new() };
     let absmax = escape::activation(Some(largest.absmax));
-    match layer.outlier_channels.len() {
+    match layer.outliers() {
         1 => format!("#{} at {absmax}", largest.channel),
         several => format!("{several}, largest #{} at {absmax}", largest.channel),
     }
@@ -252,11 +297,11 @@ pub(super) fn cause(layer: &Layer) -> String {
                 format!("{} (up to {})", outlier.channel, escape::activation(Some(outlier.absmax)))
             })
             .collect();
-        let more = match outliers.len().saturating_sub(NAMED) {
+        let more = match layer.outliers().saturating_sub(named.len() as u64) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let plural = if outliers.len() == 1 { "" } else { "s" };
+        let plural = if layer.outliers() == 1 { "" } else { "s" };
         causes.push(format!("outlier input channel{plural} {}{more}", named.join(", ")));
     }
     if let Some(clipped) = layer.clipped_fraction.filter(|&fraction| fraction > 0.0) {

@@ -9,6 +9,10 @@ use crate::metrics::fidelity::{argmax, cosine, percentile};
 use crate::metrics::logits::{bernoulli_kl, kl_divergence};
 use crate::report::Metric;
 
+/// Fewest samples for which the first percentile has a standard error. It lies between the third and the fourth lowest
+/// of so many; of fewer it is made of the lowest two or three and no less an extreme than the minimum.
+const FEWEST_FOR_P01: usize = 300;
+
 /// What outputs are, as far as comparing two of them is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -87,10 +91,16 @@ pub(super) fn report(run: &Run<'_>, head: &HeadOutput, rows: &[Nearness]) -> Vec
         ];
     }
     let cosines = |rows: &[&Nearness]| rows.iter().map(|row| row.cosine).collect::<Vec<_>>();
+    let lowest = |rows: &[&Nearness]| cosines(rows).into_iter().reduce(f64::min);
+    let p01 = |rows: &[&Nearness]| percentile(&cosines(rows), 1.0);
     let mut metrics = vec![
         run.against_ideal(names::COSINE_MEAN, 1.0, rows, |rows| mean(rows, |row| row.cosine)),
-        run.against_ideal(names::COSINE_MIN, 1.0, rows, |rows| cosines(rows).into_iter().reduce(f64::min)),
-        run.against_ideal(names::COSINE_P01, 1.0, rows, |rows| percentile(&cosines(rows), 1.0)),
+        run.extreme_against_ideal(names::COSINE_MIN, 1.0, rows, lowest),
+        if rows.len() < FEWEST_FOR_P01 {
+            run.extreme_against_ideal(names::COSINE_P01, 1.0, rows, p01)
+        } else {
+            run.against_ideal(names::COSINE_P01, 1.0, rows, p01)
+        },
     ];
     if kind != Kind::Vector {
         metrics.push(run.against_ideal(names::TOP1_AGREEMENT, 1.0, rows, |rows| mean(rows, |row| row.top1)));

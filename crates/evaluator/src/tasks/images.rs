@@ -84,7 +84,11 @@ impl ImageTask {
     /// Identifies what is measured on, the content of image files included.
     pub(super) fn fingerprint(&self, samples: &[Sample], builder: &mut FingerprintBuilder) {
         builder.field("task", format!("{self:?}"));
-        for path in samples.iter().filter_map(|sample| sample.image.as_deref()) {
+        for sample in samples {
+            let Some(path) = sample.image.as_deref() else {
+                builder.field("text", "");
+                continue;
+            };
             let mut bytes = Vec::new();
             // What cannot be read is said where the image is needed.
             let read = File::open(path).and_then(|file| file.take(MAX_IMAGE_BYTES).read_to_end(&mut bytes));
@@ -275,7 +279,28 @@ fn label_vectors(
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::tasks::TaskData;
+
+    #[test]
+    fn images_count_by_their_content_wherever_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| -> PathBuf {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let sample = |image: Option<&PathBuf>| Sample { image: image.cloned(), ..Sample::default() };
+        let of = |images: [Option<&PathBuf>; 2]| {
+            TaskData::Images(ImageTask::Fidelity, images.map(sample).to_vec()).fingerprint()
+        };
+        let (one, same, other) = (file("a.png", b"a"), file("b.png", b"a"), file("c.png", b"c"));
+        assert_eq!(of([Some(&one), None]), of([Some(&same), None]));
+        assert_ne!(of([Some(&one), None]), of([Some(&other), None]));
+        assert_ne!(of([Some(&one), None]), of([None, Some(&one)]));
+    }
 
     #[test]
     fn the_rank_of_the_gold_class_counts_the_first_of_equals_as_likelier() {

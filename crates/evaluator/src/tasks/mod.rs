@@ -190,7 +190,8 @@ impl TaskData {
         self.len() == 0
     }
 
-    /// Identifies what is measured on: the samples in their order, prompts included; files and lines do not count.
+    /// Identifies what is measured on: the samples in their order, prompts and the content of images included; files and
+    /// lines do not count.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut builder = Fingerprint::builder("task-data");
         builder.field("kind", self.kind().0);
@@ -203,7 +204,10 @@ impl TaskData {
                 builder.field("samples", fingerprint(samples).to_string());
             }
             Self::Images(task, samples) => {
-                builder.field("samples", fingerprint(samples).to_string());
+                // Images count by their content, wherever they lie.
+                let placeless: Vec<Sample> =
+                    samples.iter().map(|sample| Sample { image: None, ..sample.clone() }).collect();
+                builder.field("samples", fingerprint(&placeless).to_string());
                 task.fingerprint(samples, &mut builder);
             }
             Self::TokenClassification(sentences) => {
@@ -379,7 +383,8 @@ pub struct Models<'a> {
     pub activation: ActivationFn,
 }
 
-/// Runs a task on both models. `progress` is called with sequences done and in all after each batch, and may stop it.
+/// Runs a task on both models; the metrics say what data they are of. `progress` is called with sequences done and in all
+/// after each batch, and may stop it.
 pub fn run_task(
     task: &Task,
     models: &Models<'_>,
@@ -389,7 +394,7 @@ pub fn run_task(
     let spec = models.original.spec();
     task.check(spec, models.inputs)?;
     let mut run = Run { task: &task.name, models, options, progress };
-    match (&task.data, &spec.head().output) {
+    let metrics = match (&task.data, &spec.head().output) {
         (TaskData::Sts(samples), _) => sts::measure(&mut run, samples),
         (TaskData::Classification(samples), HeadOutput::Classification { labels, problem }) => {
             classification::measure(&mut run, samples, labels, *problem)
@@ -404,5 +409,7 @@ pub fn run_task(
         (TaskData::Fidelity(_) | TaskData::Classification(_), _) => {
             fidelity::measure(&mut run, &task.sequences(spec, models.inputs.tokenizer()?)?)
         }
-    }
+    }?;
+    let data = task.data.fingerprint();
+    Ok(metrics.into_iter().map(|metric| Metric { data: Some(data), ..metric }).collect())
 }

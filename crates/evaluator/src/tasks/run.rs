@@ -119,9 +119,24 @@ impl Run<'_> {
         of: impl Fn(&[&T]) -> Option<f64> + Sync,
     ) -> Metric {
         let value = |chosen: &[usize]| of(&chosen.iter().map(|&row| &rows[row]).collect::<Vec<_>>());
-        let all: Vec<usize> = (0..rows.len()).collect();
         let stderr = self.standard_error(rows.len(), value);
-        let metric = self.metric(name, ideal > 0.0, [Some(ideal), value(&all)], stderr, rows.len());
+        Metric { stderr, ..self.extreme_against_ideal(name, ideal, rows, &of) }
+    }
+
+    /// As [`Run::against_ideal`], with a standard error that is not known.
+    ///
+    /// Of an extreme the bootstrap tells none: no resample holds anything beyond the most extreme sample, and 63 % of
+    /// them hold that very one, so that their spread says how far apart the outermost samples are and nothing of others
+    /// (Efron and Tibshirani 1993, section 7.4).
+    pub(super) fn extreme_against_ideal<T>(
+        &self,
+        name: &str,
+        ideal: f64,
+        rows: &[T],
+        of: impl Fn(&[&T]) -> Option<f64>,
+    ) -> Metric {
+        let value = of(&rows.iter().collect::<Vec<_>>());
+        let metric = self.metric(name, ideal > 0.0, [Some(ideal), value], f64::NAN, rows.len());
         Metric { ideal: true, ..metric }
     }
 
@@ -147,6 +162,7 @@ impl Run<'_> {
             stderr,
             higher_is_better,
             samples: samples as u64,
+            data: None,
             ideal: false,
         }
     }

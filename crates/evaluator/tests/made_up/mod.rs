@@ -24,6 +24,7 @@ pub(crate) fn metric(
         stderr,
         higher_is_better,
         samples: 1379,
+        data: None,
         ideal: false,
     }
 }
@@ -42,6 +43,7 @@ pub(crate) fn layer(path: &str, weight: f64, input: Option<f64>, output: Option<
         weight_range: Some(WeightRange { narrowest: [-0.15, 0.149], widest: [-0.42, 0.417] }),
         weight_clipped_fraction: Some(0.000_2),
         outlier_channels: Vec::new(),
+        outlier_count: 0,
         bytes: 148_992,
         original_bytes: Some(589_824),
     }
@@ -60,7 +62,11 @@ pub(crate) fn float(tensor: &str, bytes: u64, reason: &str) -> NotQuantized {
 pub(crate) fn rich() -> Report {
     let spearman = metric("sts", "spearman", 0.8203, 0.8142, 0.0011, true);
     let perplexity = metric("wiki|text", "perplexity", 12.5, 12.504, 0.02, false);
-    let cosine = Metric { ideal: true, ..metric("fidelity", "cosine_mean", 1.0, 0.9981, 0.0001, true) };
+    let cosine = Metric {
+        data: Some(Fingerprint::builder("data").finish()),
+        ideal: true,
+        ..metric("fidelity", "cosine_mean", 1.0, 0.9981, 0.0001, true)
+    };
     let undefined = metric("odd", "spearman", f64::NAN, 0.5, f64::NAN, true);
     let outliers = [(77, 31.0), (12, 48.2), (301, 20.5), (5, 12.25)];
     Report {
@@ -98,6 +104,7 @@ pub(crate) fn rich() -> Report {
                 outlier_channels: outliers
                     .map(|(channel, absmax)| OutlierChannel { channel, absmax, times_median: absmax / 1.5 })
                     .to_vec(),
+                outlier_count: 4,
                 ..layer("encoder.layer.0.output.dense", 41.9, Some(24.4), Some(23.75))
             },
             Layer {
@@ -109,6 +116,7 @@ pub(crate) fn rich() -> Report {
             },
             Layer {
                 outlier_channels: vec![OutlierChannel { channel: 3, absmax: 9.5, times_median: f64::NAN }],
+                outlier_count: 1,
                 ..layer("encoder.layer.1.output.dense", f64::NAN, None, None)
             },
             layer("encoder.layer.2.zero", 200.0, Some(200.0), Some(200.0)),

@@ -27,7 +27,7 @@ impl Format {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// Exact module names, the class `Linear`, or `re:` patterns matched from the start of the name.
-    pub targets: Vec<String>,
+    pub targets: Vec<Target>,
     /// Their scheme.
     pub scheme: Scheme,
 }
@@ -39,7 +39,7 @@ pub struct QuantizationConfig {
     pub groups: Vec<Group>,
     /// Modules left in floating point, named as targets are. Every Linear that is not quantised must be here: readers
     /// take a missing one for quantised and compute garbage.
-    pub ignore: Vec<String>,
+    pub ignore: Vec<Target>,
     /// How the tensors are stored.
     pub format: Format,
 }
@@ -54,16 +54,16 @@ impl QuantizationConfig {
     ) -> Self {
         let mut groups: Vec<Group> = Vec::new();
         for (name, scheme) in modules {
-            let name = name.into();
+            let name = Target::exact(name);
             match groups.iter_mut().find(|group| group.scheme == scheme) {
                 Some(group) => group.targets.push(name),
                 None => groups.push(Group { targets: vec![name], scheme }),
             }
         }
         if let [only] = groups.as_mut_slice() {
-            only.targets = vec![matching::LINEAR.to_owned()];
+            only.targets = vec![Target::exact(matching::LINEAR)];
         }
-        Self { groups, ignore: ignore.into_iter().map(Into::into).collect(), format: Format::IntQuantized }
+        Self { groups, ignore: ignore.into_iter().map(Target::exact).collect(), format: Format::IntQuantized }
     }
 
     /// The JSON for `config.json`, with exactly the keys that every reader takes.
@@ -81,7 +81,7 @@ impl QuantizationConfig {
             "quant_method": "compressed-tensors",
             "format": self.format.name(),
             "quantization_status": "compressed",
-            "ignore": self.ignore,
+            "ignore": texts(&self.ignore),
             "config_groups": groups,
         })
     }
@@ -91,17 +91,22 @@ impl QuantizationConfig {
     /// Where several targets match, an exact name wins over a pattern and a pattern over a class; among patterns the
     /// first in the order of their text wins. This is the rule of `compressed-tensors` (`match_named_modules`).
     pub fn scheme_of(&self, module_name: &str) -> Option<Scheme> {
-        let matching = |text: &String| Target::parse(text).ok().filter(|target| target.matches(module_name));
-        if self.ignore.iter().any(|text| matching(text).is_some()) {
+        if self.ignore.iter().any(|target| target.matches(module_name)) {
             return None;
         }
         self.groups
             .iter()
-            .flat_map(|group| group.targets.iter().map(|text| (text, group.scheme)))
-            .filter_map(|(text, scheme)| Some((matching(text)?.rank(), text, scheme)))
+            .flat_map(|group| group.targets.iter().map(|target| (target, group.scheme)))
+            .filter(|(target, _)| target.matches(module_name))
+            .map(|(target, scheme)| (target.rank(), target.as_str(), scheme))
             .min_by_key(|(rank, text, _)| (*rank, *text))
             .map(|(_, _, scheme)| scheme)
     }
+}
+
+/// Targets as they are written.
+fn texts(targets: &[Target]) -> Vec<&str> {
+    targets.iter().map(Target::as_str).collect()
 }
 
 fn group_json(group: &Group) -> Value {
@@ -117,7 +122,7 @@ fn group_json(group: &Group) -> Value {
     };
     let dynamic = activations.mode == ActivationMode::Dynamic;
     json!({
-        "targets": group.targets,
+        "targets": texts(&group.targets),
         "weights": args(true, weights.granularity, false),
         "input_activations": args(activations.symmetry.is_symmetric(), activations.granularity(), dynamic),
     })

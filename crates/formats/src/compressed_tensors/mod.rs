@@ -13,4 +13,5 @@ mod pattern;
 
 pub use config::{Format, Group, QuantizationConfig};
 pub use linear::{NamedBytes, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs, read_linear};
+pub use matching::Target;
 pub use pattern::{Pattern, PatternError};

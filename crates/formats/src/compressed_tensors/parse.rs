@@ -14,6 +14,10 @@ use super::{
 use crate::FormatError;
 
 const ROOT: &str = "quantization_config";
+/// More targets than any model has modules. Each is compared with the name of each Linear.
+const MAX_TARGETS: usize = 100_000;
+/// `re:` patterns among them; recipes have a handful. Each may take a mebibyte when it is compiled.
+const MAX_EXPRESSIONS: usize = 256;
 
 impl QuantizationConfig {
     /// Reads the value of `quantization_config`.
@@ -53,29 +57,32 @@ impl QuantizationConfig {
             "global_compression_ratio",
             "run_compressed",
         ])?;
+        let mut total = Total::default();
         let ignore = match root.get("ignore") {
             None | Some(Value::Null) => Vec::new(),
-            Some(_) => targets(&root, "ignore")?,
+            Some(_) => targets(&root, "ignore", &mut total)?,
         };
         let groups = root.object("config_groups")?;
         if groups.is_empty() {
             return Err(root.refuse("config_groups", "at least one group is needed"));
         }
-        let groups: Vec<Group> =
-            groups.entries().map(|(path, value)| group(path, value, format)).collect::<Result<_, _>>()?;
+        let groups: Vec<Group> = groups
+            .entries()
+            .map(|(path, value)| group(path, value, format, &mut total))
+            .collect::<Result<_, _>>()?;
         check_unique(&root, &groups)?;
         Ok(Self { groups, ignore, format: Format::IntQuantized })
     }
 }
 
-fn group(path: String, value: &Value, model_format: &str) -> Result<Group, FormatError> {
+fn group(path: String, value: &Value, model_format: &str, total: &mut Total) -> Result<Group, FormatError> {
     let group = Object::new(path, value)?;
     if model_format == "mixed-precision" || !is_empty(group.get("format")) {
         group.expect("format", &["int-quantized"])?;
     }
     group.expect_empty("output_activations", "quantised outputs are not supported: set it to null")?;
     group.known(&["targets", "weights", "input_activations", "output_activations", "format"])?;
-    let targets = targets(&group, "targets")?;
+    let targets = targets(&group, "targets", total)?;
     if targets.is_empty() {
         return Err(group.refuse("targets", "at least one target is needed"));
     }
@@ -88,8 +95,34 @@ fn group(path: String, value: &Value, model_format: &str) -> Result<Group, Forma
     Ok(Group { targets, scheme: zeropoint_core::Scheme { weights, activations } })
 }
 
+/// What the lists of a config hold together.
+#[derive(Default)]
+struct Total {
+    targets: usize,
+    expressions: usize,
+}
+
+impl Total {
+    /// Takes one more, or says how many are allowed.
+    fn add(&mut self, target: &Target) -> Result<(), String> {
+        self.targets += 1;
+        self.expressions += usize::from(target.is_expression());
+        if self.expressions > MAX_EXPRESSIONS {
+            return Err(format!(
+                "at most {MAX_EXPRESSIONS} patterns are allowed in all lists together: write exact names instead"
+            ));
+        }
+        if self.targets > MAX_TARGETS {
+            return Err(format!(
+                "at most {MAX_TARGETS} names and patterns are allowed in all lists together: write patterns for them"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A list of names and patterns, each of which compiles.
-fn targets(object: &Object<'_>, key: &str) -> Result<Vec<String>, FormatError> {
+fn targets(object: &Object<'_>, key: &str, total: &mut Total) -> Result<Vec<Target>, FormatError> {
     let list =
         object.require(key)?.as_array().ok_or_else(|| object.refuse(key, "a list of names is needed"))?;
     let target = |(i, value): (usize, &Value)| {
@@ -97,12 +130,13 @@ fn targets(object: &Object<'_>, key: &str) -> Result<Vec<String>, FormatError> {
         let text = value
             .as_str()
             .ok_or_else(|| refused(&path, Some(value), "a module name or a pattern is needed"))?;
-        Target::parse(text).map_err(|error| {
+        let target = Target::parse(text).map_err(|error| {
             let reason =
                 format!("the pattern does not compile ({}): write exact names instead", error.reason);
             refused(&path, Some(value), &reason)
         })?;
-        Ok(text.to_owned())
+        total.add(&target).map_err(|allowed| refused(&path, Some(value), &allowed))?;
+        Ok(target)
     };
     list.iter().enumerate().map(target).collect()
 }
@@ -112,6 +146,7 @@ fn check_unique(root: &Object<'_>, groups: &[Group]) -> Result<(), FormatError> 
     let mut seen = std::collections::BTreeMap::new();
     for group in groups {
         for target in &group.targets {
+            let target = target.as_str();
             if seen.insert(target, group.scheme).is_some_and(|scheme| scheme != group.scheme) {
                 let target = target.escape_debug();
                 return Err(

@@ -44,6 +44,11 @@ impl Pattern {
         Ok(Self { text: text.to_owned(), regex })
     }
 
+    /// The pattern of one name.
+    pub(super) fn exact(name: String) -> Self {
+        Self { text: name, regex: None }
+    }
+
     /// Whether the module of that name is meant.
     pub fn matches(&self, name: &str) -> bool {
         match &self.regex {

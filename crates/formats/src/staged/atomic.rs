@@ -1,7 +1,7 @@
 //! Single files, written beside their place and renamed into it.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -73,7 +73,7 @@ impl Seek for AtomicFile {
 }
 
 /// A result that is written part by part: a file that appears when it is whole, or a device or pipe, which has no old bytes
-/// to keep and is written to as it is.
+/// to keep and is written to as it is. So is what `/dev/stdout` and its like stand for, be it a file.
 #[derive(Debug)]
 pub enum OutputFile {
     /// To appear under its name.
@@ -87,8 +87,7 @@ impl OutputFile {
     pub fn create(path: impl AsRef<Path>) -> Result<Self, FormatError> {
         let path = path.as_ref();
         if kind_of(path)? == Kind::Stream {
-            let stream = File::options().write(true).open(path).map_err(FormatError::io("open", path))?;
-            return Ok(Self::Stream(stream));
+            return open_stream(path).map(Self::Stream);
         }
         AtomicFile::create(path).map(Self::File)
     }
@@ -120,7 +119,8 @@ impl Write for OutputFile {
 
 /// Writes a whole file so that its name always stands for either the old bytes or all of the new ones.
 ///
-/// A device or a pipe, such as `/dev/stdout`, has no old bytes: it is written to and stays what it is.
+/// A device or a pipe has no old bytes: it is written to and stays what it is. Where `/dev/stdout` and its like are a file
+/// to which output was redirected, the bytes go behind those that are there.
 pub fn write_file_atomically(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), FormatError> {
     let mut file = OutputFile::create(&path)?;
     file.write_all(bytes.as_ref()).map_err(FormatError::io("write", path.as_ref()))?;
@@ -131,7 +131,7 @@ pub fn write_file_atomically(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) ->
 pub fn check_writable(path: impl AsRef<Path>) -> Result<(), FormatError> {
     let path = path.as_ref();
     if kind_of(path)? == Kind::Stream {
-        return File::options().write(true).open(path).map(drop).map_err(FormatError::io("open", path));
+        return open_stream(path).map(drop);
     }
     AtomicFile::create(path).map(drop)
 }
@@ -141,20 +141,49 @@ enum Kind {
     /// A regular file, or nothing yet.
     File,
     Directory,
-    /// A device, a pipe or a socket: what is renamed to its place would put an end to it.
+    /// A device, a pipe, a socket or a descriptor: what is renamed to its place would put an end to it.
     Stream,
 }
 
 /// What a path stands for, symbolic links followed.
 fn kind_of(path: &Path) -> Result<Kind, FormatError> {
-    match std::fs::metadata(path) {
-        Ok(found) if found.is_file() => Ok(Kind::File),
+    match fs::metadata(path) {
         Ok(found) if found.is_dir() => Ok(Kind::Directory),
-        Ok(_) => Ok(Kind::Stream),
+        Ok(found) if !found.is_file() => Ok(Kind::Stream),
         // A link that leads nowhere is replaced like one that leads to a file.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Kind::File),
-        Err(error) => Err(FormatError::io("write", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FormatError::io("write", path)(error)),
+        _ if names_descriptor(path) => Ok(Kind::Stream),
+        _ => Ok(Kind::File),
     }
+}
+
+/// Whether a path, or a link on its way, is a name that the system gives: `/dev/stdout`, `/dev/fd/1`, `/proc/self/fd/1`.
+/// Behind it may be a file to which output was redirected, but the name stays the system's.
+///
+/// Directories below `/dev` hold files like any other: `/dev/shm` is a disk in memory.
+fn names_descriptor(path: &Path) -> bool {
+    /// Linux follows no more.
+    const MOST_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let dir = directory_of(&path);
+        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        if dir == Path::new("/dev") || dir == Path::new("/dev/fd") || dir.starts_with("/proc") {
+            return true;
+        }
+        let Some(name) = path.file_name() else { return false };
+        match fs::read_link(dir.join(name)) {
+            Ok(target) => path = dir.join(target),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+/// Opens a stream for writing. Of a file behind a descriptor nothing is lost: what is written goes to its end.
+fn open_stream(path: &Path) -> Result<File, FormatError> {
+    let is_file = fs::metadata(path).is_ok_and(|found| found.is_file());
+    File::options().write(true).append(is_file).open(path).map_err(FormatError::io("open", path))
 }
 
 /// The directory of a path; `.` for a bare name, whose parent is empty.
@@ -176,7 +205,6 @@ pub(crate) fn sync_directory(dir: &Path) -> Result<(), FormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
@@ -234,6 +262,39 @@ mod tests {
             assert!(fs::metadata(device).unwrap().file_type().is_char_device(), "{device}");
         }
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_behind_a_descriptor_is_appended_to_and_no_name_is_taken() {
+        use std::os::{fd::AsRawFd as _, unix::fs::symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let [redirected, first, second] = ["redirected", "first", "second"].map(|name| dir.path().join(name));
+        fs::write(&redirected, "before").unwrap();
+        let open = File::open(&redirected).unwrap();
+        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+        let short = PathBuf::from(format!("/dev/fd/{}", open.as_raw_fd()));
+        symlink(&descriptor, &first).unwrap();
+        symlink("first", &second).unwrap();
+        for (path, content) in
+            [(&descriptor, "before1"), (&short, "before11"), (&first, "before111"), (&second, "before1111")]
+        {
+            check_writable(path).unwrap();
+            write_file_atomically(path, "1").unwrap();
+            assert_eq!(fs::read_to_string(&redirected).unwrap(), content);
+            assert!(AtomicFile::create(path).is_err(), "{}", path.display());
+        }
+        for link in [&first, &second] {
+            assert!(fs::symlink_metadata(link).unwrap().is_symlink());
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        // Closed again, it is no place for a file either.
+        drop(open);
+        assert!(names_descriptor(&descriptor) && names_descriptor(&first));
+        assert!(names_descriptor(Path::new("/dev/stdout")));
+        // A disk in memory is a disk.
+        assert!(!names_descriptor(Path::new("/dev/shm/report.json")));
+        assert!(!names_descriptor(&redirected) && !names_descriptor(Path::new("bare")));
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl StagedDir {
         Ok(staged)
     }
 
+    /// Whether a writer would be allowed to begin `target`, by what stands there now. Touches nothing.
+    pub fn check(target: impl AsRef<Path>, marker: &str, force: bool) -> Result<(), FormatError> {
+        check_target(&absolute_target(target.as_ref())?, marker, force).map(drop)
+    }
+
     /// The directory that an interrupted writer of `target` has left and [`resume`](Self::resume) would take over.
     /// Touches nothing.
     pub fn interrupted(target: impl AsRef<Path>, marker: &str) -> Result<Option<PathBuf>, FormatError> {

@@ -11,6 +11,6 @@ mod exchange;
 mod lock;
 
 pub use atomic::{AtomicFile, OutputFile, check_writable, write_file_atomically};
-pub use companions::{companion_files, copy_companions, is_weight_file};
+pub use companions::{companion_files, copy_companions, is_model_file};
 pub use digest::{FileDigest, file_digest};
 pub use directory::StagedDir;

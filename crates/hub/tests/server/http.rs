@@ -53,11 +53,15 @@ pub struct Response {
     pub cut: Option<usize>,
     /// Say nothing.
     pub silent: bool,
+    /// Stop after so many bytes of the body, and stay.
+    pub hang: Option<usize>,
+    /// What is said of the body's length instead of the truth.
+    pub length: Option<u64>,
 }
 
 impl Response {
     pub fn bytes(status: u16, body: Vec<u8>) -> Self {
-        Self { status, headers: Vec::new(), body, cut: None, silent: false }
+        Self { status, headers: Vec::new(), body, cut: None, silent: false, hang: None, length: None }
     }
 
     pub fn empty(status: u16) -> Self {
@@ -89,12 +93,15 @@ pub fn serve(mut stream: TcpStream, answer: impl Fn(&Request) -> Response) {
         "HTTP/1.1 {} status\r\nConnection: close\r\n{}Content-Length: {}\r\n\r\n",
         response.status,
         headers.concat(),
-        response.body.len()
+        response.length.unwrap_or(response.body.len() as u64)
     );
     let body = if request.method == "HEAD" { &[] } else { response.body.as_slice() };
-    let body = &body[..response.cut.unwrap_or(body.len()).min(body.len())];
+    let body = &body[..response.cut.or(response.hang).unwrap_or(body.len()).min(body.len())];
     // The client may have gone away, which is its right.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    if response.hang.is_some() {
+        let _ = stream.read(&mut [0]);
+    }
     let _ = stream.shutdown(Shutdown::Both);
 }
 

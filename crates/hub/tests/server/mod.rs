@@ -36,6 +36,10 @@ pub enum Fault {
     Flip(usize),
     /// Nothing is said at all until the client goes away.
     Silence,
+    /// Nothing more is said after so many bytes of the body until the client goes away.
+    HangAfter(usize),
+    /// The body is said to have so many bytes.
+    Claim(u64),
 }
 
 #[derive(Debug, Clone)]
@@ -213,6 +217,8 @@ fn answer(state: &Mutex<State>, address: SocketAddr, request: &Request) -> Respo
     match fault {
         Some(Fault::CutAfter(bytes)) => response.cut = Some(bytes),
         Some(Fault::Silence) => response.silent = true,
+        Some(Fault::HangAfter(bytes)) => response.hang = Some(bytes),
+        Some(Fault::Claim(bytes)) => response.length = Some(bytes),
         Some(Fault::Flip(at)) => {
             if let Some(byte) = response.body.get_mut(at) {
                 *byte ^= 1;

@@ -143,10 +143,9 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
             .collect::<Result<_, _>>()?;
         groups.push(blocks);
     }
-    // Layer i belongs to group floor(i * groups / layers).
-    let (layers, count) = (config.num_hidden_layers, config.num_hidden_groups);
-    let blocks: Vec<BlockSpec> =
-        (0..layers).flat_map(|layer| groups[layer * count / layers].iter().cloned()).collect();
+    let blocks: Vec<BlockSpec> = (0..config.num_hidden_layers)
+        .flat_map(|layer| groups[group_of(layer, config.num_hidden_layers, groups.len())].iter().cloned())
+        .collect();
     build.connect(&blocks, None);
     let head = describe_head(&mut build, task, hidden, activation, &words)?;
     let tower = Tower {
@@ -176,6 +175,13 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
     )
 }
 
+/// The group whose weights a layer has. In floating point as the reference computes it, which is not always the exact
+/// quotient's floor.
+fn group_of(layer: usize, layers: usize, groups: usize) -> usize {
+    let per_group = layers as f64 / groups as f64;
+    ((layer as f64 / per_group) as usize).min(groups - 1)
+}
+
 fn describe_head(
     build: &mut Builder<'_>,
     task: Task,
@@ -203,5 +209,22 @@ fn describe_head(
             build.masked_lm_head(vec![transform], "predictions.decoder", &biases, words)
         }
         _ => Ok(build.embedding_head(Pooling::Mean)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::group_of;
+
+    /// What `int(i / (layers / groups))` gives in Python; for 18 layers in 14 groups exact arithmetic puts layer 9 into
+    /// group 7.
+    #[test]
+    fn layers_share_weights_as_the_floating_point_of_the_reference_has_it() {
+        let all =
+            |layers, groups| (0..layers).map(|layer| group_of(layer, layers, groups)).collect::<Vec<_>>();
+        assert_eq!(all(3, 1), [0, 0, 0]);
+        assert_eq!(all(3, 2), [0, 0, 1]);
+        assert_eq!(all(4, 4), [0, 1, 2, 3]);
+        assert_eq!(all(18, 14), [0, 0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 10, 10, 11, 12, 13]);
     }
 }

@@ -247,7 +247,7 @@ fn text_input(
     let (offset, pad) = match dialect.kind {
         Kind::Roberta => {
             let pad = config.pad_token_id.unwrap_or(1);
-            if pad + 1 >= positions {
+            if pad >= positions - 1 {
                 return Err(build.input.config_error(format!(
                     "`pad_token_id` is {pad}, which leaves no row of {positions} to the positions"
                 )));
@@ -265,7 +265,6 @@ fn text_input(
     )?;
     let position = EmbeddingRole::Position { offset, pad };
     let position = build.table("embeddings.position_embeddings", positions, width, position)?;
-    // The model ignores the segments that a tokenizer may give where it knows only one.
     let tables: Vec<EmbeddingTable> = vec![words, types, position];
     let norm = Some(build.norm("embeddings.LayerNorm", width)?);
     let projection = if width == hidden {

@@ -54,6 +54,7 @@ pub(super) struct Builder<'a> {
     pub(super) sites: Vec<Site>,
     pub(super) edges: Vec<Edge>,
     known: BTreeSet<String>,
+    copies: Vec<(String, String)>,
     absent: Vec<String>,
     logit_scale: Option<String>,
 }
@@ -81,6 +82,7 @@ impl<'a> Builder<'a> {
             sites: Vec::new(),
             edges: Vec::new(),
             known: BTreeSet::new(),
+            copies: Vec::new(),
             absent: Vec::new(),
             logit_scale: None,
         };
@@ -422,6 +424,8 @@ impl<'a> Builder<'a> {
 
     /// The decoder of a masked language model: the word embedding table, or a matrix of its own where the file has one
     /// that config.json does not tie.
+    ///
+    /// Old files hold what is tied twice. Which of the two runs would depend on whether they are equal; so they must be.
     pub(super) fn decoder(
         &mut self,
         path: &str,
@@ -432,10 +436,22 @@ impl<'a> Builder<'a> {
             self.input.config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool) != Some(false);
         let own = format!("{path}.weight");
         let has_own = self.input.checkpoint.contains(&own);
-        let bias =
-            biases.iter().find(|bias| self.input.checkpoint.contains(bias)).map(|bias| (*bias).to_owned());
+        let mut biases: Vec<&str> =
+            biases.iter().copied().filter(|bias| self.input.checkpoint.contains(bias)).collect();
+        if tied {
+            let weights = has_own.then_some((own.as_str(), table.tensor.as_str()));
+            let others = biases.iter().skip(1).map(|other| (*other, biases[0]));
+            for (copy, original) in weights.into_iter().chain(others) {
+                let shape = [table.rows, table.width];
+                self.expect(copy, if copy == own { &shape[..] } else { &shape[..1] })?;
+                self.copies.push((copy.to_owned(), original.to_owned()));
+            }
+        } else {
+            // The decoder runs with its own, not with the one that it would be tied to.
+            biases.sort_by_key(|bias| bias.strip_prefix(path) != Some(".bias"));
+        }
+        let bias = biases.first().map(|bias| (*bias).to_owned());
         let weight = if tied || !has_own { table.tensor.clone() } else { own };
-        // Old files hold the bias twice, and the tied weight too; they are carried along.
         let linear = LinearSpec {
             path: path.to_owned(),
             tensor: path.to_owned(),
@@ -540,6 +556,7 @@ impl<'a> Builder<'a> {
             linears: self.linears,
             edges: self.edges,
             unused: carried,
+            copies: self.copies,
             absent_linears: self.absent,
             logit_scale: self.logit_scale,
         })

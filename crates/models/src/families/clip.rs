@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::builder::{Builder, Draft};
 use super::layers::{BlockNames, Sizes};
@@ -116,11 +116,11 @@ fn describe(
     let mut towers = Vec::new();
     // Images first: what the model is asked for with them is what its spaces meet for.
     if vision {
-        let config = tower_config(input, "vision_config");
+        let config = tower_config(input, "vision_config", both);
         towers.push(vision_tower(&mut build, &config, projection(&config)?)?);
     }
     if text {
-        let config = tower_config(input, "text_config");
+        let config = tower_config(input, "text_config", both);
         towers.push(text_tower(&mut build, &config, projection(&config)?)?);
     }
     if both {
@@ -144,18 +144,18 @@ fn describe(
     )
 }
 
-/// A tower's part of config.json: the whole of it for a model of one tower; otherwise under `key`, with what old files
-/// repeat under `key` and `_dict` on top, as `transformers` does.
-fn tower_config(input: &FamilyInput<'_>, key: &str) -> Value {
-    let part = |key: &str| input.config.get(key).and_then(Value::as_object);
-    match part(key) {
-        None if part("text_config").or(part("vision_config")).is_none() => input.config.clone(),
-        own => {
-            let mut merged: Map<String, Value> = own.cloned().unwrap_or_default();
-            let over = part(&format!("{key}_dict")).into_iter().flatten();
-            merged.extend(over.map(|(key, value)| (key.clone(), value.clone())));
-            Value::Object(merged)
+/// A tower's part of config.json: the whole of it for a model of one tower, otherwise what is under `key`.
+///
+/// Old files of both towers repeat that under `key` and `_dict`. `transformers` fills such a table up with its defaults and
+/// then lets it override all that is under `key`: nothing of the latter is left.
+fn tower_config(input: &FamilyInput<'_>, key: &str, both: bool) -> Value {
+    let part = |key: &str| input.config.get(key).filter(|value| value.is_object()).cloned();
+    let older = if both { part(&format!("{key}_dict")) } else { None };
+    match older.or_else(|| part(key)) {
+        None if !both && part("text_config").or_else(|| part("vision_config")).is_none() => {
+            input.config.clone()
         }
+        own => own.unwrap_or_else(|| Value::Object(serde_json::Map::new())),
     }
 }
 

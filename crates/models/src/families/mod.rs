@@ -123,6 +123,23 @@ impl FamilyInput<'_> {
     }
 }
 
+/// Refuses a `rope_scaling` that scales, or that sets more than its type: `transformers` lets it override
+/// `rope_parameters`.
+fn refuse_scaling(input: &FamilyInput<'_>) -> Result<(), ModelError> {
+    let Some(scaling) = input.config.get("rope_scaling").filter(|value| !value.is_null()) else {
+        return Ok(());
+    };
+    let plain = |(key, value): (&String, &Value)| {
+        matches!(key.as_str(), "rope_type" | "type") && value.as_str() == Some("default")
+    };
+    if scaling.as_object().is_some_and(|settings| settings.iter().all(plain)) {
+        return Ok(());
+    }
+    Err(input.config_error(format!(
+        "`rope_scaling` is {scaling}; only null and the type `default` are supported: frequencies are not scaled here"
+    )))
+}
+
 /// The base of rotary frequencies, from an object like `{"rope_type": "default", "rope_theta": 10000.0}`.
 fn rotary_theta(
     input: &FamilyInput<'_>,
@@ -180,7 +197,8 @@ impl Head {
     }
 }
 
-fn named_architecture(config: &Value) -> Option<&str> {
+/// `architectures[0]` of config.json.
+pub(crate) fn named_architecture(config: &Value) -> Option<&str> {
     config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str)
 }
 

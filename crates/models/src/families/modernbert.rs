@@ -159,6 +159,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
         return Err(input
             .config_error(format!("heads have {head_dim} channels; rotary positions need an even number")));
     }
+    super::refuse_scaling(input)?;
     let activation = input.activation("hidden_activation", &config.hidden_activation)?;
     let windows = config.windows(input)?;
     let thetas = [config.theta(false, input)?, config.theta(true, input)?];

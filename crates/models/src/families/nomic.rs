@@ -135,8 +135,6 @@ struct NomicConfig {
     layer_norm_eps: f64,
     #[serde(default)]
     rope_parameters: Option<Value>,
-    #[serde(default)]
-    rope_scaling: Option<Value>,
     #[serde(default, alias = "rotary_emb_base")]
     rope_theta: Option<f64>,
     #[serde(default)]
@@ -148,14 +146,17 @@ fn default_eps() -> f64 {
 }
 
 /// Switches of the code beside the weights, with the only value that this description computes.
-const FIXED: [(&str, &str); 12] = [
+const FIXED: [(&str, &str); 15] = [
     ("prenorm", "false"),
+    ("parallel_block", "false"),
+    ("causal", "false"),
     ("use_rms_norm", "false"),
     ("qkv_proj_bias", "false"),
     ("mlp_fc1_bias", "false"),
     ("mlp_fc2_bias", "false"),
     ("rotary_emb_fraction", "1.0"),
     ("rotary_emb_interleaved", "false"),
+    ("rotary_head_dim", "false"),
     ("rotary_emb_scale_base", "null"),
     ("rotary_scaling_factor", "null"),
     ("logn_attention_scale", "false"),
@@ -191,12 +192,13 @@ impl NomicConfig {
     }
 
     fn theta(&self, input: &FamilyInput<'_>, dialect: &Dialect) -> Result<f32, ModelError> {
+        super::refuse_scaling(input)?;
         let default = Some(self.rope_theta.unwrap_or(dialect.theta));
-        let scaling = self.rope_scaling.as_ref().filter(|value| !value.is_null());
-        match self.rope_parameters.as_ref().filter(|value| !value.is_null()) {
-            Some(parameters) => super::rotary_theta(input, Some(parameters), "rope_parameters", default),
-            None => super::rotary_theta(input, scaling, "rope_scaling", default),
-        }
+        // A `rope_scaling` that says anything takes the place of `rope_parameters`, even if it is only the type.
+        let replaced =
+            input.config.get("rope_scaling").and_then(Value::as_object).is_some_and(|own| !own.is_empty());
+        let parameters = self.rope_parameters.as_ref().filter(|value| !value.is_null() && !replaced);
+        super::rotary_theta(input, parameters, "rope_parameters", default)
     }
 }
 

@@ -45,15 +45,15 @@ impl Tokenizer {
             whole
         });
         let input: EncodeInput<'_> = match pair {
-            Some(pair) => (self.cased(text), self.cased(pair)).into(),
-            None => self.cased(text).into(),
+            Some(pair) => (text, pair).into(),
+            None => text.into(),
         };
-        let encoding = whole.encode(input, true).map_err(|error| self.failed(&error))?;
+        let encoding = self.library(|| whole.encode(input, true))?;
         let specials = encoding.get_special_tokens_mask();
         let mut aligned = AlignedTokens {
             tokens: TokenSequence {
                 ids: encoding.get_ids().to_vec(),
-                type_ids: encoding.get_type_ids().to_vec(),
+                type_ids: self.type_ids(&encoding),
                 prompt: 0,
             },
             parts: Vec::with_capacity(specials.len()),
@@ -62,8 +62,6 @@ impl Tokenizer {
             is_pair: pair.is_some(),
         };
         let sequences = encoding.get_sequence_ids();
-        let places =
-            [Places::new(text, self.lower_case), Places::new(pair.unwrap_or_default(), self.lower_case)];
         for (i, &(start, end)) in encoding.get_offsets().iter().enumerate() {
             let part = match (specials[i], sequences[i], pair) {
                 (0, Some(1), _) => TextPart::Second,
@@ -73,11 +71,7 @@ impl Tokenizer {
             };
             aligned.parts.push(part);
             aligned.words.push(encoding.get_word_ids()[i].filter(|_| part != TextPart::Special));
-            aligned.spans.push(match part {
-                TextPart::Special => 0..0,
-                TextPart::First => places[0].original(start..end),
-                TextPart::Second => places[1].original(start..end),
-            });
+            aligned.spans.push(if part == TextPart::Special { 0..0 } else { start..end });
         }
         Ok(aligned)
     }
@@ -147,44 +141,6 @@ impl AlignedTokens {
     }
 }
 
-/// From a text as it was tokenised back to the text as it is.
-enum Places {
-    Same,
-    /// For each byte of the lower-case text, the start of its character in the original; the length at the end.
-    Lower(Vec<usize>),
-}
-
-impl Places {
-    fn new(text: &str, lower_case: bool) -> Self {
-        if !lower_case {
-            return Self::Same;
-        }
-        // Character by character: the one rule of `str::to_lowercase` that looks further, for the final sigma, keeps the
-        // length.
-        let mut starts = Vec::with_capacity(text.len() + 1);
-        for (at, c) in text.char_indices() {
-            let bytes: usize = c.to_lowercase().map(char::len_utf8).sum();
-            starts.extend(std::iter::repeat_n(at, bytes));
-        }
-        starts.push(text.len());
-        Self::Lower(starts)
-    }
-
-    fn original(&self, span: Range<usize>) -> Range<usize> {
-        match self {
-            Self::Same => span,
-            Self::Lower(starts) => {
-                let at = |i: usize| starts[i.min(starts.len() - 1)];
-                // The end of the character that the last byte belongs to.
-                let end = starts[span.end.min(starts.len() - 1)..]
-                    .iter()
-                    .find(|&&s| span.is_empty() || s > at(span.end - 1));
-                at(span.start)..end.copied().unwrap_or_else(|| at(span.end))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -226,18 +182,6 @@ mod tests {
         assert_eq!(tokens.last_part(), 4..4);
         assert_eq!(tokens.windows(5, 1), std::slice::from_ref(&(4..4)));
         assert_eq!(tokens.window(&(4..4)).ids, tokens.tokens.ids);
-    }
-
-    #[test]
-    fn spans_of_a_lower_case_text_are_those_of_the_original() {
-        let text = "AİΣx";
-        let lower = text.to_lowercase();
-        let places = Places::new(text, true);
-        for (needle, expected) in [("a", "A"), ("i\u{307}", "İ"), ("σ", "Σ"), ("x", "x")] {
-            let at = lower.find(needle).unwrap();
-            assert_eq!(&text[places.original(at..at + needle.len())], expected);
-        }
-        assert_eq!(places.original(0..lower.len()), 0..text.len());
     }
 
     proptest! {

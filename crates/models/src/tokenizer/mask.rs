@@ -53,6 +53,6 @@ impl Tokenizer {
 
     /// A token as text, on its own.
     pub fn token_text(&self, id: u32) -> Result<String, ModelError> {
-        self.inner.decode(&[id], false).map_err(|error| self.failed(&error))
+        self.library(|| self.inner.decode(&[id], false))
     }
 }

@@ -51,7 +51,7 @@ pub struct Task {
     pub name: String,
     /// The samples; `None` for fidelity on the calibration texts.
     pub data: Option<DataSource>,
-    /// Use only this many samples, the first of the file.
+    /// Use only this many samples, the first.
     pub limit: Option<usize>,
     /// The labels that a zero-shot task chooses from; `None` for those of the data.
     pub labels: Option<Vec<String>>,
@@ -71,7 +71,7 @@ struct TaskKeys {
     /// masked-lm, by default those of the calibration; rows of JSON lines for token-classification (`tokens`, `labels`),
     /// question-answering (`question`, `context`, `answers`) and reranking (`query`, `positives`, `negatives`).
     data: Option<DataSource>,
-    /// Use only this many samples, the first of the file; by default all.
+    /// Use only this many samples, the first; by default all of `data`, and 1000 of the calibration data.
     #[schemars(range(min = 1, max = MOST_SAMPLES))]
     limit: Option<usize>,
     /// zero-shot only: the labels to choose from; by default those that occur in the data.
@@ -79,6 +79,17 @@ struct TaskKeys {
     /// zero-shot only: the sentences that are made of each label, with `{label}` in its place. Default:
     /// "a photo of a {label}.".
     templates: Option<Vec<String>>,
+}
+
+/// Samples of the calibration data that a task without data of its own takes, where it has no limit. The data may be a whole
+/// training set of which calibration chooses a few.
+const CALIBRATION_LIMIT: usize = 1000;
+
+impl Task {
+    /// How many samples it uses at most: its limit, if it has one, else a default where it reads the calibration data.
+    pub(crate) fn most_samples(&self) -> Option<usize> {
+        self.limit.or(self.data.is_none().then_some(CALIBRATION_LIMIT))
+    }
 }
 
 impl From<TaskKeys> for Task {

@@ -33,6 +33,7 @@ fn finished() -> (tempfile::TempDir, Vec<Entry>) {
             stderr: 5e-324,
             higher_is_better: true,
             samples: 3,
+            data: Some(Fingerprint::builder("texts").finish()),
             ideal: false,
         }];
         Entry::Task(TaskDone { index, metrics, cost })

@@ -32,6 +32,8 @@ pub(super) struct LayerRow<'a> {
     bytes_value: u64,
     sizes: String,
     outliers: Vec<OutlierRow>,
+    /// How many there are, where not all of them are named.
+    outliers_in_all: Option<u64>,
     outlier_cell: String,
     /// Among the worst that are named.
     worst: bool,
@@ -94,6 +96,8 @@ pub(super) fn rows<'a>(report: &'a Report, details: &Details) -> Vec<LayerRow<'a
                 bytes_value: layer.bytes,
                 sizes: sizes(layer),
                 outliers: outliers(layer),
+                outliers_in_all: Some(layer.outliers())
+                    .filter(|all| *all > layer.outlier_channels.len() as u64),
                 outlier_cell: outlier_cell(layer),
                 worst: rank < NAMED && finite(layer.output_sqnr_db).is_some(),
                 cause: typeset_numbers(&markdown::cause(layer)),
@@ -180,7 +184,7 @@ fn outliers(layer: &Layer) -> Vec<OutlierRow> {
 fn outlier_cell(layer: &Layer) -> String {
     let named: Vec<String> =
         sorted(layer).into_iter().take(NAMED).map(|outlier| outlier.channel.to_string()).collect();
-    match layer.outlier_channels.len().saturating_sub(NAMED) {
+    match layer.outliers().saturating_sub(named.len() as u64) {
         0 if named.is_empty() => "none".to_owned(),
         0 => named.join(", "),
         more => format!("{} + {more}", named.join(", ")),

@@ -33,8 +33,15 @@ struct GateRow {
     limit: String,
 }
 
+/// What stands where a number is not known.
+const UNKNOWN: &str = "–";
+
 fn number(value: f64) -> String {
-    typeset(&escape::metric(Some(value)))
+    if value.is_finite() { typeset(&escape::metric(Some(value))) } else { UNKNOWN.to_owned() }
+}
+
+fn change(delta: f64) -> String {
+    if delta.is_finite() { typeset(&escape::signed(Some(delta))) } else { UNKNOWN.to_owned() }
 }
 
 /// ` ± 0.0011`, or nothing where the standard error is 0 or not known.
@@ -87,7 +94,7 @@ pub(super) fn rows(report: &Report) -> Vec<MetricRow<'_>> {
             ideal: metric.ideal,
             original: number(metric.original),
             quantized: number(metric.quantized),
-            delta: typeset(&escape::signed(Some(metric.delta))),
+            delta: change(metric.delta),
             stderr: number(metric.stderr),
             samples: escape::grouped(metric.samples),
             better: if metric.higher_is_better { "higher" } else { "lower" },
