@@ -7,9 +7,9 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use zeropoint_core::{QuantParams, Rng, Symmetry};
 use zeropoint_kernels::{
-    Activation, Epilogue, Isa, PackedWeights, RowParams, activate, channel_absmax, dequantize, extremes,
-    histogram, layer_norm, linear, quantize_static, quantize_tokens, softmax_rows, sum_squared_error,
-    tanh_in_place,
+    Activation, AttentionScratch, Epilogue, HeadInput, Isa, PackedWeights, RowParams, activate, attend,
+    channel_absmax, dequantize, extremes, histogram, layer_norm, linear, quantize_static, quantize_tokens,
+    softmax_rows, sum_squared_error, tanh_in_place,
 };
 
 fn main() {
@@ -87,6 +87,41 @@ fn linear_plain(bencher: Bencher<'_, '_>, case: &str) {
 #[divan::bench(args = cases())]
 fn linear_gelu_erf(bencher: Bencher<'_, '_>, case: &str) {
     bench_linear(bencher, case, Activation::GeluErf);
+}
+
+/// Tokens, heads and their channels: short and long sequences of small and base BERTs.
+const SEQUENCES: [(usize, usize, usize); 4] = [(16, 12, 32), (128, 12, 32), (128, 12, 64), (512, 12, 64)];
+
+fn sequences() -> Vec<String> {
+    let of =
+        |name: &str| SEQUENCES.map(|(tokens, heads, head_dim)| format!("{name} {tokens}x{heads}x{head_dim}"));
+    names().into_iter().flat_map(of).collect()
+}
+
+#[divan::bench(args = sequences())]
+fn attention(bencher: Bencher<'_, '_>, text: &str) {
+    let (isa, [tokens, heads, head_dim]) = case(text);
+    let stride = 3 * heads * head_dim;
+    let fused = normal(tokens * stride);
+    let (mut scratch, mut out) = (AttentionScratch::default(), vec![0.0; tokens * heads * head_dim]);
+    bencher.counter(ItemsCount::new(4 * tokens * tokens * heads * head_dim)).bench_local(|| {
+        for head in 0..heads {
+            let part = |index: usize| &fused[(index * heads + head) * head_dim..];
+            let input = HeadInput {
+                query: part(0),
+                key: part(1),
+                value: part(2),
+                stride,
+                tokens,
+                head_dim,
+                scale: 0.125,
+                before: usize::MAX,
+                after: usize::MAX,
+                bias: None,
+            };
+            attend(isa, black_box(&input), &mut scratch, &mut out[head * head_dim..], heads * head_dim);
+        }
+    });
 }
 
 #[divan::bench(args = names())]

@@ -35,6 +35,7 @@
 #![allow(clippy::inline_always)]
 
 mod activation;
+mod attention;
 mod gemm;
 mod isa;
 mod linear;
@@ -49,6 +50,7 @@ mod statistics;
 mod x86;
 
 pub use activation::{Activation, activate, add_in_place, sigmoid_in_place, swish_in_place, tanh_in_place};
+pub use attention::{AttentionScratch, HeadInput, attend};
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};
 pub use linear::{Epilogue, RowParams, dequantize_sums, linear};
