@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use zeropoint_evaluator::compare::MetricName;
 use zeropoint_pipeline::Shard;
 use zeropoint_pipeline::config::Preset;
@@ -40,8 +40,16 @@ expands INT8 weights to float when it loads them, so the speed-up is in Zeropoin
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// Threads to use (default: one for each processor); results do not depend on it
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "N",
+        value_delimiter = ',',
+        num_args = 1,
+        action = clap::ArgAction::Set,
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
+    pub(crate) threads: Vec<u16>,
     /// Tell more; twice for details of every step
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -70,6 +78,11 @@ pub(crate) enum Command {
     /// Embed, classify, score, label, answer or fill in texts with a quantised model on the INT8 runtime, one JSON
     /// object a line
     Encode(EncodeArgs),
+    /// Vectors of the lines of standard input with a quantised sentence encoder, in order, as they come
+    Embed(EmbedArgs),
+    /// Measure latency and throughput of a quantised model on the INT8 runtime, beside its original; `--threads` takes several
+    /// numbers here, as in `--threads 1,2`
+    Bench(BenchArgs),
     /// Compare runs of one model: accuracy against size, and which runs no other one beats
     Compare(CompareArgs),
     /// Describe a model: architecture, Linears, parameters, bytes, what is quantised already
@@ -230,6 +243,64 @@ pub(crate) struct EncodeArgs {
     /// Texts in a batch
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) batch_size: u16,
+}
+
+/// How vectors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VectorFormat {
+    /// A JSON object a line, `{"embedding": [...]}`
+    Jsonl,
+    /// A matrix of f32 that `numpy.load` reads, a row a line; needs --out
+    Npy,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// The quantised model, such as runs/NAME/model, or owner/name of the hub
+    pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model on the hub (default: main)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
+    /// Write here instead of to standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// How vectors are written (default: npy where --out ends in .npy, else jsonl)
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<VectorFormat>,
+    /// Put this prompt of the model before each text, by its name in `config_sentence_transformers.json` (default: the one
+    /// that the file names as its default)
+    #[arg(long, value_name = "NAME", conflicts_with = "prompt_text")]
+    pub(crate) prompt: Option<String>,
+    /// Put this text before each text; "" for no prompt
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt_text: Option<String>,
+    /// Texts in a batch
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) batch_size: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The quantised model, such as runs/NAME/model, or owner/name of the hub
+    pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model on the hub (default: main)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
+    /// Measure this original too, in turns: a model directory, owner/name of the hub, or "embedded"
+    #[arg(long, value_name = "ORIGINAL")]
+    pub(crate) against: Option<String>,
+    /// Samples in a batch; several with commas
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,32")]
+    pub(crate) batch: Vec<usize>,
+    /// Tokens of each sample, specials included; several with commas (default: 32,128; images have their own number)
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) tokens: Option<Vec<usize>>,
+    /// Measured passes of each engine and combination (default: a second's worth, from 5 to 101)
+    #[arg(long, value_name = "N")]
+    pub(crate) runs: Option<usize>,
+    /// Print the rows as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ use crate::args::{
     QuantizeArgs, RunArgs,
 };
 use crate::terminal::Terminal;
-use crate::{Outcome, compare, encode, render, statistics};
+use crate::{Outcome, bench, compare, embed, encode, render, statistics};
 
 pub(crate) fn execute(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
     let sources = Sources::new(terminal, cancel).offline(cli.global.offline);
@@ -23,6 +23,8 @@ pub(crate) fn execute(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result
         Command::Quantize(args) => quantize_command(args, &sources, terminal, cancel),
         Command::Evaluate(args) => evaluate_command(args, &sources, terminal, cancel),
         Command::Encode(args) => encode::encode(args, &sources, terminal, cancel),
+        Command::Embed(args) => embed::embed(args, &sources, terminal, cancel),
+        Command::Bench(args) => bench::bench(args, &cli.global.threads, &sources, terminal, cancel),
         Command::Compare(args) => compare::compare_command(args, terminal),
         Command::Inspect(args) => inspect_command(args, &sources.headers_only(true), terminal),
         Command::Init(args) => init_command(args, &sources.headers_only(true), terminal),

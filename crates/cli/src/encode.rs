@@ -37,11 +37,7 @@ pub(crate) fn encode(
     let samples = read_texts(&data, &model)?;
     let options = EncodeOptions {
         batch_size: usize::from(args.batch_size),
-        prompt: match (&args.prompt, &args.prompt_text) {
-            (Some(name), _) => PromptChoice::Named(name.clone()),
-            (None, Some(text)) => PromptChoice::Text(text.clone()),
-            (None, None) => PromptChoice::ModelDefault,
-        },
+        prompt: prompt(args.prompt.as_ref(), args.prompt_text.as_ref()),
     };
     let line = |record: &Record| -> Result<String, PipelineError> {
         let json = serde_json::to_string(record)
@@ -74,6 +70,15 @@ pub(crate) fn encode(
         }
     }
     Ok(Outcome::Done)
+}
+
+/// What `--prompt` and `--prompt-text` come to.
+pub(crate) fn prompt(name: Option<&String>, text: Option<&String>) -> PromptChoice {
+    match (name, text) {
+        (Some(name), _) => PromptChoice::Named(name.clone()),
+        (None, Some(text)) => PromptChoice::Text(text.clone()),
+        (None, None) => PromptChoice::ModelDefault,
+    }
 }
 
 /// The output is neither the texts nor a file of the model.

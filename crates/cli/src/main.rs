@@ -6,8 +6,10 @@
 )]
 
 mod args;
+mod bench;
 mod commands;
 mod compare;
+mod embed;
 mod encode;
 #[cfg(feature = "hub")]
 mod push;
@@ -24,7 +26,7 @@ use zeropoint_kernels::Isa;
 use zeropoint_models::ModelError;
 use zeropoint_pipeline::{Cancel, PipelineError};
 
-use args::Cli;
+use args::{Cli, Command};
 use terminal::Terminal;
 
 /// How the program ends, as the process's exit code.
@@ -62,8 +64,15 @@ fn main() -> ExitCode {
 fn on_threads(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result<Outcome, PipelineError> {
     Isa::active().map_err(ModelError::from)?;
     let mut pool = rayon::ThreadPoolBuilder::new();
-    if let Some(threads) = cli.global.threads {
-        pool = pool.num_threads(usize::from(threads));
+    match cli.global.threads.as_slice() {
+        [] => {}
+        [threads] => pool = pool.num_threads(usize::from(*threads)),
+        // Each combination that is measured has a pool of its own.
+        _ if matches!(cli.command, Command::Bench(_)) => {}
+        _ => {
+            let reason = "one number is taken here; `zeropoint bench` takes several".to_owned();
+            return Err(PipelineError::Option { option: "--threads", reason });
+        }
     }
     let pool = pool.build().map_err(|error| PipelineError::Io {
         path: "threads".into(),

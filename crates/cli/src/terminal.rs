@@ -162,6 +162,10 @@ impl Events for Terminal {
             Event::Evaluated { task, done, total } => {
                 self.progress(done as u64, total as u64, format!("sequences of task {task}"));
             }
+            Event::Embedded { done } => self.show(done, done, "lines".to_owned(), "{pos} {msg}, {per_sec}"),
+            Event::Benched { done, total } => {
+                self.progress(done as u64, total as u64, "combinations".to_owned());
+            }
             Event::Fetching { what, files, bytes } => {
                 let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
                 self.say(&format!("Fetching {what}: {files}, {}", indicatif::DecimalBytes(bytes)));

@@ -22,6 +22,7 @@
 
 pub mod compressed_tensors;
 mod error;
+mod npy;
 pub mod safetensors;
 pub mod staged;
 
@@ -29,6 +30,7 @@ pub use compressed_tensors::{
     Group, QuantizationConfig, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs, read_linear,
 };
 pub use error::FormatError;
+pub use npy::NpyWriter;
 pub use safetensors::{
     Checkpoint, CheckpointWriter, Dtype, PlannedCheckpoint, SafetensorsFile, SafetensorsWriter, TensorInfo,
     TensorSpec, planned_bytes,

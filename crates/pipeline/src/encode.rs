@@ -180,7 +180,7 @@ pub fn encode(
 }
 
 /// A model with what is needed to read its outputs.
-struct Encoder<'a> {
+pub(crate) struct Encoder<'a> {
     model: &'a QuantizedModel,
     inputs: Inputs,
     prompt: Option<String>,
@@ -215,7 +215,7 @@ enum Part {
 }
 
 impl<'a> Encoder<'a> {
-    fn new(model: &'a QuantizedModel, options: &EncodeOptions) -> Result<Self, PipelineError> {
+    pub(crate) fn new(model: &'a QuantizedModel, options: &EncodeOptions) -> Result<Self, PipelineError> {
         let directory = model.directory();
         let inputs = Inputs::of(directory, None)?;
         let is_masked_lm = directory.spec().head().task() == Task::MaskedLm;
@@ -257,7 +257,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// The records of some samples, in their order.
-    fn records(
+    pub(crate) fn records(
         &self,
         samples: &[Sample],
         batch_size: usize,

@@ -243,6 +243,14 @@ pub enum PipelineError {
         /// What is there: `a file`, `a directory`.
         what: &'static str,
     },
+    /// An option of the command line that asks for what cannot be.
+    #[error("{option}: {reason}")]
+    Option {
+        /// The option, such as `--tokens`.
+        option: &'static str,
+        /// What is wrong, what is allowed.
+        reason: String,
+    },
     /// The user asked to stop.
     #[error("stopped as asked; no file was written")]
     Cancelled,
@@ -456,6 +464,7 @@ impl PipelineError {
             | Self::Compare(_)
             | Self::NotARun { .. }
             | Self::InputInside { .. }
+            | Self::Option { .. }
             | Self::Absent { .. }
             | Self::Task(TaskError::Head { .. }) => true,
             Self::Named { error, .. } => error.is_usage(),

@@ -70,6 +70,18 @@ pub enum Event {
         /// Of how many.
         total: usize,
     },
+    /// Lines have been embedded.
+    Embedded {
+        /// How many so far; how many there are is not known.
+        done: u64,
+    },
+    /// A combination of threads, batch and tokens has been measured.
+    Benched {
+        /// How many are done.
+        done: usize,
+        /// How many there are.
+        total: usize,
+    },
     /// Files of the hub are about to be downloaded.
     Fetching {
         /// The repository and its commit.

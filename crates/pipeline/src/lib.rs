@@ -4,6 +4,7 @@
 //! arguments: progress comes as [`Event`]s, failure as a [`PipelineError`] with a hint, and a [`Cancel`] stops the work
 //! at the next batch or layer. A run that was interrupted, in whatever way, is gone on with by the next one.
 
+mod bench;
 mod blame;
 mod check;
 mod compare;
@@ -13,6 +14,7 @@ mod deploy;
 mod disk;
 mod distribution;
 mod dry_run;
+mod embed;
 mod encode;
 mod error;
 mod evaluate;
@@ -36,10 +38,12 @@ mod stages;
 mod statistics;
 mod system;
 
+pub use bench::{Bench, BenchRequest, BenchRow, Engine, bench};
 pub use check::LayerErrors;
 pub use compare::{COMPARE_MARKER, compare, write_comparison};
 pub use deploy::MODEL_DIR;
 pub use dry_run::{DryRun, InterruptedRun, PlannedLayer, dry_run};
+pub use embed::embed;
 pub use encode::{EncodeOptions, Encoded, Filling, LabelledToken, Record, encode, read_texts};
 pub use error::PipelineError;
 pub use evaluate::evaluate;

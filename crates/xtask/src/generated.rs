@@ -21,13 +21,15 @@ const FILES: [Generated; 2] = [
 ];
 
 /// The commands of the program in the order of its help.
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "calibrate",
     "statistics",
     "quantize",
     "evaluate",
     "encode",
+    "embed",
+    "bench",
     "compare",
     "inspect",
     "init",

@@ -1,0 +1,107 @@
+//! `zeropoint bench`: what it measures, and what it refuses. How fast things are is no matter of a test.
+
+mod scene;
+
+use scene::answers::Answers;
+use scene::{Scene, stdout};
+use serde_json::Value;
+
+fn quantized(scene: &Scene, out: &str, source: &str) {
+    let source = format!("model.source={source}");
+    let arguments = ["run", "config.toml", "--no-cache", "--out", out, "--set", &source];
+    scene.succeeds(arguments.into_iter().chain([
+        "--set",
+        "evaluation.tasks=[]",
+        "--set",
+        "calibration.samples=8",
+    ]));
+}
+
+#[test]
+fn every_combination_is_measured_with_both_engines() {
+    let scene = Scene::new();
+    scene.write("config.toml", "version = 1\nmodel.source = 'embedded'\n");
+    quantized(&scene, "out", "embedded");
+    let shapes = ["--threads", "1,2", "--batch", "1,3", "--tokens", "4,9", "--runs", "3"];
+    let arguments = ["bench", "out/model", "--against", "embedded", "--json"];
+    let rows: Value =
+        serde_json::from_str(&stdout(&scene.succeeds(arguments.iter().chain(&shapes)))).expect("it is JSON");
+    let rows = rows.as_array().expect("a list");
+    let mut expected = Vec::new();
+    for threads in [1, 2] {
+        for batch in [1, 3] {
+            for tokens in [4, 9] {
+                expected.extend(["int8", "f32"].map(|engine| (engine, threads, batch, tokens)));
+            }
+        }
+    }
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+    let places: Vec<(&str, u64, u64, u64)> = rows
+        .iter()
+        .map(|row| {
+            let whole = |key: &str| row[key].as_u64().expect("a whole number");
+            (row["engine"].as_str().expect("a name"), whole("threads"), whole("batch"), whole("tokens"))
+        })
+        .collect();
+    assert_eq!(places, expected);
+    for row in rows {
+        assert_eq!(row["runs"], 3);
+        assert!(!row["isa"].as_str().expect("a name").is_empty());
+        let (q1, median, q3) = (number(row, "q1_ms"), number(row, "median_ms"), number(row, "q3_ms"));
+        assert!(0.0 < q1 && q1 <= median && median <= q3, "{row}");
+        let tokens = number(row, "batch") * number(row, "tokens");
+        assert!((number(row, "tokens_per_s") * median / 1e3 / tokens - 1.0).abs() < 1e-9, "{row}");
+    }
+    // The table has the same rows, and a first line that names the instruction set.
+    let table = stdout(&scene.succeeds(arguments[..4].iter().chain(&shapes)));
+    assert!(table.contains(rows[0]["isa"].as_str().expect("a name")), "{table}");
+    assert_eq!(table.lines().filter(|line| line.contains(" x")).count(), expected.len() / 2, "{table}");
+}
+
+#[test]
+fn images_are_measured_in_their_own_rows() {
+    let scene = Scene::new();
+    scene.copy_fixture("vit-classifier", "vit");
+    scene.write("config.toml", "version = 1\ncalibration.data = ['vit/images/']\n[model]\nsource = 'vit'\n");
+    quantized(&scene, "out", "vit");
+    let output =
+        scene.succeeds(["bench", "out/model", "--threads", "1", "--batch", "2", "--runs", "1", "--json"]);
+    let rows: Value = serde_json::from_str(&stdout(&output)).expect("it is JSON");
+    // 16 patches of an image of 32 x 32, and the class token.
+    assert_eq!((&rows[0]["tokens"], rows.as_array().map(Vec::len)), (&17.into(), Some(1)));
+}
+
+#[test]
+fn mistakes() {
+    let mut answers = Answers::new();
+    quantized(&answers.scene, "out", "embedded");
+    answers.scene.copy_fixture("bert-mean", "other");
+    answers.scene.copy_fixture("vit-classifier", "vit");
+    let images = "calibration.data=['vit/images/']";
+    answers.scene.succeeds([
+        "run",
+        "config.toml",
+        "--no-cache",
+        "--out",
+        "images",
+        "--set",
+        "model.source=vit",
+        "--set",
+        images,
+    ]);
+    let model = "out/model";
+    answers.refused(2, "a model that is not there", &["bench", "nowhere"]);
+    answers.refused(1, "a model that is not quantised", &["bench", "other"]);
+    answers.refused(2, "more tokens than the model takes", &["bench", model, "--tokens", "32,100000"]);
+    answers.refused(2, "no tokens", &["bench", model, "--tokens", "0"]);
+    answers.refused(2, "tokens of images", &["bench", "images/model", "--tokens", "32"]);
+    answers.refused(2, "an empty batch", &["bench", model, "--batch", "0"]);
+    answers.refused(2, "a batch beyond memory", &["bench", model, "--batch", "1000000"]);
+    answers.refused(2, "no runs", &["bench", model, "--runs", "0"]);
+    answers.refused(2, "a number that is none", &["bench", model, "--batch", "1,two"]);
+    answers.refused(2, "no threads", &["bench", model, "--threads", "1,0"]);
+    answers.refused(2, "another model", &["bench", model, "--against", "other"]);
+    answers.refused(2, "a quantised original", &["bench", model, "--against", model]);
+    answers.refused(2, "several numbers of threads elsewhere", &["inspect", "embedded", "--threads", "1,2"]);
+    answers.compare("bench__mistakes");
+}

@@ -1,0 +1,289 @@
+//! Latency and throughput of a quantised model on the INT8 runtime, beside its float original on candle.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use zeropoint_core::Rng;
+use zeropoint_models::{
+    EmbeddingRole, ImagePixels, Model, ModelDirectory, ModelError, ModelInput, ModelSpec, PackedBatch,
+    TokenSequence,
+};
+use zeropoint_runtime::QuantizedModel;
+
+use crate::PipelineError;
+use crate::events::{Cancel, Event, Events};
+use crate::system::processor;
+
+/// What is measured: every combination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BenchRequest {
+    /// Numbers of threads.
+    pub threads: Vec<usize>,
+    /// Samples in a batch.
+    pub batches: Vec<usize>,
+    /// Tokens of each sample, specials included; `None` for 32 and 128. Models of images have their own number.
+    pub tokens: Option<Vec<usize>>,
+    /// Measured passes of each engine and combination; `None` for about a second's worth, from 5 to 101.
+    pub runs: Option<usize>,
+}
+
+/// Who computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// The quantised model on the runtime.
+    Int8,
+    /// The original on candle.
+    F32,
+}
+
+/// One engine in one combination.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BenchRow {
+    /// Who computed.
+    pub engine: Engine,
+    /// The instruction set of our kernels.
+    pub isa: String,
+    /// Threads.
+    pub threads: usize,
+    /// Samples in the batch.
+    pub batch: usize,
+    /// Tokens, or rows of an image, of each sample.
+    pub tokens: usize,
+    /// Median time of a forward pass over the batch, in milliseconds.
+    pub median_ms: f64,
+    /// First quartile of that time.
+    pub q1_ms: f64,
+    /// Third quartile.
+    pub q3_ms: f64,
+    /// Tokens of the batch over the median time.
+    pub tokens_per_s: f64,
+    /// Measured passes.
+    pub runs: usize,
+}
+
+/// Measurements of one machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bench {
+    /// The processor, where the system tells.
+    pub processor: Option<String>,
+    /// Threads that the machine runs at once.
+    pub processors: usize,
+    /// By threads, batch and tokens in the order asked for, INT8 before f32.
+    pub rows: Vec<BenchRow>,
+}
+
+/// Most threads that are measured.
+const MOST_THREADS: usize = 1024;
+/// Most tokens of a batch: 4 GiB of f32 at width 1024, which nobody means.
+const MOST_TOKENS: usize = 1 << 20;
+
+/// Measures forward passes over random tokens (or pixels), which cost what others do.
+///
+/// Both engines get the same batches and take turns within a combination, so that whatever else the machine does meets both.
+/// Each has one pass before that is not counted. Tokenising is not measured.
+///
+/// # Errors
+///
+/// A number that the model or the machine cannot serve, an original that is not the quantised model's, and what a pass fails
+/// with.
+pub fn bench(
+    quantized: &QuantizedModel,
+    original: Option<&ModelDirectory>,
+    request: &BenchRequest,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<Bench, PipelineError> {
+    let spec = quantized.directory().spec();
+    let lengths = lengths(spec, quantized.directory().max_tokens(), request)?;
+    check(request, &lengths)?;
+    let float = original.map(|directory| load_original(directory, spec)).transpose()?;
+    let mut engines: Vec<(Engine, &Model)> = vec![(Engine::Int8, quantized.model())];
+    engines.extend(float.as_ref().map(|model| (Engine::F32, model)));
+
+    let total = request.threads.len() * request.batches.len() * lengths.len();
+    let mut rows = Vec::with_capacity(total * engines.len());
+    for &threads in &request.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|error| {
+            PipelineError::Io { path: "threads".into(), source: std::io::Error::other(error) }
+        })?;
+        for &batch in &request.batches {
+            for &tokens in &lengths {
+                let inputs = inputs(spec, batch, tokens)?;
+                let times = pool.install(|| alternate(&engines, &inputs, request.runs, cancel))?;
+                let row = |((engine, _), times): (&(Engine, &Model), Vec<Duration>)| {
+                    let [q1, median, q3] = quartiles(times.clone()).map(|time| time.as_secs_f64());
+                    BenchRow {
+                        engine: *engine,
+                        isa: quantized.model().isa().to_string(),
+                        threads,
+                        batch,
+                        tokens,
+                        median_ms: median * 1e3,
+                        q1_ms: q1 * 1e3,
+                        q3_ms: q3 * 1e3,
+                        tokens_per_s: (batch * tokens) as f64 / median,
+                        runs: times.len(),
+                    }
+                };
+                rows.extend(engines.iter().zip(times).map(row));
+                events.event(Event::Benched { done: rows.len() / engines.len(), total });
+            }
+        }
+    }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Bench { processor: processor(), processors, rows })
+}
+
+fn refused(option: &'static str, reason: String) -> PipelineError {
+    PipelineError::Option { option, reason }
+}
+
+/// Rows of a sample, for each that is measured.
+fn lengths(spec: &ModelSpec, most: usize, request: &BenchRequest) -> Result<Vec<usize>, PipelineError> {
+    const DEFAULT: [usize; 2] = [32, 128];
+    const LEAST: usize = 2;
+    match (&request.tokens, spec.text(), spec.image()) {
+        (Some(tokens), Some(_), _) => match tokens.iter().find(|&&tokens| tokens < LEAST || tokens > most) {
+            Some(bad) => Err(refused(
+                "--tokens",
+                format!("{bad} is not from {LEAST} to {most}, which this model takes"),
+            )),
+            None => Ok(tokens.clone()),
+        },
+        (None, Some(_), _) => {
+            let mut lengths: Vec<usize> = DEFAULT.into_iter().map(|length| length.min(most)).collect();
+            lengths.dedup();
+            Ok(lengths)
+        }
+        (Some(_), None, Some((_, image))) => Err(refused(
+            "--tokens",
+            format!("this model takes images, of which each has {} rows; leave the option out", image.rows()),
+        )),
+        (None, None, Some((_, image))) => Ok(vec![image.rows()]),
+        (_, None, None) => Ok(Vec::new()),
+    }
+}
+
+fn check(request: &BenchRequest, lengths: &[usize]) -> Result<(), PipelineError> {
+    if let Some(bad) = request.threads.iter().find(|&&threads| threads == 0 || threads > MOST_THREADS) {
+        return Err(refused("--threads", format!("{bad} is not from 1 to {MOST_THREADS}")));
+    }
+    let longest = lengths.iter().copied().max().unwrap_or(1);
+    let most = MOST_TOKENS / longest.max(1);
+    if let Some(bad) = request.batches.iter().find(|&&batch| batch == 0 || batch > most) {
+        return Err(refused(
+            "--batch",
+            format!("{bad} is not from 1 to {most}, the most with {longest} tokens each"),
+        ));
+    }
+    if request.runs == Some(0) {
+        return Err(refused("--runs", "0 is not at least 1".to_owned()));
+    }
+    Ok(())
+}
+
+/// The float model, which must have the quantised one's Linears.
+fn load_original(directory: &ModelDirectory, quantized: &ModelSpec) -> Result<Model, PipelineError> {
+    let original = directory.spec();
+    let shapes = |spec: &ModelSpec| -> Vec<(String, usize, usize)> {
+        spec.linears.iter().map(|linear| (linear.path.clone(), linear.outputs, linear.inputs)).collect()
+    };
+    if directory.quantization_config().is_some() {
+        return Err(refused(
+            "--against",
+            format!("{} is quantised; give its original", directory.path().display()),
+        ));
+    }
+    if original.architecture != quantized.architecture || shapes(original) != shapes(quantized) {
+        let reason = format!(
+            "{} is not the original of this model: it has other Linears; give the one that the model was made of",
+            directory.path().display()
+        );
+        return Err(refused("--against", reason));
+    }
+    Ok(Model::load(directory)?)
+}
+
+/// A batch of random samples of one length.
+fn inputs(spec: &ModelSpec, batch: usize, tokens: usize) -> Result<PackedBatch, ModelError> {
+    let mut rng = Rng::new(1);
+    let samples: Vec<ModelInput> = match (spec.text(), spec.image()) {
+        (Some((_, text)), _) => {
+            let word = text.tables.iter().find(|table| table.role == EmbeddingRole::Word);
+            let vocabulary = word.map_or(1, |table| table.rows) as u64;
+            let sample = |_| TokenSequence {
+                ids: (0..tokens).map(|_| rng.below(vocabulary) as u32).collect(),
+                type_ids: vec![0; tokens],
+                prompt: 0,
+            };
+            (0..batch).map(sample).map(ModelInput::Tokens).collect()
+        }
+        (None, Some((_, image))) => {
+            let [height, width] = image.image_size;
+            let shape = [image.channels, height, width];
+            let values = shape.iter().product();
+            let sample =
+                |_| ImagePixels { values: (0..values).map(|_| rng.uniform() as f32).collect(), shape };
+            (0..batch).map(sample).map(ModelInput::Image).collect()
+        }
+        (None, None) => Vec::new(),
+    };
+    PackedBatch::new(&samples)
+}
+
+/// The times of each engine, which take turns.
+fn alternate(
+    engines: &[(Engine, &Model)],
+    batch: &PackedBatch,
+    runs: Option<usize>,
+    cancel: &Cancel,
+) -> Result<Vec<Vec<Duration>>, PipelineError> {
+    const SECOND: f64 = 1.0;
+    let time = |model: &Model| -> Result<Duration, PipelineError> {
+        if cancel.is_requested() {
+            return Err(PipelineError::Cancelled);
+        }
+        let clock = Instant::now();
+        std::hint::black_box(model.forward(batch)?);
+        Ok(clock.elapsed())
+    };
+    let mut slowest = Duration::ZERO;
+    for (_, model) in engines {
+        slowest = slowest.max(time(model)?);
+    }
+    let runs = runs.unwrap_or_else(|| ((SECOND / slowest.as_secs_f64().max(1e-9)) as usize).clamp(5, 101));
+    let mut times = vec![Vec::with_capacity(runs); engines.len()];
+    for run in 0..runs {
+        // Each goes first as often as last.
+        for turn in 0..engines.len() {
+            let engine = if run % 2 == 0 { turn } else { engines.len() - 1 - turn };
+            times[engine].push(time(engines[engine].1)?);
+        }
+    }
+    Ok(times)
+}
+
+/// Quartiles of at least one time, each of them a measured one.
+fn quartiles(mut times: Vec<Duration>) -> [Duration; 3] {
+    times.sort_unstable();
+    let last = times.len() - 1;
+    [last / 4, last / 2, (3 * last).div_ceil(4)].map(|at| times[at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quartiles_are_measured_times() {
+        let of = |times: &[u64]| {
+            quartiles(times.iter().map(|&ms| Duration::from_millis(ms)).collect())
+                .map(|time| time.as_millis())
+        };
+        assert_eq!(of(&[5]), [5, 5, 5]);
+        assert_eq!(of(&[9, 1, 5]), [1, 5, 9]);
+        assert_eq!(of(&[5, 1, 4, 2, 3]), [2, 3, 4]);
+        assert_eq!(of(&[8, 7, 6, 5, 4, 3, 2, 1, 0]), [2, 4, 6]);
+    }
+}
