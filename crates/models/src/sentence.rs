@@ -3,6 +3,7 @@
 use std::path::{Component, Path};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use zeropoint_formats::SafetensorsFile;
 
@@ -170,9 +171,18 @@ fn unsupported(modules: &[Module]) -> String {
     )
 }
 
+/// Reads the config.json of a module, which must be there.
+fn read_module<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    if !path.exists() {
+        let reason = "is missing, and modules.json names its folder; copy the whole model again".to_owned();
+        return Err(ModelError::Config { path: path.to_owned(), reason });
+    }
+    read_json(path)
+}
+
 /// Reads a pooling config, the old one flag a mode or the newer `pooling_mode`, and whether prompts take part.
 fn read_pooling(path: &Path) -> Result<(Vec<Pooling>, bool), ModelError> {
-    let config: Value = read_json(path)?;
+    let config: Value = read_module(path)?;
     let bad = |reason: String| ModelError::Config { path: path.to_owned(), reason };
     let known = |name: &str| match name {
         "cls" | "cls_token" => Ok(Pooling::Cls),
@@ -239,7 +249,7 @@ fn tanh() -> String {
 /// Reads what a dense module is, and checks its weight file.
 fn read_dense(dir: &Path, folder: &str) -> Result<SentenceStep, ModelError> {
     let path = dir.join(folder).join("config.json");
-    let config: DenseConfig = read_json(&path)?;
+    let config: DenseConfig = read_module(&path)?;
     let bad = |reason: String| ModelError::Config { path: path.clone(), reason };
     let (inputs, outputs) = (config.in_features, config.out_features);
     if !(1..=MAX_WIDTH).contains(&inputs) || !(1..=MAX_WIDTH).contains(&outputs) {

@@ -36,7 +36,13 @@ fn a_config_that_does_not_fit_is_refused() {
         case(
             "architectures",
             json!(["GPT2LMHeadModel"]),
-            "architecture `GPT2LMHeadModel` is not supported; supported are BertModel, ",
+            "architecture `GPT2LMHeadModel` is not supported; supported are classes of Bert, Roberta, XLMRoberta, ",
+        ),
+        case(
+            "architectures",
+            json!(["BertForNextSentencePrediction"]),
+            "architecture `BertForNextSentencePrediction` is not supported; supported are BertModel, \
+             BertForSequenceClassification, BertForTokenClassification, BertForMaskedLM, ",
         ),
         case("hidden_act", json!("mish"), "`hidden_act` `mish` is not supported; gelu, gelu_new, "),
         case(
@@ -489,7 +495,7 @@ fn sentence_transformers_chains_that_are_not_understood_are_refused() {
         },
         Case {
             change: |modules| modules[1]["path"] = "2_Pooling".into(),
-            says: "2_Pooling/config.json: No such file or directory",
+            says: "2_Pooling/config.json: is missing, and modules.json names its folder",
         },
         Case {
             change: |modules| *modules = json!({}),

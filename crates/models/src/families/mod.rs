@@ -249,12 +249,30 @@ pub(crate) fn describe(input: &FamilyInput<'_>) -> Result<ModelSpec, ModelError>
             return (family.describe)(input, *head);
         }
     }
-    let all = FAMILIES
-        .iter()
-        .flat_map(|family| std::iter::once(family.base).chain(family.heads.iter().map(|(name, _)| *name)));
     Err(ModelError::Architecture {
         path: input.dir.join("config.json"),
         found: found.to_owned(),
-        supported: all.collect::<Vec<_>>().join(", "),
+        supported: supported(found),
     })
+}
+
+/// What is supported, for a class that is not: the classes of its family, or the families.
+fn supported(found: &str) -> String {
+    let prefix = |family: &Family| family.base.split("Model").next().unwrap_or(family.base);
+    let own: Vec<&str> = FAMILIES
+        .iter()
+        .filter(|family| found.strip_prefix(prefix(family)).is_some_and(|rest| rest.starts_with(['M', 'F'])))
+        .flat_map(|family| std::iter::once(family.base).chain(family.heads.iter().map(|(name, _)| *name)))
+        .collect();
+    if !own.is_empty() {
+        return own.join(", ");
+    }
+    let mut families: Vec<&str> = Vec::new();
+    for name in FAMILIES.iter().map(prefix) {
+        // The towers of CLIP have classes of their own.
+        if !families.iter().any(|known| name.starts_with(known)) {
+            families.push(name);
+        }
+    }
+    format!("classes of {}", families.join(", "))
 }
