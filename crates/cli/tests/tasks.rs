@@ -508,3 +508,14 @@ fn rows_come_in_order_over_many_batches() {
         assert!(cosine(&vector(a), &vector(b)) > 0.999_999);
     }
 }
+
+#[test]
+fn encode_takes_the_first_row_of_csv_for_names() {
+    let scene = scene_of("bert-mean");
+    run(&scene, "out", "w8a8-dynamic", "");
+    scene.write("named.csv", "id,text\n1,the river\n2,is on fire\n");
+    assert_eq!(encode(&scene, "out", &["named.csv"]).len(), 2);
+    scene.write("other.csv", "id,sentence\n1,the river\n");
+    let said = stderr(&scene.ends_with(2, ["encode", "out/model", "--data", "other.csv"]));
+    assert!(said.contains("`text_a` or `text` is missing; the fields here are `id`, `sentence`"), "{said}");
+}

@@ -3,6 +3,15 @@
 mod made_up;
 
 use made_up::{bare, layer, metric, rich};
+
+/// Every fence of a code block stands on a line of its own, and there are as many that open as close.
+#[track_caller]
+fn assert_fences(text: &str) {
+    let fences = text.lines().filter(|line| line.contains("```")).collect::<Vec<_>>();
+    assert!(fences.iter().all(|line| line.starts_with("```")), "{fences:?}");
+    assert!(fences.len().is_multiple_of(2), "{fences:?}");
+    assert!(fences.iter().skip(1).step_by(2).all(|line| *line == "```"), "{fences:?}");
+}
 use zeropoint_evaluator::report::{
     CardInfo, Gate, Layer, Metric, Report, ReportError, SQNR_LIMIT_DB, SelfCheck, Timing, capped_sqnr_db,
     parse_front_matter,
@@ -39,6 +48,8 @@ fn markdown_of_a_bare_report() {
 
 #[test]
 fn model_card() {
+    assert_fences(&rich().to_model_card(card()));
+    assert_fences(&rich().to_markdown());
     insta::assert_snapshot!(rich().to_model_card(card()));
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use zeropoint_calibrator::dataset::{
-    self, DatasetError, FieldRef, Fields, Problem as DataProblem, ReadOptions, Sample,
+    self, DatasetError, FieldRef, Fields, Format, Problem as DataProblem, ReadOptions, Sample,
 };
 use zeropoint_calibrator::{BatchPlan, Inputs};
 use zeropoint_evaluator::decode::{QuestionWindow, WindowAnswer, best_window};
@@ -140,7 +140,12 @@ pub struct Filling {
 
 /// Reads texts and images for [`encode`], as the model takes them. For question answering a row may also name its texts `question` and `context`.
 pub fn read_texts(path: &Path, model: &QuantizedModel) -> Result<Vec<Sample>, PipelineError> {
-    let read = dataset::read(path, &ReadOptions::default());
+    // The first row names the columns, as everywhere else: taken for a text it would be one more output.
+    let format = match Format::from_extension(path) {
+        Some(Format::Csv { header: None, delimiter }) => Some(Format::Csv { header: Some(true), delimiter }),
+        other => other,
+    };
+    let read = dataset::read(path, &ReadOptions { format, ..ReadOptions::default() });
     let is_missing = |error: &DatasetError| matches!(error.problem, DataProblem::MissingField { .. });
     let spec = model.directory().spec();
     let samples = match (read, &spec.head().output) {
@@ -150,7 +155,7 @@ pub fn read_texts(path: &Path, model: &QuantizedModel) -> Result<Vec<Sample>, Pi
                 text_b: FieldRef::from("context"),
                 ..Fields::default()
             };
-            dataset::read(path, &ReadOptions { fields, ..ReadOptions::default() })?
+            dataset::read(path, &ReadOptions { format, fields })?
         }
         (read, _) => read?,
     };
