@@ -7,11 +7,11 @@ use zeropoint_models::{ModelDirectory, Task};
 use zeropoint_pipeline::{
     Bench, BenchRequest, BenchRow, Cancel, Engine, PipelineError, Sources, bench as measure,
 };
-use zeropoint_runtime::QuantizedModel;
 
 use crate::Outcome;
 use crate::args::BenchArgs;
 use crate::commands::print_json;
+use crate::encode::load;
 use crate::render::table;
 use crate::terminal::Terminal;
 
@@ -22,14 +22,10 @@ pub(crate) fn bench(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
-    let (path, _kept) = sources.directory(&args.model, args.revision.as_deref())?;
-    if !path.is_dir() {
-        return Err(PipelineError::Absent { path, what: "quantised model directory" });
-    }
+    let (model, _kept) = load(sources, &args.model, args.revision.as_deref())?;
     let original = args.against.as_deref().map(|name| sources.model(name, None)).transpose()?;
     let directory =
         original.as_ref().map(|model| ModelDirectory::open(&model.source, Task::Auto)).transpose()?;
-    let model = QuantizedModel::load(&path, Task::Auto)?;
     let request = BenchRequest {
         threads: match threads {
             [] => one_and_all(),

@@ -5,13 +5,11 @@ use std::path::Path;
 
 use zeropoint_formats::staged::{AtomicFile, OutputFile, check_writable};
 use zeropoint_formats::{FormatError, NpyWriter};
-use zeropoint_models::Task;
 use zeropoint_pipeline::{Cancel, EncodeOptions, PipelineError, Sources, embed as embed_lines};
-use zeropoint_runtime::QuantizedModel;
 
 use crate::Outcome;
 use crate::args::{EmbedArgs, VectorFormat};
-use crate::encode::prompt;
+use crate::encode::{keep_inputs, load, prompt};
 use crate::terminal::Terminal;
 
 pub(crate) fn embed(
@@ -28,13 +26,10 @@ pub(crate) fn embed(
     };
     let format = args.format.unwrap_or(by_name);
     if let Some(out) = &args.out {
+        keep_inputs(out, &[&args.model])?;
         check_writable(out)?;
     }
-    let (path, _kept) = sources.directory(&args.model, args.revision.as_deref())?;
-    if !path.is_dir() {
-        return Err(PipelineError::Absent { path, what: "quantised model directory" });
-    }
-    let model = QuantizedModel::load(&path, Task::Auto)?;
+    let (model, _kept) = load(sources, &args.model, args.revision.as_deref())?;
     let options = EncodeOptions {
         batch_size: usize::from(args.batch_size),
         prompt: prompt(args.prompt.as_ref(), args.prompt_text.as_ref()),

@@ -7,7 +7,7 @@ use zeropoint_formats::FormatError;
 use zeropoint_formats::staged::{OutputFile, check_writable};
 use zeropoint_models::{PromptChoice, Task};
 use zeropoint_pipeline::{
-    Cancel, EncodeOptions, PipelineError, Record, Sources, encode as encode_texts, read_texts,
+    Cancel, EncodeOptions, LocalModel, PipelineError, Record, Sources, encode as encode_texts, read_texts,
 };
 use zeropoint_runtime::QuantizedModel;
 
@@ -22,18 +22,14 @@ pub(crate) fn encode(
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
     if let Some(out) = &args.out {
-        keep_inputs(out, args)?;
+        keep_inputs(out, &[&args.data, &args.model])?;
         check_writable(out)?;
     }
-    let (model, _kept) = sources.directory(&args.model, args.revision.as_deref())?;
-    if !model.is_dir() {
-        return Err(PipelineError::Absent { path: model, what: "quantised model directory" });
-    }
+    let (model, _kept) = load(sources, &args.model, args.revision.as_deref())?;
     let data = match args.data.to_str() {
         Some(data) => sources.data(data)?.path,
         None => args.data.clone(),
     };
-    let model = QuantizedModel::load(&model, Task::Auto)?;
     let samples = read_texts(&data, &model)?;
     let options = EncodeOptions {
         batch_size: usize::from(args.batch_size),
@@ -72,6 +68,19 @@ pub(crate) fn encode(
     Ok(Outcome::Done)
 }
 
+/// The quantised model that an argument names, and what keeps its files where they are.
+pub(crate) fn load(
+    sources: &Sources<'_>,
+    name: &Path,
+    revision: Option<&str>,
+) -> Result<(QuantizedModel, LocalModel), PipelineError> {
+    let (path, kept) = sources.directory(name, revision)?;
+    if !path.is_dir() {
+        return Err(PipelineError::Absent { path, what: "quantised model directory" });
+    }
+    Ok((QuantizedModel::load(&path, Task::Auto)?, kept))
+}
+
 /// What `--prompt` and `--prompt-text` come to.
 pub(crate) fn prompt(name: Option<&String>, text: Option<&String>) -> PromptChoice {
     match (name, text) {
@@ -82,14 +91,12 @@ pub(crate) fn prompt(name: Option<&String>, text: Option<&String>) -> PromptChoi
 }
 
 /// The output is neither the texts nor a file of the model.
-fn keep_inputs(out: &Path, args: &EncodeArgs) -> Result<(), PipelineError> {
+pub(crate) fn keep_inputs(out: &Path, inputs: &[&Path]) -> Result<(), PipelineError> {
     let real = |path: &Path| path.canonicalize().ok();
     let Some(target) = real(out) else { return Ok(()) };
-    let input = [&args.data, &args.model]
-        .into_iter()
-        .find(|input| real(input).is_some_and(|i| target.starts_with(i)));
+    let input = inputs.iter().find(|input| real(input).is_some_and(|i| target.starts_with(i)));
     match input {
         None => Ok(()),
-        Some(input) => Err(PipelineError::InputInside { output: out.to_owned(), input: input.clone() }),
+        Some(input) => Err(PipelineError::InputInside { output: out.to_owned(), input: input.to_path_buf() }),
     }
 }

@@ -104,6 +104,7 @@ fn mistakes() {
     refused(1, b"fine\n\xff\n", &["--out", "half.npy"], "standard input:2: the text is not valid UTF-8");
     refused(2, b"a\n", &["--format", "npy"], "--format: npy begins with the number of rows");
     refused(2, b"a\n", &["--prompt", "query"], "the model has no prompt `query`");
+    refused(2, b"a\n", &["--out", "out/model/config.json"], "which is read here");
     let classifier = scene_of("bert-classifier-bf16");
     let output = fed(&classifier, b"a\n", &[]);
     assert_eq!(output.status.code(), Some(1));

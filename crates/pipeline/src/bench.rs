@@ -112,7 +112,7 @@ pub fn bench(
                 let inputs = inputs(spec, batch, tokens)?;
                 let times = pool.install(|| alternate(&engines, &inputs, request.runs, cancel))?;
                 let row = |((engine, _), times): (&(Engine, &Model), Vec<Duration>)| {
-                    let [q1, median, q3] = quartiles(times.clone()).map(|time| time.as_secs_f64());
+                    let [q1, median, q3] = quartiles(&times).map(|time| time.as_secs_f64());
                     BenchRow {
                         engine: *engine,
                         isa: quantized.model().isa().to_string(),
@@ -265,7 +265,8 @@ fn alternate(
 }
 
 /// Quartiles of at least one time, each of them a measured one.
-fn quartiles(mut times: Vec<Duration>) -> [Duration; 3] {
+fn quartiles(times: &[Duration]) -> [Duration; 3] {
+    let mut times = times.to_vec();
     times.sort_unstable();
     let last = times.len() - 1;
     [last / 4, last / 2, (3 * last).div_ceil(4)].map(|at| times[at])
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn quartiles_are_measured_times() {
         let of = |times: &[u64]| {
-            quartiles(times.iter().map(|&ms| Duration::from_millis(ms)).collect())
+            quartiles(&times.iter().map(|&ms| Duration::from_millis(ms)).collect::<Vec<_>>())
                 .map(|time| time.as_millis())
         };
         assert_eq!(of(&[5]), [5, 5, 5]);
