@@ -111,6 +111,7 @@ fn attention(bencher: Bencher<'_, '_>, text: &str) {
                 query: part(0),
                 key: part(1),
                 value: part(2),
+                queries: 0..tokens,
                 stride,
                 tokens,
                 head_dim,
@@ -150,7 +151,7 @@ const PARAMS: QuantParams = QuantParams { scale: 0.03, zero_point: 5 };
 #[divan::bench(args = names())]
 fn quantize_per_tensor(bencher: Bencher<'_, '_>, name: &str) {
     let (isa, mut q) = (isa(name), vec![0; ROWS * COLUMNS]);
-    bench_values(bencher, |x| quantize_static(isa, x, PARAMS, &mut q));
+    bench_values(bencher, |x| quantize_static(isa, x, COLUMNS, PARAMS, &mut q));
 }
 
 #[divan::bench(args = names())]

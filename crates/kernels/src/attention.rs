@@ -1,5 +1,8 @@
 //! Scaled dot-product attention of one head over one sequence.
 
+use std::array::from_fn;
+use std::ops::Range;
+
 use crate::Isa;
 use crate::activation::exp_nonpositive;
 use crate::simd::{Kernel, LANES, Simd};
@@ -13,14 +16,16 @@ const PANEL: usize = VECTORS * LANES;
 
 /// One head's part of a sequence. The rows of query, key and value, one a token, begin every `stride` values, so that the
 /// slices may lie in one fused projection of all heads.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct HeadInput<'a> {
-    /// From the head's first value of the first token on.
+    /// The head's values of the tokens in `queries`, from the first one's first on.
     pub query: &'a [f32],
-    /// As `query`.
+    /// Of all tokens, from the first one's first on.
     pub key: &'a [f32],
-    /// As `query`.
+    /// As `key`.
     pub value: &'a [f32],
+    /// The tokens whose output is asked for.
+    pub queries: Range<usize>,
     /// Values from one token's row to the next.
     pub stride: usize,
     /// Tokens of the sequence, at least 1.
@@ -46,14 +51,15 @@ pub struct AttentionScratch {
     scores: Vec<f32>,
 }
 
-/// `out[i] = sum over j of softmax(scale * query[i] . key[j] + bias[j - i]) * value[j]` over the tokens `j` that `i` reaches.
+/// `out[i] = sum over j of softmax(scale * query[i] . key[j] + bias[j - i]) * value[j]` over the tokens `j` that `i` reaches,
+/// for each `i` in `queries`.
 ///
-/// Rows of `out`, of `head_dim` values, begin every `out_stride` values; others are left alone. Scores that are not finite
-/// make their row NaN.
+/// Rows of `out`, of `head_dim` values for each query, begin every `out_stride` values; others are left alone. Scores that
+/// are not finite make their row NaN.
 ///
 /// Each sum is over its index in order, each step a fused operation in f32, and the exponentials are those of
 /// [`softmax_rows`](crate::softmax_rows): results are equal bit for bit on all instruction sets and do not depend on which
-/// other sequences or heads are computed.
+/// other sequences, heads or queries are computed.
 pub fn attend(
     isa: Isa,
     input: &HeadInput<'_>,
@@ -62,15 +68,18 @@ pub fn attend(
     out_stride: usize,
 ) {
     let HeadInput { stride, tokens, head_dim, scale, .. } = *input;
+    let queries = input.queries.clone();
     assert!(tokens > 0 && head_dim > 0, "there is something to attend to");
     assert!(stride >= head_dim && out_stride >= head_dim, "rows do not overlap");
     assert!(scale > 0.0 && scale.is_finite(), "`scale` is positive and finite");
-    let least = (tokens - 1) * stride + head_dim;
-    for (name, rows) in [("query", input.query), ("key", input.key), ("value", input.value)] {
-        assert!(rows.len() >= least, "`{name}` holds all rows");
+    assert!(queries.start < queries.end && queries.end <= tokens, "the queries are tokens, at least one");
+    let least = |rows: usize, stride: usize| (rows - 1) * stride + head_dim;
+    assert!(input.query.len() >= least(queries.len(), stride), "`query` holds all rows");
+    for (name, rows) in [("key", input.key), ("value", input.value)] {
+        assert!(rows.len() >= least(tokens, stride), "`{name}` holds all rows");
     }
     assert!(input.bias.is_none_or(|bias| bias.len() == 2 * tokens - 1), "a bias for each distance");
-    assert!(out.len() >= (tokens - 1) * out_stride + head_dim, "`out` holds all rows");
+    assert!(out.len() >= least(queries.len(), out_stride), "`out` holds all rows");
     let padded = tokens.next_multiple_of(PANEL);
     scratch.keys.resize(head_dim * padded, 0.0);
     scratch.scores.resize(ROWS * padded, 0.0);
@@ -91,9 +100,10 @@ impl Kernel for Attend<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        self.pack_keys();
-        for first in (0..self.input.tokens).step_by(ROWS) {
-            match self.input.tokens - first {
+        self.pack_keys(s);
+        let queries = self.input.queries.clone();
+        for first in queries.clone().step_by(ROWS) {
+            match queries.end - first {
                 1 => self.block::<S, 1>(s, first),
                 2 => self.block::<S, 2>(s, first),
                 3 => self.block::<S, 3>(s, first),
@@ -108,13 +118,23 @@ impl Kernel for Attend<'_, '_> {
 impl Attend<'_, '_> {
     /// The keys by channel; columns past the last token hold zeros.
     #[inline(always)]
-    fn pack_keys(&mut self) {
+    fn pack_keys<S: Simd>(&mut self, s: S) {
         let HeadInput { key, stride, tokens, head_dim, .. } = *self.input;
-        for (channel, keys) in self.keys.chunks_exact_mut(self.padded).take(head_dim).enumerate() {
-            for (token, to) in keys[..tokens].iter_mut().enumerate() {
-                *to = key[token * stride + channel];
+        for token in (0..self.padded).step_by(LANES) {
+            for channel in (0..head_dim).step_by(LANES) {
+                let width = LANES.min(head_dim - channel);
+                let row = |at: usize| {
+                    if at < tokens {
+                        s.load_some(&key[at * stride + channel..][..width], 0.0)
+                    } else {
+                        s.splat(0.0)
+                    }
+                };
+                let columns = s.transpose(from_fn(|i| row(token + i)));
+                for (i, column) in columns.into_iter().enumerate().take(width) {
+                    s.store_some(column, &mut self.keys[(channel + i) * self.padded + token..][..LANES]);
+                }
             }
-            keys[tokens..].fill(0.0);
         }
     }
 
@@ -142,8 +162,8 @@ impl Attend<'_, '_> {
     #[inline(always)]
     fn score<S: Simd, const R: usize>(&mut self, s: S, first: usize, panel: usize) {
         let HeadInput { query, stride, head_dim, .. } = *self.input;
-        let queries: [&[f32]; R] =
-            std::array::from_fn(|row| &query[(first + row) * stride..(first + row) * stride + head_dim]);
+        let at = first - self.input.queries.start;
+        let queries: [&[f32]; R] = from_fn(|row| &query[(at + row) * stride..][..head_dim]);
         let mut sums = [[s.splat(0.0); VECTORS]; R];
         for (channel, keys) in self.keys.chunks_exact(self.padded).take(head_dim).enumerate() {
             let keys = vectors(&keys[panel..panel + PANEL]).map(|keys| s.load(keys));
@@ -164,13 +184,7 @@ impl Attend<'_, '_> {
 
     /// Replaces a query's scores among `range` by exponentials, 0 where it does not reach, and returns what makes their sum 1.
     #[inline(always)]
-    fn exponentials<S: Simd>(
-        &mut self,
-        s: S,
-        query: usize,
-        row: usize,
-        range: std::ops::Range<usize>,
-    ) -> f32 {
+    fn exponentials<S: Simd>(&mut self, s: S, query: usize, row: usize, range: Range<usize>) -> f32 {
         let HeadInput { tokens, scale, before, after, bias, .. } = *self.input;
         let scores = &mut self.scores[row * self.padded..(row + 1) * self.padded];
         let (from, to) =
@@ -210,19 +224,18 @@ impl Attend<'_, '_> {
         s: S,
         first: usize,
         channel: usize,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         factors: &[f32; R],
     ) {
         let HeadInput { value, stride, head_dim, .. } = *self.input;
         let width = (head_dim - channel).min(PANEL);
-        let shares: [&[f32]; R] =
-            std::array::from_fn(|row| &self.scores[row * self.padded..(row + 1) * self.padded]);
+        let shares: [&[f32]; R] = from_fn(|row| &self.scores[row * self.padded..(row + 1) * self.padded]);
         let mut sums = [[s.splat(0.0); VECTORS]; R];
         for token in range {
             let values = &value[token * stride + channel..][..width];
             let values: [S::F; VECTORS] = match values.first_chunk::<PANEL>() {
                 Some(full) => vectors(full).map(|values| s.load(values)),
-                None => std::array::from_fn(|vector| {
+                None => from_fn(|vector| {
                     let at = (vector * LANES).min(width);
                     s.load_some(&values[at..(at + LANES).min(width)], 0.0)
                 }),
@@ -235,7 +248,8 @@ impl Attend<'_, '_> {
             }
         }
         for (row, (sums, factor)) in sums.into_iter().zip(factors).enumerate() {
-            let out = &mut self.out[(first + row) * self.out_stride + channel..][..width];
+            let at = first - self.input.queries.start + row;
+            let out = &mut self.out[at * self.out_stride + channel..][..width];
             for (sum, out) in sums.into_iter().zip(out.chunks_mut(LANES)) {
                 s.store_some(s.mul(sum, s.splat(*factor)), out);
             }
@@ -247,7 +261,7 @@ impl Attend<'_, '_> {
 #[inline(always)]
 fn vectors(panel: &[f32]) -> [&[f32; LANES]; VECTORS] {
     let (vectors, _) = panel.as_chunks::<LANES>();
-    std::array::from_fn(|vector| &vectors[vector])
+    from_fn(|vector| &vectors[vector])
 }
 
 #[cfg(test)]
@@ -319,14 +333,14 @@ mod tests {
         fn every_instruction_set_gives_the_same_bits_near_the_definition(shape in shapes(), seed: u64) {
             let Shape { tokens, head_dim, gap, before, after, bias } = shape;
             let mut rng = Rng::new(seed);
-            let mut normal = |count: usize| (0..count).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
+            let mut normal = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal() as f32).collect() };
             // Query, key and value side by side, as a fused projection has them.
             let stride = 3 * head_dim + gap;
             let fused = normal(tokens * stride);
             let bias = bias.then(|| normal(2 * tokens - 1));
             let input = HeadInput {
                 query: &fused, key: &fused[head_dim..], value: &fused[2 * head_dim..],
-                stride, tokens, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), before, after, bias: bias.as_deref(),
+                queries: 0..tokens, stride, tokens, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), before, after, bias: bias.as_deref(),
             };
             let expected = exact(&input);
             let out_stride = head_dim + 2;
@@ -345,6 +359,15 @@ mod tests {
                 let first = first.get_or_insert_with(|| out.clone());
                 let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
                 prop_assert_eq!(bits(first), bits(&out), "{}", isa);
+                // The queries in two parts.
+                let cut = rng.below(tokens as u64) as usize;
+                let mut parts = vec![-7.0; tokens * out_stride];
+                for queries in [0..cut, cut..tokens].into_iter().filter(|queries| !queries.is_empty()) {
+                    let start = queries.start;
+                    let input = HeadInput { query: &fused[start * stride..], queries, ..input.clone() };
+                    attend(isa, &input, &mut scratch, &mut parts[start * out_stride..], out_stride);
+                }
+                prop_assert_eq!(bits(&parts), bits(&out), "{}: cut at {}", isa, cut);
             }
         }
     }
@@ -360,6 +383,7 @@ mod tests {
             query: &query,
             key: &key,
             value: &value,
+            queries: 0..tokens,
             stride: head_dim,
             tokens,
             head_dim,

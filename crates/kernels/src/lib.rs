@@ -54,7 +54,7 @@ pub use attention::{AttentionScratch, HeadInput, attend};
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};
 pub use linear::{Epilogue, RowParams, dequantize_sums, linear};
-pub use norm::layer_norm;
+pub use norm::{layer_norm, layer_norm_in_place};
 pub use pack::{PackError, PackedWeights};
 pub use quantize::{NonFinite, dequantize, quantize_static, quantize_tokens};
 pub use softmax::softmax_rows;

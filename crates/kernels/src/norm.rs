@@ -32,6 +32,63 @@ pub fn layer_norm(
     isa.run(LayerNorm { x, residual, gamma, beta, eps, out });
 }
 
+/// As [`layer_norm`] of `x + delta`, with the same bits, in the memory of `x`: the residual stream after a half of a block.
+#[allow(clippy::too_many_arguments)]
+pub fn layer_norm_in_place(
+    isa: Isa,
+    x: &mut [f32],
+    delta: Option<&[f32]>,
+    columns: usize,
+    gamma: &[f32],
+    beta: &[f32],
+    eps: f32,
+) {
+    assert!(columns > 0, "a row has at least one column");
+    assert!(x.len().is_multiple_of(columns), "`x` is [rows, columns]");
+    assert!(delta.is_none_or(|delta| delta.len() == x.len()), "`delta` is as long as `x`");
+    assert!(
+        gamma.len() == columns && beta.len() == columns,
+        "`gamma` and `beta` have a value for each column"
+    );
+    isa.run(InPlace { x, delta, gamma, beta, eps });
+}
+
+struct InPlace<'a> {
+    x: &'a mut [f32],
+    delta: Option<&'a [f32]>,
+    gamma: &'a [f32],
+    beta: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for InPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = self.gamma.len();
+        for (row, x) in self.x.chunks_exact_mut(columns).enumerate() {
+            let mut sum = s.splat(0.0);
+            match self.delta {
+                Some(delta) => {
+                    let delta = &delta[row * columns..][..columns];
+                    for (x, delta) in x.chunks_mut(LANES).zip(delta.chunks(LANES)) {
+                        let v = s.add(s.load_some(x, 0.0), s.load_some(delta, 0.0));
+                        s.store_some(v, x);
+                        sum = s.add(sum, v);
+                    }
+                }
+                None => {
+                    for x in x.chunks(LANES) {
+                        sum = s.add(sum, s.load_some(x, 0.0));
+                    }
+                }
+            }
+            normalise(s, x, s.sum(sum), self.gamma, self.beta, self.eps);
+        }
+    }
+}
+
 struct LayerNorm<'a> {
     x: &'a [f32],
     residual: Option<&'a [f32]>,

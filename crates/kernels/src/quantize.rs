@@ -7,6 +7,9 @@ use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::statistics::{Extremes, extremes_of};
 
+/// The bits of infinity: those of a finite magnitude are less.
+const INFINITY_BITS: i32 = f32::INFINITY.to_bits() as i32;
+
 /// A row that cannot be quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("row {row} of the activations holds NaN or infinity: it has no range to quantise by")]
@@ -15,10 +18,24 @@ pub struct NonFinite {
     pub row: usize,
 }
 
-/// `out[i] = zeropoint_core::quantize(x[i], params)`, with its treatment of infinities and NaN.
-pub fn quantize_static(isa: Isa, x: &[f32], params: QuantParams, out: &mut [i8]) {
+/// `out[i] = zeropoint_core::quantize(x[i], params)` for the rows of `x`, `[rows, columns]`.
+///
+/// On an error `out` is complete, with the specification's treatment of infinities and NaN.
+pub fn quantize_static(
+    isa: Isa,
+    x: &[f32],
+    columns: usize,
+    params: QuantParams,
+    out: &mut [i8],
+) -> Result<(), NonFinite> {
+    assert!(columns > 0, "a row has at least one column");
+    assert!(x.len().is_multiple_of(columns), "`x` is [rows, columns]");
     assert_eq!(x.len(), out.len(), "`out` is as long as `x`");
-    isa.run(QuantizeStatic { x, params, out });
+    if isa.run(QuantizeStatic { x, params, out }) {
+        return Ok(());
+    }
+    let bad = |row: &[f32]| row.iter().any(|v| !v.is_finite());
+    Err(NonFinite { row: x.chunks_exact(columns).position(bad).unwrap_or_default() })
 }
 
 /// Quantises each row of `x`, `[rows, columns]`, by its own range.
@@ -77,7 +94,7 @@ impl<S: Simd> Quantizer<S> {
 }
 
 #[inline(always)]
-fn map_to_i8<S: Simd>(s: S, x: &[f32], out: &mut [i8], f: impl Fn(S::F) -> S::I) {
+fn map_to_i8<S: Simd>(s: S, x: &[f32], out: &mut [i8], mut f: impl FnMut(S::F) -> S::I) {
     let (x, x_tail) = x.as_chunks::<LANES>();
     let (out, out_tail) = out.as_chunks_mut::<LANES>();
     for (x, out) in x.iter().zip(out) {
@@ -97,12 +114,18 @@ struct QuantizeStatic<'a> {
 }
 
 impl Kernel for QuantizeStatic<'_> {
-    type Output = ();
+    /// Whether every value is finite.
+    type Output = bool;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, s: S) -> bool {
         let quantizer = Quantizer::new(s, self.params);
-        map_to_i8(s, self.x, self.out, |x| quantizer.quantize(x));
+        let mut magnitude = s.splat_i32(0);
+        map_to_i8(s, self.x, self.out, |x| {
+            magnitude = s.max_i32(magnitude, s.magnitude_bits(x));
+            quantizer.quantize(x)
+        });
+        s.largest_i32(magnitude) < INFINITY_BITS
     }
 }
 
@@ -202,8 +225,10 @@ mod tests {
             let expected: Vec<i8> = x.iter().map(|&x| core::quantize(x, params)).collect();
             for isa in Isa::available() {
                 let mut out = vec![55; x.len()];
-                quantize_static(isa, &x, params, &mut out);
+                let result = quantize_static(isa, &x, 1, params, &mut out);
                 prop_assert_eq!(&out, &expected, "{}", isa);
+                let row = x.iter().position(|x| !x.is_finite());
+                prop_assert_eq!(result, row.map_or(Ok(()), |row| Err(NonFinite { row })), "{}", isa);
             }
         }
 

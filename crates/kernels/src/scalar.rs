@@ -157,6 +157,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        from_fn(|column| from_fn(|row| rows[row][column]))
+    }
+
+    #[inline(always)]
     fn zero_f64(self) -> Self::D {
         [0.0; LANES]
     }

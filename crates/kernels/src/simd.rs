@@ -70,6 +70,9 @@ pub(crate) trait Simd: Copy {
     /// `2^n`; every lane must be in `-126..=127`.
     fn exp2_i32(self, n: Self::I) -> Self::F;
 
+    /// Sixteen vectors as the rows of a square, and its columns as vectors.
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
+
     fn zero_f64(self) -> Self::D;
     /// `sum + (a - b)^2` in f64, each operation rounded.
     fn add_square_of_difference(self, sum: Self::D, a: Self::F, b: Self::F) -> Self::D;

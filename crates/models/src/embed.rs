@@ -1,14 +1,15 @@
 //! From token ids or pixels to the residual stream.
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 use zeropoint_formats::{Checkpoint, Dtype};
-use zeropoint_kernels::Isa;
+use zeropoint_kernels::{Isa, add_in_place};
 
 use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
-use crate::model::{Model, Pass, read_finite, read_matrix, read_norm};
-use crate::ops::{AddInPlace, LayerNorm};
-use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, TextInput, Tower};
+use crate::model::{Model, Pass, read_finite, read_matrix};
+use crate::ops::{LayerNorm, ROWS_PER_TASK, rows_of};
+use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, NormSpec, TextInput, Tower};
 
 /// Where a model's embedding tables come from.
 #[derive(Clone, Copy)]
@@ -44,7 +45,7 @@ impl Embedding {
         tables: Tables<'_>,
     ) -> Result<Self, ModelError> {
         let read_norm =
-            |norm: &Option<_>| norm.as_ref().map(|norm| read_norm(checkpoint, norm, isa)).transpose();
+            |norm: &Option<NormSpec>| norm.as_ref().map(|norm| norm.read(checkpoint, isa)).transpose();
         match &tower.input {
             InputSpec::Text(input) => {
                 let read = |(i, table): (usize, &EmbeddingTable)| match tables {
@@ -78,26 +79,25 @@ impl Embedding {
         self.tables.get(at)
     }
 
-    /// The residual stream before the first block, `[rows, hidden]`, and the first row of each sample with the number of
+    /// The residual stream before the first block, `[rows, hidden]` and row-major, and the first row of each sample with the number of
     /// rows at the end.
     pub(crate) fn forward(
         &self,
         input: &InputSpec,
         pass: &mut Pass<'_, '_>,
         batch: &PackedBatch,
-    ) -> Result<(Tensor, Vec<usize>), ModelError> {
+    ) -> Result<(Vec<f32>, Vec<usize>), ModelError> {
         match (input, &batch.content) {
             (InputSpec::Text(input), Content::Tokens { ids, type_ids, .. }) => {
-                let sum = self.look_up(input, pass.model.isa(), ids, type_ids, &batch.offsets)?;
-                let sum = match &self.norm {
-                    Some(norm) => norm.forward(&sum, None)?,
-                    None => sum,
-                };
-                let hidden = match input.projection {
-                    Some(site) => pass.single(site, &sum)?,
-                    None => sum,
-                };
-                Ok((hidden, batch.offsets.clone()))
+                let mut stream = self.look_up(input, pass.model.isa(), ids, type_ids, &batch.offsets)?;
+                if let Some(norm) = &self.norm {
+                    norm.in_place(&mut stream);
+                }
+                if let Some(site) = input.projection {
+                    let narrow = Tensor::from_vec(stream, (ids.len(), input.width), &Device::Cpu)?;
+                    stream = rows_of(&pass.single(site, &narrow)?, <[f32]>::to_vec)?;
+                }
+                Ok((stream, batch.offsets.clone()))
             }
             (InputSpec::Image(input), Content::Images { pixels, shape }) => {
                 self.cut_and_project(input, pass, pixels, *shape)
@@ -115,9 +115,10 @@ impl Embedding {
         ids: &[u32],
         type_ids: &[u32],
         offsets: &[usize],
-    ) -> Result<Tensor, ModelError> {
-        let mut sum: Option<Tensor> = None;
-        for (table, spec) in self.tables.iter().zip(&input.tables) {
+    ) -> Result<Vec<f32>, ModelError> {
+        let width = input.width;
+        let mut sum = vec![0f32; ids.len() * width];
+        for (i, (table, spec)) in self.tables.iter().zip(&input.tables).enumerate() {
             let rows: Vec<u32> = match spec.role {
                 EmbeddingRole::Word => ids.to_vec(),
                 EmbeddingRole::TokenType => type_ids.to_vec(),
@@ -135,14 +136,21 @@ impl Embedding {
                     ),
                 });
             }
-            let count = rows.len();
-            let looked_up = table.index_select(&Tensor::from_vec(rows, count, &Device::Cpu)?, 0)?;
-            match &sum {
-                Some(sum) => sum.inplace_op2(&looked_up, &AddInPlace(isa))?,
-                None => sum = Some(looked_up),
-            }
+            rows_of(table, |values| {
+                let tasks = sum.par_chunks_mut(width * ROWS_PER_TASK).zip(rows.par_chunks(ROWS_PER_TASK));
+                tasks.for_each(|(sums, rows)| {
+                    for (sum, row) in sums.chunks_exact_mut(width).zip(rows) {
+                        let row = &values[*row as usize * width..][..width];
+                        if i == 0 {
+                            sum.copy_from_slice(row);
+                        } else {
+                            add_in_place(isa, sum, row);
+                        }
+                    }
+                });
+            })?;
         }
-        sum.ok_or_else(|| ModelError::Sample { reason: "the model has no embedding table".to_owned() })
+        Ok(sum)
     }
 
     /// Patches through their projection, with the leading tokens before them and the positions added.
@@ -152,7 +160,7 @@ impl Embedding {
         pass: &mut Pass<'_, '_>,
         pixels: &[f32],
         shape: [usize; 3],
-    ) -> Result<(Tensor, Vec<usize>), ModelError> {
+    ) -> Result<(Vec<f32>, Vec<usize>), ModelError> {
         if shape != [input.channels, input.image_size[0], input.image_size[1]] {
             return Err(ModelError::Sample {
                 reason: format!(
@@ -169,7 +177,7 @@ impl Embedding {
         let hidden = projected.dim(1)?;
         let images = count / input.patch_count();
         let mut rows = Vec::with_capacity(images * input.rows() * hidden);
-        crate::rows_of(&projected, |values| {
+        rows_of(&projected, |values| {
             for image in values.chunks_exact(input.patch_count() * hidden) {
                 let start = rows.len();
                 rows.extend_from_slice(&self.lead);
@@ -177,12 +185,10 @@ impl Embedding {
                 rows[start..].iter_mut().zip(&self.positions).for_each(|(x, position)| *x += position);
             }
         })?;
-        let stream = Tensor::from_vec(rows, (images * input.rows(), hidden), &Device::Cpu)?;
-        let stream = match &self.norm {
-            Some(norm) => norm.forward(&stream, None)?,
-            None => stream,
-        };
-        Ok((stream, (0..=images).map(|i| i * input.rows()).collect()))
+        if let Some(norm) = &self.norm {
+            norm.in_place(&mut rows);
+        }
+        Ok((rows, (0..=images).map(|i| i * input.rows()).collect()))
     }
 }
 

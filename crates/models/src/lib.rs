@@ -20,6 +20,7 @@ mod model;
 mod ops;
 mod output;
 mod pooling;
+mod positions;
 mod prompts;
 mod score;
 mod sentence;
@@ -36,8 +37,9 @@ pub use heads::{
     HeadBranch, HeadOutput, HeadSpec, HeadStep, Pooling, Problem, RowSelection, SentenceStep, Task,
 };
 pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
-pub use model::{Model, Outputs, SiteOpFactory, SiteSink};
-pub use ops::{apply_activation, rows_of};
+pub use model::{BlockRunner, Model, Outputs, SiteOpFactory, SiteSink};
+pub use ops::{LayerNorm, apply_activation, rows_of};
+pub use positions::{BiasTable, PositionTables};
 pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use sites::{
     ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader,

@@ -9,11 +9,12 @@ use zeropoint_formats::safetensors::element::floats_from_bytes;
 use zeropoint_kernels::Isa;
 
 use crate::ModelError;
-use crate::attention::{AttentionContext, BiasTable, part};
+use crate::attention::{AttentionContext, part};
 use crate::batch::PackedBatch;
 use crate::embed::{Embedding, Tables};
 use crate::ops::{ActivateInPlace, AddInPlace, LayerNorm, MultiplyInPlace};
 use crate::output::Head;
+use crate::positions::{BiasTable, PositionTables};
 use crate::sites::{FloatLinear, FloatSite, SiteOp};
 use crate::source::ModelDirectory;
 use crate::spec::{
@@ -25,6 +26,13 @@ pub trait SiteSink {
     /// Called with every site's activation before its Linears run: contiguous `[rows, channels]`, every row a real
     /// token. An error ends the forward pass.
     fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String>;
+}
+
+/// Runs all blocks of a tower and its final norm at once, in place of its sites one by one.
+pub trait BlockRunner: Send + Sync {
+    /// Replaces the residual stream before the first block, `[rows, hidden]`, by the hidden states. `offsets` are the first
+    /// rows of the sequences, and the number of rows at the end.
+    fn run(&self, stream: &mut [f32], offsets: &[usize]) -> Result<(), ModelError>;
 }
 
 /// Makes the operator of a site; `None` leaves the f32 original in place.
@@ -65,6 +73,7 @@ struct TowerParts {
     final_norm: Option<LayerNorm>,
     bias: Option<BiasTable>,
     head: Head,
+    runner: Option<Box<dyn BlockRunner>>,
 }
 
 /// A model that runs: its description, its float parts, and an operator for each site.
@@ -121,13 +130,29 @@ impl Model {
         self.logit_scale
     }
 
+    /// Lets `runner` run the blocks of a tower from now on, except where a sink watches and in
+    /// [`Model::forward_by_sites`].
+    pub fn set_block_runner(&mut self, tower: usize, runner: Box<dyn BlockRunner>) {
+        self.towers[tower].runner = Some(runner);
+    }
+
+    /// Whether a tower that takes such input has a [`BlockRunner`].
+    pub fn has_block_runner(&self, batch: &PackedBatch) -> bool {
+        self.tower(batch).is_ok_and(|(_, parts)| parts.runner.is_some())
+    }
+
     pub(crate) fn embedding(&self, tower: usize) -> &Embedding {
         &self.towers[tower].embedding
     }
 
     /// Vectors or logits of each sample.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Outputs, ModelError> {
-        self.run(batch, &mut None)
+        self.run(batch, &mut None, true)
+    }
+
+    /// As [`Model::forward`], site by site: the reference of a [`BlockRunner`].
+    pub fn forward_by_sites(&self, batch: &PackedBatch) -> Result<Outputs, ModelError> {
+        self.run(batch, &mut None, false)
     }
 
     /// As [`Model::forward`], showing every site's activation to `sink`.
@@ -136,14 +161,14 @@ impl Model {
         batch: &PackedBatch,
         sink: &mut dyn SiteSink,
     ) -> Result<Outputs, ModelError> {
-        self.run(batch, &mut Some(sink))
+        self.run(batch, &mut Some(sink), false)
     }
 
     /// The hidden states after the last block and its norm, `[tokens, hidden]`, of all samples end to end.
     pub fn hidden_states(&self, batch: &PackedBatch) -> Result<Tensor, ModelError> {
         let pass = &mut Pass { model: self, sink: &mut None };
         let (tower, parts) = self.tower(batch)?;
-        Ok(pass.encode(tower, parts, batch)?.0)
+        Ok(pass.encode(tower, parts, batch, true)?.0)
     }
 
     /// The outputs of one site's Linears for an activation `[rows, channels]`.
@@ -164,10 +189,15 @@ impl Model {
         })
     }
 
-    fn run(&self, batch: &PackedBatch, sink: &mut Option<&mut dyn SiteSink>) -> Result<Outputs, ModelError> {
+    fn run(
+        &self,
+        batch: &PackedBatch,
+        sink: &mut Option<&mut dyn SiteSink>,
+        fused: bool,
+    ) -> Result<Outputs, ModelError> {
         let mut pass = Pass { model: self, sink };
         let (tower, parts) = self.tower(batch)?;
-        let (hidden, ranges) = pass.encode(tower, parts, batch)?;
+        let (hidden, ranges) = pass.encode(tower, parts, batch, fused)?;
         parts.head.run(&tower.head, &mut pass, &hidden, &ranges, batch)
     }
 }
@@ -185,9 +215,18 @@ impl Pass<'_, '_> {
         tower: &Tower,
         parts: &TowerParts,
         batch: &PackedBatch,
+        fused: bool,
     ) -> Result<(Tensor, Vec<usize>), ModelError> {
-        let (mut hidden, offsets) = parts.embedding.forward(&tower.input, self, batch)?;
-        let context = AttentionContext::new(self.model.isa, &offsets, &tower.blocks, parts.bias.as_ref());
+        let (mut stream, offsets) = parts.embedding.forward(&tower.input, self, batch)?;
+        let shape = (stream.len() / tower.hidden, tower.hidden);
+        if let Some(runner) = parts.runner.as_ref().filter(|_| fused) {
+            runner.run(&mut stream, &offsets)?;
+            return Ok((Tensor::from_vec(stream, shape, &Device::Cpu)?, offsets));
+        }
+        let mut hidden = Tensor::from_vec(stream, shape, &Device::Cpu)?;
+        let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        let tables = PositionTables::new(tower, parts.bias.as_ref(), longest);
+        let context = AttentionContext::new(self.model.isa, &offsets, &tables);
         for (block, norms) in tower.blocks.iter().zip(&parts.norms) {
             hidden = self.block(block, norms, &context, &hidden)?;
         }
@@ -201,7 +240,7 @@ impl Pass<'_, '_> {
         &mut self,
         block: &BlockSpec,
         norms: &BlockNorms,
-        context: &AttentionContext,
+        context: &AttentionContext<'_>,
         hidden: &Tensor,
     ) -> Result<Tensor, ModelError> {
         match block.placement {
@@ -227,7 +266,7 @@ impl Pass<'_, '_> {
     fn attention(
         &mut self,
         block: &BlockSpec,
-        context: &AttentionContext,
+        context: &AttentionContext<'_>,
         input: &Tensor,
     ) -> Result<Tensor, ModelError> {
         let spec = &block.attention;
@@ -295,7 +334,7 @@ impl TowerParts {
         tables: Tables<'_>,
     ) -> Result<Self, ModelError> {
         let tower = &spec.towers[index];
-        let norm = |norm: &NormSpec| read_norm(checkpoint, norm, isa);
+        let norm = |norm: &NormSpec| norm.read(checkpoint, isa);
         let norms = tower
             .blocks
             .iter()
@@ -304,20 +343,14 @@ impl TowerParts {
                 Ok(BlockNorms { attention, mlp: norm(&block.mlp_norm)? })
             })
             .collect::<Result<_, ModelError>>()?;
-        let bias = tower
-            .relative_bias
-            .as_ref()
-            .map(|bias| -> Result<BiasTable, ModelError> {
-                let values = read_finite(checkpoint, &bias.tensor)?;
-                Ok(BiasTable::new(bias.clone(), values.len() / bias.buckets, values))
-            })
-            .transpose()?;
+        let bias = tower.relative_bias.as_ref().map(|bias| BiasTable::read(bias, checkpoint)).transpose()?;
         Ok(Self {
             embedding: Embedding::load(tower, index, checkpoint, isa, tables)?,
             norms,
             final_norm: tower.final_norm.as_ref().map(norm).transpose()?,
             bias,
             head: Head::load(&tower.head, checkpoint, isa)?,
+            runner: None,
         })
     }
 }
@@ -360,13 +393,16 @@ fn read_elements(checkpoint: &Checkpoint, name: &str, part: &Range<usize>) -> Re
     })
 }
 
-pub(crate) fn read_norm(checkpoint: &Checkpoint, norm: &NormSpec, isa: Isa) -> Result<LayerNorm, ModelError> {
-    let gain = read_finite(checkpoint, &norm.weight)?;
-    let shift = match &norm.bias {
-        Some(bias) => read_finite(checkpoint, bias)?,
-        None => vec![0.0; gain.len()],
-    };
-    Ok(LayerNorm { isa, gain, shift, eps: norm.eps })
+impl NormSpec {
+    /// Reads gain and shift, of which every value is finite; a shift that is not there is zeros.
+    pub fn read(&self, checkpoint: &Checkpoint, isa: Isa) -> Result<LayerNorm, ModelError> {
+        let gain = read_finite(checkpoint, &self.weight)?;
+        let shift = match &self.bias {
+            Some(bias) => read_finite(checkpoint, bias)?,
+            None => vec![0.0; gain.len()],
+        };
+        Ok(LayerNorm { isa, gain, shift, eps: self.eps })
+    }
 }
 
 /// Reads a tensor in f32, every value finite.

@@ -35,14 +35,27 @@ pub fn rows_of<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
 }
 
 /// `LayerNorm`, of the input or of the sum of input and residual.
-pub(crate) struct LayerNorm {
-    pub(crate) isa: Isa,
-    pub(crate) gain: Vec<f32>,
-    pub(crate) shift: Vec<f32>,
-    pub(crate) eps: f32,
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    /// The instruction set that it runs on.
+    pub isa: Isa,
+    /// Factor of each channel.
+    pub gain: Vec<f32>,
+    /// Added to each channel.
+    pub shift: Vec<f32>,
+    /// Added to the variance.
+    pub eps: f32,
 }
 
 impl LayerNorm {
+    /// Normalises the rows of `x` in place.
+    pub(crate) fn in_place(&self, x: &mut [f32]) {
+        let columns = self.gain.len();
+        x.par_chunks_mut(columns * ROWS_PER_TASK).for_each(|x| {
+            kernels::layer_norm_in_place(self.isa, x, None, columns, &self.gain, &self.shift, self.eps);
+        });
+    }
+
     fn run(&self, x: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
         let columns = self.gain.len();
         let task = columns * ROWS_PER_TASK;

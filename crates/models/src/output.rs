@@ -7,7 +7,7 @@ use zeropoint_kernels::Isa;
 use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
 use crate::heads::{HeadOutput, HeadSpec, RowSelection, SentenceStep};
-use crate::model::{Outputs, Pass, read_norm};
+use crate::model::{Outputs, Pass};
 use crate::ops::LayerNorm;
 use crate::pooling::{normalize_rows, pool};
 use crate::sites::FloatLinear;
@@ -28,7 +28,7 @@ impl Head {
             .iter()
             .map(|branch| {
                 let norms = branch.steps.iter().map(|step| step.norm.as_ref());
-                norms.map(|norm| norm.map(|norm| read_norm(checkpoint, norm, isa)).transpose()).collect()
+                norms.map(|norm| norm.map(|norm| norm.read(checkpoint, isa)).transpose()).collect()
             })
             .collect::<Result<_, ModelError>>()?;
         let mut dense = Vec::new();

@@ -1,5 +1,7 @@
 //! Sites at work: the Linears that read one activation, in one of their lives.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 use zeropoint_core::{ActivationMode, ParamsError, QuantParams, Symmetry, quantize};
 use zeropoint_kernels::{Isa, dequantize_sums};
@@ -12,6 +14,12 @@ use crate::spec::ActivationFn;
 pub trait SiteOp: Send + Sync {
     /// The outputs of the consumers for contiguous f32 `input`.
     fn forward(&self, input: &Tensor) -> Result<Vec<Tensor>>;
+}
+
+impl<T: SiteOp + ?Sized> SiteOp for Arc<T> {
+    fn forward(&self, input: &Tensor) -> Result<Vec<Tensor>> {
+        (**self).forward(input)
+    }
 }
 
 /// One Linear in f32.

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use zeropoint_models::Task;
+use zeropoint_core::Rng;
+use zeropoint_models::{EmbeddingRole, ImagePixels, ModelSpec, Outputs, PackedBatch, Task, TokenSequence};
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{CacheDir, Cancel, MODEL_DIR, Prepared, RunOptions, run};
 use zeropoint_runtime::QuantizedModel;
@@ -117,6 +118,50 @@ fn every_family_and_head_goes_the_whole_way() {
             };
             assert_eq!(paths(linears), paths(&prepared.directory.spec().linears), "{name}");
             assert_eq!(written.quantized_linears(), linears.len() - float.len(), "{name}, {scheme}");
+            the_engine_has_the_bits_of_the_sites(&written, &format!("{name}, {scheme}"));
+        }
+    }
+}
+
+/// Batches of random samples: sequences of many lengths, one long one, and images where the model takes them.
+fn batches(spec: &ModelSpec, longest: usize) -> Vec<PackedBatch> {
+    let mut rng = Rng::new(7);
+    let mut batches = Vec::new();
+    if let Some((_, text)) = spec.text() {
+        let words = text.tables.iter().find(|table| table.role == EmbeddingRole::Word).expect("words");
+        let mut sequence = |tokens: usize| TokenSequence {
+            ids: (0..tokens).map(|_| rng.below(words.rows as u64) as u32).collect(),
+            type_ids: vec![0; tokens],
+            prompt: 0,
+        };
+        let lengths = [9, 2, 40, 1, 17, 33, 5, 5, 64, 3, 28].map(|length: usize| length.min(longest));
+        for lengths in [&lengths[..], &[longest.min(150)], &[longest, 1], &[1]] {
+            let sequences: Vec<TokenSequence> = lengths.iter().map(|length| sequence(*length)).collect();
+            batches.push(PackedBatch::new(&sequences).expect("sequences have tokens"));
+        }
+    }
+    if let Some((_, image)) = spec.image() {
+        let [height, width] = image.image_size;
+        let shape = [image.channels, height, width];
+        let mut pixels = || (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
+        let images: Vec<ImagePixels> = (0..3).map(|_| ImagePixels { values: pixels(), shape }).collect();
+        batches.push(PackedBatch::new(&images).expect("images have one shape"));
+    }
+    batches
+}
+
+fn the_engine_has_the_bits_of_the_sites(written: &QuantizedModel, name: &str) {
+    for batch in batches(written.directory().spec(), written.directory().max_tokens()) {
+        assert!(written.model().has_block_runner(&batch), "{name}");
+        let bits = |outputs: Outputs| outputs.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let expected = bits(written.model().forward_by_sites(&batch).expect("the sites run"));
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            // Twice: the second forward works in memory that the first has used.
+            for _ in 0..2 {
+                let found = bits(pool.install(|| written.forward(&batch)).expect("the engine runs"));
+                assert!(found == expected, "{name}: {} rows, {threads} threads", batch.tokens());
+            }
         }
     }
 }

@@ -95,7 +95,7 @@ pub fn quantize_weight(
         .zip(weight.par_chunks_exact(inputs))
         .map(|(q, row)| {
             let params = shared.map_or_else(|| params_of(row), Ok)?;
-            quantize_static(isa, row, params, q);
+            quantize_static(isa, row, inputs, params, q).expect("every weight is finite");
             let (mut signal, mut noise) = (0f64, 0f64);
             for (w, q) in row.iter().zip(q.iter()) {
                 signal += f64::from(*w) * f64::from(*w);

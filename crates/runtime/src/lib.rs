@@ -7,6 +7,7 @@
 //!
 //! It knows files through `zeropoint-formats` alone, and neither calibration nor quantisation algorithms.
 
+mod engine;
 mod linear;
 mod model;
 mod site;

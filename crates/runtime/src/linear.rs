@@ -70,6 +70,24 @@ impl IntegerLinear {
         out
     }
 
+    /// As [`IntegerLinear::forward`], on the calling thread, into rows that begin every `stride` values.
+    pub(crate) fn forward_into(
+        &self,
+        a: &[i8],
+        rows: usize,
+        input: RowParams<'_>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let outputs = self.outputs();
+        linear(a, rows, &self.weights, 0..outputs, &self.epilogue(input), out, stride);
+        if self.after != ActivationFn::Identity {
+            for row in out.chunks_mut(stride).take(rows) {
+                apply_activation(self.weights.isa(), &mut row[..outputs], self.after);
+            }
+        }
+    }
+
     fn by_panels(&self, a: &[i8], rows: usize, input: RowParams<'_>, out: &mut [f32]) {
         let outputs = self.outputs();
         let epilogue = self.epilogue(input);

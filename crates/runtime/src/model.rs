@@ -1,6 +1,7 @@
 //! A deployable directory as a model that runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 use zeropoint_core::{ActivationMode, Scheme};
@@ -13,6 +14,7 @@ use zeropoint_models::{
 };
 
 use crate::IntegerLinear;
+use crate::engine::{Engine, FloatParts};
 use crate::site::{IntegerSite, Reader};
 
 /// Why a directory cannot be loaded or run.
@@ -58,6 +60,7 @@ impl QuantizedModel {
         let isa = Isa::active().map_err(ModelError::from)?;
         let spec = directory.spec().clone();
         let mut quantized = 0;
+        let mut sites: Vec<Option<Arc<IntegerSite>>> = vec![None; spec.sites.len()];
         let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
             let linears: Vec<&LinearSpec> =
                 spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
@@ -72,9 +75,19 @@ impl QuantizedModel {
                 .zip(&schemes)
                 .map(|(linear, scheme)| reader(&directory, isa, linear, *scheme))
                 .collect::<Result<_, _>>()?;
-            Ok(Some(Box::new(IntegerSite::new(isa, readers))))
+            let op = Arc::new(IntegerSite::new(isa, readers));
+            sites[site] = Some(Arc::clone(&op));
+            Ok(Some(Box::new(op)))
         };
-        let model = Model::load_with(&spec, directory.checkpoint(), &mut factory, Tables::Read)?;
+        let mut model = Model::load_with(&spec, directory.checkpoint(), &mut factory, Tables::Read)?;
+        for (i, tower) in spec.towers.iter().enumerate() {
+            let parts = FloatParts::read(tower, directory.checkpoint(), isa)?;
+            if let Some(engine) = Engine::new(isa, &spec, tower, parts, &sites) {
+                model.set_block_runner(i, Box::new(engine));
+            } else {
+                tracing::info!(tower = i, "not all Linears of the blocks are INT8: they run one by one");
+            }
+        }
         tracing::info!(%isa, quantized, "INT8 model loaded");
         Ok(Self { directory, model, quantized })
     }
@@ -127,5 +140,5 @@ fn reader(
     };
     let packed = IntegerLinear::new(isa, &stored, bias, linear.activation)
         .map_err(|error| bad(format!("cannot be packed: {error}")))?;
-    Ok(Reader::Integer(quantizer, packed))
+    Ok(Reader::Integer(quantizer, Arc::new(packed)))
 }

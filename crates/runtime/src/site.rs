@@ -1,9 +1,11 @@
 //! A site in integers: one quantised activation for all Linears that read it.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{Isa, NonFinite, RowParams, extremes, quantize_static, quantize_tokens};
+use zeropoint_kernels::{Isa, NonFinite, RowParams, quantize_static, quantize_tokens};
 use zeropoint_models::{ActivationQuantizer, FloatLinear, SiteOp, rows_of};
 
 use crate::IntegerLinear;
@@ -13,7 +15,7 @@ const ROWS_PER_TASK: usize = 32;
 
 /// A Linear of a site: integer with its activation quantiser, or float as in the source.
 pub(crate) enum Reader {
-    Integer(ActivationQuantizer, IntegerLinear),
+    Integer(ActivationQuantizer, Arc<IntegerLinear>),
     Float(FloatLinear),
 }
 
@@ -26,17 +28,15 @@ pub struct IntegerSite {
 /// An activation in INT8.
 struct QuantizedRows {
     values: Vec<i8>,
-    /// One for each row, or empty when one serves all.
+    /// One for each row, of which a static quantiser uses none.
     params: Vec<QuantParams>,
-    shared: Option<QuantParams>,
 }
 
-impl QuantizedRows {
-    fn params(&self) -> RowParams<'_> {
-        match self.shared {
-            Some(params) => RowParams::PerTensor(params),
-            None => RowParams::PerToken(&self.params),
-        }
+/// The parameters of rows that `quantizer` has quantised.
+pub(crate) fn params_of(quantizer: ActivationQuantizer, rows: &[QuantParams]) -> RowParams<'_> {
+    match quantizer {
+        ActivationQuantizer::Static(params) => RowParams::PerTensor(params),
+        ActivationQuantizer::Dynamic(_) => RowParams::PerToken(rows),
     }
 }
 
@@ -45,45 +45,47 @@ impl IntegerSite {
         Self { isa, readers }
     }
 
+    /// The Linears with their quantiser, where all are integer and read the activation quantised alike.
+    pub(crate) fn uniform(&self) -> Option<(ActivationQuantizer, Vec<Arc<IntegerLinear>>)> {
+        let mut shared = None;
+        let mut linears = Vec::with_capacity(self.readers.len());
+        for reader in &self.readers {
+            let Reader::Integer(quantizer, linear) = reader else { return None };
+            if *shared.get_or_insert(*quantizer) != *quantizer {
+                return None;
+            }
+            linears.push(Arc::clone(linear));
+        }
+        Some((shared?, linears))
+    }
+
     fn quantize(&self, x: &[f32], columns: usize, quantizer: ActivationQuantizer) -> Result<QuantizedRows> {
         let mut values = vec![0i8; x.len()];
+        let mut params = vec![QuantParams { scale: 1.0, zero_point: 0 }; x.len() / columns];
         let task = columns * ROWS_PER_TASK;
-        match quantizer {
-            ActivationQuantizer::Static(shared) => {
-                values
-                    .par_chunks_mut(task)
-                    .zip(x.par_chunks(task))
-                    .try_for_each(|(out, x)| {
-                        check_finite(self.isa, x, columns)?;
-                        quantize_static(self.isa, x, shared, out);
-                        Ok::<(), NonFinite>(())
-                    })
-                    .map_err(candle_core::Error::wrap)?;
-                Ok(QuantizedRows { values, params: Vec::new(), shared: Some(shared) })
-            }
-            ActivationQuantizer::Dynamic(symmetry) => {
-                let mut params = vec![QuantParams { scale: 1.0, zero_point: 0 }; x.len() / columns];
-                values
-                    .par_chunks_mut(task)
-                    .zip(x.par_chunks(task))
-                    .zip(params.par_chunks_mut(ROWS_PER_TASK))
-                    .try_for_each(|((out, x), params)| {
-                        quantize_tokens(self.isa, x, columns, symmetry, out, params)
-                    })
-                    .map_err(candle_core::Error::wrap)?;
-                Ok(QuantizedRows { values, params, shared: None })
-            }
-        }
+        values
+            .par_chunks_mut(task)
+            .zip(x.par_chunks(task))
+            .zip(params.par_chunks_mut(ROWS_PER_TASK))
+            .try_for_each(|((out, x), params)| quantize_rows(self.isa, quantizer, x, columns, out, params))
+            .map_err(candle_core::Error::wrap)?;
+        Ok(QuantizedRows { values, params })
     }
 }
 
-/// What a static quantiser would make integers like any other.
-fn check_finite(isa: Isa, x: &[f32], columns: usize) -> std::result::Result<(), NonFinite> {
-    if extremes(isa, x).finite {
-        return Ok(());
+/// Quantises some rows in one way; `params` has room for one a row.
+pub(crate) fn quantize_rows(
+    isa: Isa,
+    quantizer: ActivationQuantizer,
+    x: &[f32],
+    columns: usize,
+    out: &mut [i8],
+    params: &mut [QuantParams],
+) -> std::result::Result<(), NonFinite> {
+    match quantizer {
+        ActivationQuantizer::Static(shared) => quantize_static(isa, x, columns, shared, out),
+        ActivationQuantizer::Dynamic(symmetry) => quantize_tokens(isa, x, columns, symmetry, out, params),
     }
-    let bad = |row: &[f32]| row.iter().any(|v| !v.is_finite());
-    Err(NonFinite { row: x.chunks_exact(columns).position(bad).unwrap_or_default() })
 }
 
 impl SiteOp for IntegerSite {
@@ -99,7 +101,8 @@ impl SiteOp for IntegerSite {
                         Some((done, quantized)) if done == *quantizer => quantized,
                         _ => rows_of(input, |x| self.quantize(x, columns, *quantizer))??,
                     };
-                    let out = linear.forward(&quantized.values, rows, quantized.params());
+                    let params = params_of(*quantizer, &quantized.params);
+                    let out = linear.forward(&quantized.values, rows, params);
                     ready = Some((*quantizer, quantized));
                     Tensor::from_vec(out, (rows, linear.outputs()), &Device::Cpu)?
                 }
@@ -191,7 +194,7 @@ mod tests {
                     input: None,
                 };
                 let packed = IntegerLinear::new(isa, &stored, bias.clone(), activation).unwrap();
-                integer.push(Reader::Integer(quantizer, packed));
+                integer.push(Reader::Integer(quantizer, Arc::new(packed)));
                 let linear = SimulatedLinear { quantizer, weight, weight_scales: scales, bias, activation };
                 simulated.push(SimulatedReader::Integer(linear));
             } else {

@@ -204,6 +204,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let quarter = |half: usize, first: usize| {
+            transpose_eight(self, std::array::from_fn(|row| rows[first + row][half]))
+        };
+        let (low, high) = ([quarter(0, 0), quarter(0, 8)], [quarter(1, 0), quarter(1, 8)]);
+        std::array::from_fn(|column| {
+            let [first, second] = if column < 8 { &low } else { &high };
+            [first[column % 8], second[column % 8]]
+        })
+    }
+
+    #[inline(always)]
     fn zero_f64(self) -> Self::D {
         intrinsics!([_mm256_setzero_pd(); 4])
     }
@@ -244,6 +256,31 @@ impl Simd for Avx2 {
     fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile) {
         intrinsics!(avx2_tile::tile(a, inputs, panel, offsets.len(), tile));
     }
+}
+
+/// A square of eight by eight.
+#[inline(always)]
+fn transpose_eight(_token: Avx2, rows: [__m256; 8]) -> [__m256; 8] {
+    let pairs: [__m256; 8] = std::array::from_fn(|i| {
+        let (a, b) = (rows[i & !1], rows[i | 1]);
+        intrinsics!(if i % 2 == 0 { _mm256_unpacklo_ps(a, b) } else { _mm256_unpackhi_ps(a, b) })
+    });
+    let fours: [__m256; 8] = std::array::from_fn(|i| {
+        let first = (i & !3) + i % 4 / 2;
+        intrinsics!({
+            let (a, b) = (_mm256_castps_pd(pairs[first]), _mm256_castps_pd(pairs[first + 2]));
+            let four = if i % 2 == 0 { _mm256_unpacklo_pd(a, b) } else { _mm256_unpackhi_pd(a, b) };
+            _mm256_castpd_ps(four)
+        })
+    });
+    std::array::from_fn(|i| {
+        let (a, b) = (fours[i % 4], fours[i % 4 + 4]);
+        intrinsics!(if i < 4 {
+            _mm256_permute2f128_ps::<0x20>(a, b)
+        } else {
+            _mm256_permute2f128_ps::<0x31>(a, b)
+        })
+    })
 }
 
 #[inline(always)]

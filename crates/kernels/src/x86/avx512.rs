@@ -196,6 +196,42 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        // Pairs of rows, then fours: after that vector 4i + c holds, in its 128-bit part l, column 4l + c of the rows 4i
+        // to 4i + 3.
+        let pairs: [__m512; LANES] = std::array::from_fn(|i| {
+            let (a, b) = (rows[i & !1], rows[i | 1]);
+            intrinsics!(if i % 2 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) })
+        });
+        let fours: [__m512; LANES] = std::array::from_fn(|i| {
+            let first = (i & !3) + i % 4 / 2;
+            intrinsics!({
+                let (a, b) = (_mm512_castps_pd(pairs[first]), _mm512_castps_pd(pairs[first + 2]));
+                let four = if i % 2 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) };
+                _mm512_castpd_ps(four)
+            })
+        });
+        // Of the parts of four such vectors the l-th ones.
+        let eights: [__m512; LANES] = std::array::from_fn(|i| {
+            let first = (i & 8) + i % 4;
+            let (a, b) = (fours[first], fours[first + 4]);
+            intrinsics!(if i & 4 == 0 {
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b)
+            } else {
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
+            })
+        });
+        std::array::from_fn(|i| {
+            let (a, b) = (eights[i & 7], eights[8 + (i & 7)]);
+            intrinsics!(if i & 8 == 0 {
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b)
+            } else {
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
+            })
+        })
+    }
+
+    #[inline(always)]
     fn zero_f64(self) -> Self::D {
         intrinsics!([_mm512_setzero_pd(); 2])
     }

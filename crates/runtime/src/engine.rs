@@ -1,0 +1,234 @@
+//! The fused encoder: all blocks of a tower over one arena.
+//!
+//! It computes what the sites do one by one, with the same kernels and so the same bits, in another order: a worker
+//! takes some rows through everything that needs these rows alone, so that an activation is read again while it is in
+//! cache, and waits for others only where attention needs their keys and values.
+
+mod arena;
+mod block;
+mod schedule;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use rayon::prelude::*;
+use zeropoint_formats::Checkpoint;
+use zeropoint_kernels::{Isa, NonFinite};
+use zeropoint_models::{
+    BiasTable, BlockRunner, BlockSpec, LayerNorm, ModelError, ModelSpec, NormSpec, PositionTables, Tower,
+};
+
+use crate::site::IntegerSite;
+use arena::{Arena, room};
+use block::{Block, Rows};
+use schedule::Schedule;
+
+/// Rows that go through a product together: enough to use a panel of weights several times, few enough for their
+/// activations to stay in the second cache.
+const ROWS: usize = 96;
+
+/// The blocks of one tower, ready to run.
+pub(crate) struct Engine {
+    isa: Isa,
+    tower: Tower,
+    bias: Option<BiasTable>,
+    blocks: Vec<Block>,
+    final_norm: Option<LayerNorm>,
+    tables: RwLock<Arc<PositionTables>>,
+    /// Memory of calls that have ended, for the next ones.
+    arenas: Mutex<Vec<Arena>>,
+}
+
+/// The float parts of a tower's blocks.
+pub(crate) struct FloatParts {
+    /// For each block the norms of its halves.
+    pub(crate) norms: Vec<(Option<LayerNorm>, LayerNorm)>,
+    pub(crate) final_norm: Option<LayerNorm>,
+    pub(crate) bias: Option<BiasTable>,
+}
+
+impl FloatParts {
+    pub(crate) fn read(tower: &Tower, checkpoint: &Checkpoint, isa: Isa) -> Result<Self, ModelError> {
+        let norm = |norm: &NormSpec| norm.read(checkpoint, isa);
+        let of_block = |block: &BlockSpec| {
+            Ok((block.attention_norm.as_ref().map(norm).transpose()?, norm(&block.mlp_norm)?))
+        };
+        Ok(Self {
+            norms: tower.blocks.iter().map(of_block).collect::<Result<_, ModelError>>()?,
+            final_norm: tower.final_norm.as_ref().map(norm).transpose()?,
+            bias: tower.relative_bias.as_ref().map(|bias| BiasTable::read(bias, checkpoint)).transpose()?,
+        })
+    }
+}
+
+impl Engine {
+    /// `sites` are those of the whole model, where they are integer. `None` where a block has a Linear that is not, or
+    /// Linears that read one activation quantised in different ways.
+    pub(crate) fn new(
+        isa: Isa,
+        spec: &ModelSpec,
+        tower: &Tower,
+        parts: FloatParts,
+        sites: &[Option<Arc<IntegerSite>>],
+    ) -> Option<Self> {
+        let blocks = tower.blocks.iter().zip(parts.norms);
+        let blocks =
+            blocks.map(|(block, norms)| Block::new(block, norms, spec, sites)).collect::<Option<_>>()?;
+        Some(Self {
+            isa,
+            tower: tower.clone(),
+            bias: parts.bias,
+            blocks,
+            final_norm: parts.final_norm,
+            tables: RwLock::default(),
+            arenas: Mutex::default(),
+        })
+    }
+
+    /// Tables that serve sequences of so many rows.
+    fn tables(&self, longest: usize) -> Arc<PositionTables> {
+        let known = Arc::clone(&self.tables.read().unwrap_or_else(PoisonError::into_inner));
+        if known.longest() >= longest {
+            return known;
+        }
+        let tables = Arc::new(PositionTables::new(&self.tower, self.bias.as_ref(), longest));
+        *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&tables);
+        tables
+    }
+
+    /// Lends memory to `f`.
+    fn with_arena<T>(&self, f: impl FnOnce(&mut Arena) -> T) -> T {
+        let known = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut arena = known.unwrap_or_default();
+        let result = f(&mut arena);
+        self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
+        result
+    }
+
+    /// Whole sequences on one thread.
+    fn alone(&self, x: &mut [f32], offsets: &[usize], tables: &PositionTables) -> Result<(), NonFinite> {
+        let rows = x.len() / self.tower.hidden;
+        self.with_arena(|arena| {
+            let Arena { work, projections: [now, next] } = arena;
+            let (mut now, mut next) = (now, next);
+            let batch = Batch { offsets, tables };
+            let Some(first) = self.blocks.first() else { return Ok(()) };
+            let all = Rows { isa: self.isa, batch: &batch, span: 0..rows };
+            first.begin(&all, x, work, room(now, rows * first.projection_width()))?;
+            for (i, block) in self.blocks.iter().enumerate() {
+                let following = self.blocks.get(i + 1);
+                let width = following.map_or(0, Block::projection_width);
+                block.run(&all, x, now, following, work, room(next, rows * width))?;
+                std::mem::swap(&mut now, &mut next);
+            }
+            self.finish(x);
+            Ok(())
+        })
+    }
+
+    /// All rows cut evenly into strips, one a thread, that meet after every block.
+    fn together(&self, x: &mut [f32], batch: &Batch<'_>, strip: usize) -> Result<(), NonFinite> {
+        let hidden = self.tower.hidden;
+        let rows = x.len() / hidden;
+        let Some(first) = self.blocks.first() else { return Ok(()) };
+        self.with_arena(|arena| {
+            let Arena { projections: [now, next], .. } = arena;
+            let (mut now, mut next) = (now, next);
+            let part = |index: usize, x: &[f32]| Rows {
+                isa: self.isa,
+                batch,
+                span: index * strip..index * strip + x.len() / hidden,
+            };
+            let width = first.projection_width();
+            x.par_chunks_mut(strip * hidden)
+                .zip(room(now, rows * width).par_chunks_mut(strip * width))
+                .enumerate()
+                .try_for_each(|(i, (x, out))| {
+                    let rows = part(i, x);
+                    self.with_arena(|arena| first.begin(&rows, x, &mut arena.work, out))
+                })?;
+            for (at, block) in self.blocks.iter().enumerate() {
+                let following = self.blocks.get(at + 1);
+                let read: &[f32] = now;
+                match following {
+                    Some(following) => {
+                        let width = following.projection_width();
+                        x.par_chunks_mut(strip * hidden)
+                            .zip(room(next, rows * width).par_chunks_mut(strip * width))
+                            .enumerate()
+                            .try_for_each(|(i, (x, out))| {
+                                let rows = part(i, x);
+                                self.with_arena(|arena| {
+                                    block.run(&rows, x, read, Some(following), &mut arena.work, out)
+                                })
+                            })?;
+                    }
+                    None => x.par_chunks_mut(strip * hidden).enumerate().try_for_each(|(i, x)| {
+                        let rows = part(i, x);
+                        self.with_arena(|arena| block.run(&rows, x, read, None, &mut arena.work, &mut []))?;
+                        self.finish(x);
+                        Ok(())
+                    })?,
+                }
+                std::mem::swap(&mut now, &mut next);
+            }
+            Ok(())
+        })
+    }
+
+    fn finish(&self, x: &mut [f32]) {
+        if let Some(norm) = &self.final_norm {
+            block::normalise(norm, x, None);
+        }
+    }
+
+    fn run_schedule(&self, x: &mut [f32], offsets: &[usize], schedule: Schedule) -> Result<(), NonFinite> {
+        let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        let tables = self.tables(longest);
+        match schedule {
+            Schedule::Together { strip } => self.together(x, &Batch { offsets, tables: &tables }, strip),
+            Schedule::Groups(groups) if groups.len() == 1 => self.alone(x, offsets, &tables),
+            Schedule::Groups(groups) => {
+                let mut parts = Vec::with_capacity(groups.len());
+                let mut rest = x;
+                for Range { start, end } in groups {
+                    let rows = offsets[end] - offsets[start];
+                    let (part, behind) = rest.split_at_mut(rows * self.tower.hidden);
+                    parts.push((part, &offsets[start..=end]));
+                    rest = behind;
+                }
+                parts.into_par_iter().try_for_each(|(x, offsets)| self.alone(x, offsets, &tables))
+            }
+        }
+    }
+}
+
+impl BlockRunner for Engine {
+    fn run(&self, stream: &mut [f32], offsets: &[usize]) -> Result<(), ModelError> {
+        let schedule = Schedule::of(offsets, rayon::current_num_threads());
+        self.run_schedule(stream, offsets, schedule)
+            .map_err(|error| ModelError::Candle(candle_core::Error::wrap(error)))
+    }
+}
+
+/// Sequences that attend within themselves.
+pub(crate) struct Batch<'a> {
+    /// First row of each sequence and the number of rows at the end, plus a common start.
+    offsets: &'a [usize],
+    tables: &'a PositionTables,
+}
+
+impl Batch<'_> {
+    /// The sequences that have rows among `rows`: each one's rows, and those of them that are asked for.
+    fn sequences(&self, rows: &Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let base = self.offsets[0];
+        let rows = rows.clone();
+        let first = self.offsets.partition_point(|offset| offset - base <= rows.start).saturating_sub(1);
+        self.offsets[first..].windows(2).map(move |pair| pair[0] - base..pair[1] - base).map_while(
+            move |sequence| {
+                let asked = rows.start.max(sequence.start)..rows.end.min(sequence.end);
+                (!asked.is_empty()).then_some((sequence, asked))
+            },
+        )
+    }
+}

@@ -1,0 +1,372 @@
+//! One block over some rows.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use zeropoint_core::QuantParams;
+use zeropoint_kernels::{HeadInput, Isa, NonFinite, add_in_place, attend, layer_norm_in_place};
+use zeropoint_models::{
+    ActivationFn, ActivationQuantizer, BlockSpec, LayerNorm, LinearId, ModelSpec, NormPlacement, Positions,
+    Projection, SiteId, apply_activation,
+};
+
+use super::arena::{Work, room, room_for_params};
+use super::{Batch, ROWS};
+use crate::IntegerLinear;
+use crate::site::{IntegerSite, params_of, quantize_rows};
+
+/// Rows that go from one operation to the next while they are in the first cache.
+const HOT_ROWS: usize = 8;
+
+/// Rows of a batch, counted from its first.
+pub(super) struct Rows<'a> {
+    pub(super) isa: Isa,
+    pub(super) batch: &'a Batch<'a>,
+    pub(super) span: Range<usize>,
+}
+
+/// The Linears that read one activation, their outputs side by side.
+struct Stage {
+    quantizer: ActivationQuantizer,
+    inputs: usize,
+    linears: Vec<(LinearId, Arc<IntegerLinear>)>,
+    width: usize,
+}
+
+pub(super) struct Block {
+    placement: NormPlacement,
+    attention: Attention,
+    attention_norm: Option<LayerNorm>,
+    mlp: Mlp,
+    mlp_norm: LayerNorm,
+}
+
+struct Attention {
+    input: Stage,
+    heads: usize,
+    head_dim: usize,
+    scale: f32,
+    /// Tokens before and after its own that a token attends to.
+    around: (usize, usize),
+    positions: Positions,
+    /// First columns of query, key and value among the outputs of `input`.
+    columns: [usize; 3],
+    output: Stage,
+}
+
+struct Mlp {
+    input: Stage,
+    up: Range<usize>,
+    gate: Option<(Range<usize>, ActivationFn)>,
+    down: Stage,
+}
+
+impl Stage {
+    fn new(sites: &[Option<Arc<IntegerSite>>], site: SiteId, consumers: &[LinearId]) -> Option<Self> {
+        let (quantizer, linears) = sites[site].as_ref()?.uniform()?;
+        let inputs = linears.first()?.inputs();
+        let width = linears.iter().map(|linear| linear.outputs()).sum();
+        let linears = consumers.iter().copied().zip(linears).collect();
+        Some(Self { quantizer, inputs, linears, width })
+    }
+
+    /// Where a projection stands among the outputs.
+    fn columns(&self, projection: &Projection) -> Option<Range<usize>> {
+        let mut start = 0;
+        for (id, linear) in &self.linears {
+            if *id == projection.linear {
+                return Some(start + projection.outputs.start..start + projection.outputs.end);
+            }
+            start += linear.outputs();
+        }
+        None
+    }
+
+    /// The outputs `[rows, width]` of the first rows.
+    fn run(&self, rows: usize, quantized: &[i8], params: &[QuantParams], out: &mut [f32]) {
+        let (quantized, params) =
+            (&quantized[..rows * self.inputs], params_of(self.quantizer, &params[..rows]));
+        let mut start = 0;
+        for (_, linear) in &self.linears {
+            linear.forward_into(quantized, rows, params, &mut out[start..], self.width);
+            start += linear.outputs();
+        }
+    }
+}
+
+impl Block {
+    /// `None` where a Linear is not integer, or those of one activation want it quantised in different ways.
+    pub(super) fn new(
+        spec: &BlockSpec,
+        (attention_norm, mlp_norm): (Option<LayerNorm>, LayerNorm),
+        model: &ModelSpec,
+        sites: &[Option<Arc<IntegerSite>>],
+    ) -> Option<Self> {
+        let stage = |site: SiteId| Stage::new(sites, site, &model.sites[site].consumers);
+        let (attention, mlp) = (&spec.attention, &spec.mlp);
+        let input = stage(attention.input)?;
+        let first = |projection: &Projection| Some(input.columns(projection)?.start);
+        let columns = [first(&attention.query)?, first(&attention.key)?, first(&attention.value)?];
+        let attention = Attention {
+            columns,
+            input,
+            heads: attention.heads,
+            head_dim: attention.head_dim,
+            scale: attention.scale,
+            around: attention.reach.around(),
+            positions: attention.positions,
+            output: stage(attention.context)?,
+        };
+        let input = stage(mlp.input)?;
+        let gate = match &mlp.gate {
+            None => None,
+            Some(gate) => Some((input.columns(&gate.projection)?, gate.activation)),
+        };
+        let mlp = Mlp { up: input.columns(&mlp.up)?, gate, input, down: stage(mlp.inner)? };
+        Some(Self { placement: spec.placement, attention, attention_norm, mlp, mlp_norm })
+    }
+
+    /// Values of a token's queries, keys and values.
+    pub(super) fn projection_width(&self) -> usize {
+        self.attention.input.width
+    }
+
+    fn hidden(&self) -> usize {
+        self.mlp_norm.gain.len()
+    }
+
+    /// Queries, keys and values of the stream `x`, `[rows, hidden]`, before the first block.
+    pub(super) fn begin(
+        &self,
+        rows: &Rows<'_>,
+        x: &mut [f32],
+        work: &mut Work,
+        out: &mut [f32],
+    ) -> Result<(), NonFinite> {
+        let (hidden, width) = (self.hidden(), self.projection_width());
+        for part in rows.parts() {
+            let count = part.len();
+            self.attention_input().settle(
+                rows.isa,
+                &mut x[part.start * hidden..part.end * hidden],
+                hidden,
+                Join::Nothing,
+                work,
+            )?;
+            self.project(&rows.part(&part), work, &mut out[part.start * width..][..count * width]);
+        }
+        Ok(())
+    }
+
+    /// The block's output in the place of its input `x`, and the next block's queries, keys and values in `out`.
+    /// `projections` are this block's, of all rows of the batch.
+    pub(super) fn run(
+        &self,
+        rows: &Rows<'_>,
+        x: &mut [f32],
+        projections: &[f32],
+        next: Option<&Self>,
+        work: &mut Work,
+        out: &mut [f32],
+    ) -> Result<(), NonFinite> {
+        let hidden = self.hidden();
+        for part in rows.parts() {
+            let x = &mut x[part.start * hidden..part.end * hidden];
+            let here = rows.part(&part);
+            self.attend(&here, projections, work)?;
+            let after = self.after(self.attention_norm.as_ref());
+            self.mlp_input().settle(rows.isa, x, hidden, after, work)?;
+            self.feed_forward(rows.isa, part.len(), work)?;
+            let after = self.after(Some(&self.mlp_norm));
+            match next {
+                Some(next) => {
+                    let width = next.projection_width();
+                    next.attention_input().settle(rows.isa, x, hidden, after, work)?;
+                    next.project(&here, work, &mut out[part.start * width..part.end * width]);
+                }
+                None => Input::NONE.settle(rows.isa, x, hidden, after, work)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// How the output of a half joins the stream.
+    fn after<'a>(&self, norm: Option<&'a LayerNorm>) -> Join<'a> {
+        match norm.filter(|_| self.placement == NormPlacement::Post) {
+            Some(norm) => Join::Normalise(norm),
+            None => Join::Add,
+        }
+    }
+
+    fn attention_input(&self) -> Input<'_> {
+        let norm = self.attention_norm.as_ref().filter(|_| self.placement == NormPlacement::Pre);
+        Input { norm, quantizer: Some(self.attention.input.quantizer) }
+    }
+
+    fn mlp_input(&self) -> Input<'_> {
+        let norm = (self.placement == NormPlacement::Pre).then_some(&self.mlp_norm);
+        Input { norm, quantizer: Some(self.mlp.input.quantizer) }
+    }
+
+    /// Queries, keys and values of the rows whose input stands in `work`, queries and keys turned to their places.
+    fn project(&self, rows: &Rows<'_>, work: &Work, out: &mut [f32]) {
+        let attention = &self.attention;
+        let count = rows.span.len();
+        attention.input.run(count, &work.quantized, &work.params, out);
+        let Positions::Rotary { theta } = attention.positions else { return };
+        let turned = attention.heads * attention.head_dim;
+        for (sequence, asked) in rows.batch.sequences(&rows.span) {
+            for row in asked {
+                let at = (row - rows.span.start) * attention.input.width;
+                for column in &attention.columns[..2] {
+                    let heads = &mut out[at + column..][..turned];
+                    rows.batch.tables.rotate(theta, row - sequence.start, heads);
+                }
+            }
+        }
+    }
+
+    /// The output of the attention half, for the rows, in `work.delta`.
+    fn attend(&self, rows: &Rows<'_>, projections: &[f32], work: &mut Work) -> Result<(), NonFinite> {
+        let Attention { heads, head_dim, scale, around, positions, columns, input, output } = &self.attention;
+        let (count, width, stride) = (rows.span.len(), heads * head_dim, input.width);
+        let context = room(&mut work.context, count * width);
+        for (sequence, asked) in rows.batch.sequences(&rows.span) {
+            let tokens = sequence.len();
+            let queries = asked.start - sequence.start..asked.end - sequence.start;
+            for head in 0..*heads {
+                let from =
+                    |row: usize, column: usize| &projections[row * stride + column + head * head_dim..];
+                let input = HeadInput {
+                    query: from(asked.start, columns[0]),
+                    key: from(sequence.start, columns[1]),
+                    value: from(sequence.start, columns[2]),
+                    queries: queries.clone(),
+                    stride,
+                    tokens,
+                    head_dim: *head_dim,
+                    scale: *scale,
+                    before: around.0,
+                    after: around.1,
+                    bias: rows.batch.tables.bias(*positions, head, tokens),
+                };
+                let out = &mut context[(asked.start - rows.span.start) * width + head * head_dim..];
+                attend(rows.isa, &input, &mut work.attention, out, width);
+            }
+        }
+        let quantized = room(&mut work.quantized, count * width);
+        let params = room_for_params(&mut work.params, count);
+        quantize_rows(rows.isa, output.quantizer, context, width, quantized, params)?;
+        output.run(count, quantized, params, room(&mut work.delta, count * output.width));
+        Ok(())
+    }
+
+    /// The output of the feed-forward half for the rows whose input stands in `work`, in `work.delta`.
+    fn feed_forward(&self, isa: Isa, count: usize, work: &mut Work) -> Result<(), NonFinite> {
+        let Mlp { input, up, gate, down } = &self.mlp;
+        let wide = room(&mut work.wide, count * input.width);
+        input.run(count, &work.quantized, &work.params, wide);
+        let inner = down.inputs;
+        let quantized = room(&mut work.quantized, count * inner);
+        let params = room_for_params(&mut work.params, count);
+        if gate.is_none() && *up == (0..input.width) {
+            quantize_rows(isa, down.quantizer, wide, inner, quantized, params)?;
+        } else {
+            let gated = room(&mut work.gated, inner);
+            let rows = wide.chunks_exact(input.width).zip(quantized.chunks_exact_mut(inner)).zip(params);
+            for (row, ((wide, quantized), params)) in rows.enumerate() {
+                match gate {
+                    None => gated.copy_from_slice(&wide[up.clone()]),
+                    Some((gate, activation)) => {
+                        gated.copy_from_slice(&wide[gate.clone()]);
+                        apply_activation(isa, gated, *activation);
+                        gated.iter_mut().zip(&wide[up.clone()]).for_each(|(gated, up)| *gated *= up);
+                    }
+                }
+                let params = std::slice::from_mut(params);
+                quantize_rows(isa, down.quantizer, gated, inner, quantized, params)
+                    .map_err(|_| NonFinite { row })?;
+            }
+        }
+        down.run(count, &work.quantized, &work.params, room(&mut work.delta, count * down.width));
+        Ok(())
+    }
+}
+
+/// What becomes of the stream and the last half's output, which stands in the arena.
+#[derive(Clone, Copy)]
+enum Join<'a> {
+    /// There is none yet.
+    Nothing,
+    /// Their sum.
+    Add,
+    /// The norm of their sum.
+    Normalise(&'a LayerNorm),
+}
+
+/// What a half reads: the stream, normalised or not, quantised.
+struct Input<'a> {
+    norm: Option<&'a LayerNorm>,
+    quantizer: Option<ActivationQuantizer>,
+}
+
+impl Input<'_> {
+    /// Nothing reads the stream.
+    const NONE: Self = Self { norm: None, quantizer: None };
+
+    /// Joins `work.delta` and the stream `x`, and leaves what a half reads of it in `work`.
+    fn settle(
+        &self,
+        isa: Isa,
+        x: &mut [f32],
+        hidden: usize,
+        after: Join<'_>,
+        work: &mut Work,
+    ) -> Result<(), NonFinite> {
+        let count = x.len() / hidden;
+        let quantized = room(&mut work.quantized, x.len());
+        let params = room_for_params(&mut work.params, count);
+        for start in (0..count).step_by(HOT_ROWS) {
+            let rows = start..count.min(start + HOT_ROWS);
+            let values = start * hidden..rows.end * hidden;
+            let x = &mut x[values.clone()];
+            match after {
+                Join::Nothing => {}
+                Join::Normalise(norm) => normalise(norm, x, Some(&work.delta[values.clone()])),
+                Join::Add => add_in_place(isa, x, &work.delta[values.clone()]),
+            }
+            let Some(quantizer) = self.quantizer else { continue };
+            let (quantized, params) = (&mut quantized[values], &mut params[rows]);
+            match self.norm {
+                None => quantize_rows(isa, quantizer, x, hidden, quantized, params),
+                Some(norm) => {
+                    let normed = room(&mut work.normed, x.len());
+                    normed.copy_from_slice(x);
+                    normalise(norm, normed, None);
+                    quantize_rows(isa, quantizer, normed, hidden, quantized, params)
+                }
+            }
+            .map_err(|error| NonFinite { row: start + error.row })?;
+        }
+        Ok(())
+    }
+}
+
+/// The norm of `x + delta` in the place of `x`.
+pub(super) fn normalise(norm: &LayerNorm, x: &mut [f32], delta: Option<&[f32]>) {
+    layer_norm_in_place(norm.isa, x, delta, norm.gain.len(), &norm.gain, &norm.shift, norm.eps);
+}
+
+impl<'a> Rows<'a> {
+    /// Ranges of nearly equal length, counted from the first row, that go through a product together.
+    fn parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let count = self.span.len();
+        let parts = count.div_ceil(ROWS);
+        (0..parts).map(move |part| part * count / parts..(part + 1) * count / parts)
+    }
+
+    fn part(&self, part: &Range<usize>) -> Rows<'a> {
+        let start = self.span.start;
+        Rows { isa: self.isa, batch: self.batch, span: start + part.start..start + part.end }
+    }
+}
