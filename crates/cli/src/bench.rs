@@ -3,10 +3,9 @@
 use std::fmt::Write;
 
 use serde_json::json;
+use zeropoint_evaluator::report::{Engine, Latency, LatencyRow};
 use zeropoint_models::{ModelDirectory, Task};
-use zeropoint_pipeline::{
-    Bench, BenchRequest, BenchRow, Cancel, Engine, PipelineError, Sources, bench as measure,
-};
+use zeropoint_pipeline::{BenchRequest, Cancel, PipelineError, Sources, bench as measure};
 
 use crate::Outcome;
 use crate::args::BenchArgs;
@@ -28,7 +27,7 @@ pub(crate) fn bench(
         original.as_ref().map(|model| ModelDirectory::open(&model.source, Task::Auto)).transpose()?;
     let request = BenchRequest {
         threads: match threads {
-            [] => one_and_all(),
+            [] => BenchRequest::default().threads,
             given => given.iter().map(|&count| usize::from(count)).collect(),
         },
         batches: args.batch.clone(),
@@ -44,13 +43,7 @@ pub(crate) fn bench(
     Ok(Outcome::Done)
 }
 
-/// One thread, and one for each processor.
-fn one_and_all() -> Vec<usize> {
-    let all = std::thread::available_parallelism().map_or(1, usize::from);
-    if all == 1 { vec![1] } else { vec![1, all] }
-}
-
-fn render(found: &Bench) -> String {
+fn render(found: &Latency) -> String {
     let mut text = String::new();
     let processor = found.processor.as_deref().unwrap_or("processor of no known name");
     let isa = found.rows.first().map_or("", |row| row.isa.as_str());
@@ -79,8 +72,8 @@ fn render(found: &Bench) -> String {
 }
 
 /// How many times as fast as f32 an INT8 row is.
-fn ratio(row: &BenchRow, rows: &[BenchRow]) -> Option<String> {
-    let place = |row: &BenchRow| (row.threads, row.batch, row.tokens);
+fn ratio(row: &LatencyRow, rows: &[LatencyRow]) -> Option<String> {
+    let place = |row: &LatencyRow| (row.threads, row.batch, row.tokens);
     let float = rows.iter().find(|other| other.engine == Engine::F32 && place(other) == place(row))?;
     (row.engine == Engine::Int8).then(|| format!("{:.2} x", float.median_ms / row.median_ms))
 }
@@ -91,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_table_compares_engines_of_one_combination() {
-        let row = |engine, threads, median_ms| BenchRow {
+        let row = |engine, threads, median_ms| LatencyRow {
             engine,
             isa: "avx2".to_owned(),
             threads,
@@ -109,7 +102,7 @@ mod tests {
             row(Engine::Int8, 2, 100.0),
             row(Engine::F32, 2, 500.0),
         ];
-        let found = Bench { processor: Some("A processor".to_owned()), processors: 2, rows };
+        let found = Latency { processor: Some("A processor".to_owned()), processors: 2, rows };
         insta::assert_snapshot!(render(&found), @r"
         A processor, 2 processors, instruction set avx2
 
@@ -119,7 +112,7 @@ mod tests {
         2        32     128     int8    100.000    99.000 to 102.000   40960     9     5.00 x
         2        32     128     f32     500.000    499.000 to 502.000  8192      9
         ");
-        let alone = Bench { processor: None, processors: 1, rows: vec![row(Engine::Int8, 1, 200.0)] };
+        let alone = Latency { processor: None, processors: 1, rows: vec![row(Engine::Int8, 1, 200.0)] };
         insta::assert_snapshot!(render(&alone), @r"
         processor of no known name, 1 processors, instruction set avx2
 

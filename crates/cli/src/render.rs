@@ -95,6 +95,9 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
     for (task, samples) in &plan.tasks {
         let _ = writeln!(text, "evaluation   {task}, {samples} samples");
     }
+    if plan.latency > 0 {
+        let _ = writeln!(text, "latency      {} combinations of threads, batch and tokens", plan.latency);
+    }
     let _ = writeln!(
         text,
         "weights      {} -> {} bytes ({:.2} times smaller)",

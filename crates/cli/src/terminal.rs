@@ -138,6 +138,7 @@ impl Events for Terminal {
                     Stage::Quantize => "Quantising",
                     Stage::SelfCheck => "Checking the written model against the simulation",
                     Stage::Evaluate => "Evaluating original and quantised model",
+                    Stage::Latency => "Measuring the latency of both",
                     Stage::Publish => "Writing card and reports",
                 };
                 self.say(line);

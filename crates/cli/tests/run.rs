@@ -210,6 +210,33 @@ fn a_dry_run_foretells_the_plan_and_the_size_and_writes_nothing() {
 }
 
 #[test]
+fn latency_is_in_the_reports_of_a_run_that_is_asked_for_it() {
+    let scene = small();
+    scene.succeeds(SMALL);
+    assert_eq!(scene.json("out/report.json").get("latency"), None);
+    assert!(!scene.text("out/report.md").contains("Latency"));
+    let card = scene.text("out/model/README.md");
+
+    let asked = ["--force", "--threads", "1", "--set", "report.latency=true"];
+    let plan = stdout(&scene.succeeds(SMALL.iter().chain(&asked).chain(&["--dry-run"])));
+    assert!(plan.contains("\nlatency      4 combinations of threads, batch and tokens\n"), "{plan}");
+    let shown = stderr(&scene.succeeds(SMALL.iter().chain(&asked)));
+    assert!(shown.contains("Measuring the latency of both"), "{shown}");
+    let latency = &scene.json("out/report.json")["latency"];
+    assert!(latency["processors"].as_u64() >= Some(1), "{latency}");
+    let rows = latency["rows"].as_array().expect("a list");
+    let engines: Vec<&str> = rows.iter().map(|row| row["engine"].as_str().expect("a name")).collect();
+    assert_eq!(engines, ["int8", "f32"].repeat(4));
+    for key in ["median_ms", "q1_ms", "q3_ms", "tokens_per_s"] {
+        assert!(rows.iter().all(|row| row[key].as_f64() > Some(0.0)), "{key} in {latency}");
+    }
+    assert!(scene.text("out/report.md").contains("\n## Latency\n"));
+    assert!(scene.text("out/report.html").contains("<section id=\"latency\">"));
+    assert!(scene.text("out/config.toml").contains("\n[report]\nlatency = true\n"));
+    assert_eq!(scene.text("out/model/README.md"), card, "no machine is in the card");
+}
+
+#[test]
 fn force_replaces_an_earlier_run_as_a_whole() {
     let scene = small();
     scene.succeeds(SMALL);

@@ -8,11 +8,13 @@ mod card;
 pub(crate) mod escape;
 mod front_matter;
 pub(crate) mod html;
+mod latency;
 mod markdown;
 
 pub use card::CardInfo;
 pub use front_matter::{FrontMatter, FrontValue, parse_front_matter};
 pub use html::{Bins, Details, LayerDetails};
+pub use latency::{Engine, Latency, LatencyRow};
 
 use serde::{Deserialize, Serialize};
 use zeropoint_core::Fingerprint;
@@ -65,6 +67,9 @@ pub struct Report {
     /// The limits that the config sets on losses.
     #[serde(default)]
     pub gates: Vec<Gate>,
+    /// How fast both models are; `None` when the config does not ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
     /// The quantised Linears, in the order of the model.
     pub layers: Vec<Layer>,
     /// Tensors that stay float.

@@ -2,7 +2,7 @@
 
 mod made_up;
 
-use made_up::{bare, layer, metric, rich};
+use made_up::{bare, latency_row, layer, metric, rich};
 
 /// Every fence of a code block stands on a line of its own, and there are as many that open as close.
 #[track_caller]
@@ -13,8 +13,8 @@ fn assert_fences(text: &str) {
     assert!(fences.iter().skip(1).step_by(2).all(|line| *line == "```"), "{fences:?}");
 }
 use zeropoint_evaluator::report::{
-    CardInfo, Gate, Layer, Metric, Report, ReportError, SQNR_LIMIT_DB, SelfCheck, Timing, capped_sqnr_db,
-    parse_front_matter,
+    CardInfo, Engine, Gate, Layer, Metric, Report, ReportError, SQNR_LIMIT_DB, SelfCheck, Timing,
+    capped_sqnr_db, parse_front_matter,
 };
 
 const SOURCE_CARD: &str = "---\nlanguage: en\nlicense: apache-2.0\nlibrary_name: sentence-transformers\ntags:\n\
@@ -126,7 +126,7 @@ fn a_card_has_no_clock_machine_or_path() {
     let mut report = rich();
     report.model.source = "/home/someone/models/minilm".to_owned();
     let card = report.to_model_card(CardInfo { base_model: None, ..card() });
-    report.timing = Timing::default();
+    (report.timing, report.latency) = (Timing::default(), None);
     assert!(!card.contains("someone") && !card.contains("EPYC"), "{card}");
     assert_eq!(card, report.to_model_card(CardInfo { base_model: None, ..self::card() }));
 }
@@ -161,6 +161,28 @@ fn a_standard_error_that_is_not_known_is_said_to_be_so() {
     let read = Report::from_json(&report.to_json()).expect("our own report");
     assert!(read.metrics[2].stderr.is_nan());
     assert_eq!(read.metrics[2].quantized, 0.9981);
+}
+
+#[test]
+fn latency_is_there_when_it_was_measured() {
+    assert!(!bare().to_json().contains("latency"));
+    assert!(!bare().to_markdown().contains("Latency"));
+    // Both engines of a combination are one row, by batch, tokens and threads.
+    let rows = "\n| 1 | 32 | 1 | 12.5 | 4.00 | 3.12 |\n| 1 | 32 | 2 | 8.00 | 2.50 | 3.20 |\n| 32 | 32 | 1 | 512 | 125 | 4.10 |\n\n";
+    assert!(rich().to_markdown().contains(rows), "{}", rich().to_markdown());
+    // What another program left out or put in makes a table too.
+    let mut report = rich();
+    let latency = report.latency.as_mut().expect("it was measured");
+    latency.rows = vec![latency_row(Engine::Int8, 1, 8, f64::NAN), latency_row(Engine::F32, 1, 8, 4.0)];
+    latency.rows.push(latency_row(Engine::Int8, 4, 8, 0.5));
+    (latency.processor, latency.processors) = (None, 1);
+    let markdown = report.to_markdown();
+    for expected in ["a batch (1 processor, instruction set avx2).", "| 4.00 | - | - |", "| - | 0.500 | - |"]
+    {
+        assert!(markdown.contains(expected), "{expected}\n\n{markdown}");
+    }
+    let read = Report::from_json(&report.to_json()).expect("our own report");
+    assert_eq!(read.to_json(), report.to_json());
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 mod made_up;
 
-use made_up::{bare, details, rich};
-use zeropoint_evaluator::report::{Bins, Details, Layer, LayerDetails, Metric, OutlierChannel, Report};
+use made_up::{bare, details, latency_row, rich};
+use zeropoint_evaluator::report::{
+    Bins, Details, Engine, Layer, LayerDetails, Metric, OutlierChannel, Report,
+};
 
 /// The part of a page from the heading of a section to the end of the section.
 fn section<'a>(page: &'a str, id: &str) -> &'a str {
@@ -15,7 +17,9 @@ fn section<'a>(page: &'a str, id: &str) -> &'a str {
 #[test]
 fn sections_of_a_page() {
     let page = rich().to_html(&details());
-    for id in ["summary", "size", "metrics", "layers", "distributions", "float", "warnings", "reproduce"] {
+    for id in
+        ["summary", "size", "metrics", "latency", "layers", "distributions", "float", "warnings", "reproduce"]
+    {
         insta::assert_snapshot!(format!("html_{id}"), section(&page, id));
     }
 }
@@ -26,7 +30,10 @@ fn a_bare_report_is_a_page_too() {
     for id in ["summary", "size", "metrics", "layers", "float", "warnings", "reproduce"] {
         insta::assert_snapshot!(format!("html_bare_{id}"), section(&page, id));
     }
-    assert!(!page.contains("id=\"distributions\""));
+    for absent in ["distributions", "latency"] {
+        assert!(!page.contains(&format!("id=\"{absent}\"")), "{absent}");
+        assert!(!page.contains(&format!("href=\"#{absent}\"")), "{absent}");
+    }
 }
 
 #[test]
@@ -76,6 +83,9 @@ fn hostile_names_are_nothing_but_text() {
     report.settings.scheme = text();
     report.warnings = vec![text()];
     report.timing.processor = Some(text());
+    let latency = report.latency.as_mut().expect("it was measured");
+    latency.processor = Some(text());
+    latency.rows.iter_mut().for_each(|row| row.isa = text());
     for metric in &mut report.metrics {
         (metric.task, metric.name) = (text(), text());
     }
@@ -130,6 +140,13 @@ fn broken_numbers_make_a_page() {
             bytes: u64::MAX,
             original_bytes: Some(u64::MAX),
             ..rich().layers[0].clone()
+        })
+        .collect();
+    report.latency.as_mut().expect("it was measured").rows = numbers
+        .iter()
+        .zip(0..)
+        .flat_map(|(&median, batch)| {
+            [Engine::Int8, Engine::F32].map(|engine| latency_row(engine, u64::MAX, batch, median))
         })
         .collect();
     let layers = numbers.iter().flat_map(|a| numbers.iter().map(|b| (*a, *b)));

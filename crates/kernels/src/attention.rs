@@ -47,7 +47,12 @@ pub struct HeadInput<'a> {
 pub struct AttentionScratch {
     /// `[head_dim, padded tokens]`: the keys of every channel side by side.
     keys: Vec<f32>,
-    /// `[ROWS, padded tokens]`.
+    /// `[tokens, head_dim]`, rows padded to whole vectors: in the fused projection a head's values lie so far apart that they
+    /// share few sets of the first cache.
+    values: Vec<f32>,
+    /// `[head_dim, ROWS]`: the queries of a block by channel.
+    queries: Vec<f32>,
+    /// `[panels, ROWS, PANEL]`: so that a block's scores of one key stand at fixed distances.
     scores: Vec<f32>,
 }
 
@@ -81,15 +86,20 @@ pub fn attend(
     assert!(input.bias.is_none_or(|bias| bias.len() == 2 * tokens - 1), "a bias for each distance");
     assert!(out.len() >= least(queries.len(), out_stride), "`out` holds all rows");
     let padded = tokens.next_multiple_of(PANEL);
-    scratch.keys.resize(head_dim * padded, 0.0);
-    scratch.scores.resize(ROWS * padded, 0.0);
-    isa.run(Attend { input, padded, keys: &mut scratch.keys, scores: &mut scratch.scores, out, out_stride });
+    let AttentionScratch { keys, values, queries, scores } = scratch;
+    keys.resize(head_dim * padded, 0.0);
+    values.resize(head_dim.next_multiple_of(LANES) * tokens, 0.0);
+    queries.resize(head_dim * ROWS, 0.0);
+    scores.resize(ROWS * padded, 0.0);
+    isa.run(Attend { input, padded, keys, values, queries, scores, out, out_stride });
 }
 
 struct Attend<'a, 'i> {
     input: &'a HeadInput<'i>,
     padded: usize,
     keys: &'a mut [f32],
+    values: &'a mut [f32],
+    queries: &'a mut [f32],
     scores: &'a mut [f32],
     out: &'a mut [f32],
     out_stride: usize,
@@ -101,6 +111,7 @@ impl Kernel for Attend<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         self.pack_keys(s);
+        self.pack_values(s);
         let queries = self.input.queries.clone();
         for first in queries.clone().step_by(ROWS) {
             match queries.end - first {
@@ -123,14 +134,11 @@ impl Attend<'_, '_> {
         for token in (0..self.padded).step_by(LANES) {
             for channel in (0..head_dim).step_by(LANES) {
                 let width = LANES.min(head_dim - channel);
-                let row = |at: usize| {
-                    if at < tokens {
-                        s.load_some(&key[at * stride + channel..][..width], 0.0)
-                    } else {
-                        s.splat(0.0)
-                    }
-                };
-                let columns = s.transpose(from_fn(|i| row(token + i)));
+                let mut square = [s.splat(0.0); LANES];
+                for (row, at) in square.iter_mut().zip(token..tokens) {
+                    *row = s.load_some(&key[at * stride + channel..][..width], 0.0);
+                }
+                let columns = s.transpose(square);
                 for (i, column) in columns.into_iter().enumerate().take(width) {
                     s.store_some(column, &mut self.keys[(channel + i) * self.padded + token..][..LANES]);
                 }
@@ -138,118 +146,170 @@ impl Attend<'_, '_> {
         }
     }
 
-    /// The queries `first..first + R`.
     #[inline(always)]
-    fn block<S: Simd, const R: usize>(&mut self, s: S, first: usize) {
-        let HeadInput { tokens, before, after, .. } = *self.input;
-        // The keys that any of the queries reaches, from the beginning of a panel.
-        let from = first.saturating_sub(before) / PANEL * PANEL;
-        let to = (first + R).saturating_add(after).min(tokens);
-        for panel in (from..to).step_by(PANEL) {
-            self.score::<S, R>(s, first, panel);
-        }
-        let mut factors = [0.0; R];
-        for (row, factor) in factors.iter_mut().enumerate() {
-            *factor = self.exponentials(s, first + row, row, from..to);
-        }
-        let head_dim = self.input.head_dim;
-        for channel in (0..head_dim).step_by(PANEL) {
-            self.mix::<S, R>(s, first, channel, from..to, &factors);
+    fn pack_values<S: Simd>(&mut self, s: S) {
+        let HeadInput { value, stride, head_dim, .. } = *self.input;
+        let width = head_dim.next_multiple_of(LANES);
+        for (token, to) in self.values.chunks_exact_mut(width).enumerate() {
+            let row = &value[token * stride..][..head_dim];
+            for (to, from) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(row.chunks(LANES)) {
+                s.store(s.load_some(from, 0.0), to);
+            }
         }
     }
 
-    /// Scores of R queries and one panel of keys.
+    /// The queries `first..first + R`.
     #[inline(always)]
-    fn score<S: Simd, const R: usize>(&mut self, s: S, first: usize, panel: usize) {
+    fn block<S: Simd, const R: usize>(&mut self, s: S, first: usize) {
+        let HeadInput { tokens, head_dim, before, after, .. } = *self.input;
+        self.pack_queries::<R>(first);
+        // The panels with keys that any of the queries reaches.
+        let end = (first + R).saturating_add(after).min(tokens);
+        let panels = first.saturating_sub(before) / PANEL..end.div_ceil(PANEL);
+        for panel in panels.clone() {
+            let vectors = filled(panel, end);
+            if S::WIDE && vectors == VECTORS {
+                self.score::<S, R, VECTORS>(s, panel, 0);
+            } else {
+                (0..vectors).for_each(|vector| self.score::<S, R, 1>(s, panel, vector));
+            }
+        }
+        let mut factors = [0.0; R];
+        for (row, factor) in factors.iter_mut().enumerate() {
+            *factor = self.exponentials(s, first + row, row, (panels.clone(), end));
+        }
+        let at = first - self.input.queries.start;
+        let width = head_dim.next_multiple_of(LANES);
+        let mut channel = 0;
+        while channel < width {
+            if S::WIDE && width - channel >= PANEL {
+                self.mix::<S, R, VECTORS>(s, at, channel, (panels.clone(), end), &factors);
+                channel += PANEL;
+            } else {
+                self.mix::<S, R, 1>(s, at, channel, (panels.clone(), end), &factors);
+                channel += LANES;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_queries<const R: usize>(&mut self, first: usize) {
         let HeadInput { query, stride, head_dim, .. } = *self.input;
         let at = first - self.input.queries.start;
-        let queries: [&[f32]; R] = from_fn(|row| &query[(at + row) * stride..][..head_dim]);
-        let mut sums = [[s.splat(0.0); VECTORS]; R];
-        for (channel, keys) in self.keys.chunks_exact(self.padded).take(head_dim).enumerate() {
-            let keys = vectors(&keys[panel..panel + PANEL]).map(|keys| s.load(keys));
-            for (sums, query) in sums.iter_mut().zip(queries) {
-                let query = s.splat(query[channel]);
+        let rows: [&[f32]; R] = from_fn(|row| &query[(at + row) * stride..][..head_dim]);
+        let (packed, _) = self.queries.as_chunks_mut::<R>();
+        for (channel, packed) in packed[..head_dim].iter_mut().enumerate() {
+            for (to, row) in packed.iter_mut().zip(rows) {
+                *to = row[channel];
+            }
+        }
+    }
+
+    /// Scores of R queries and V vectors of keys of a panel.
+    #[inline(always)]
+    fn score<S: Simd, const R: usize, const V: usize>(&mut self, s: S, panel: usize, vector: usize) {
+        let from = panel * PANEL + vector * LANES;
+        let mut sums = [[s.splat(0.0); V]; R];
+        let (queries, _) = self.queries.as_chunks::<R>();
+        for (query, keys) in queries[..self.input.head_dim].iter().zip(self.keys.chunks_exact(self.padded)) {
+            let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
+            let keys: [S::F; V] = from_fn(|vector| s.load(&keys[vector]));
+            for (sums, query) in sums.iter_mut().zip(query) {
+                let query = s.splat(*query);
                 for (sum, keys) in sums.iter_mut().zip(keys) {
                     *sum = s.mul_add(query, keys, *sum);
                 }
             }
         }
         for (row, sums) in sums.into_iter().enumerate() {
-            let at = row * self.padded + panel;
-            for (vector, sum) in sums.into_iter().enumerate() {
-                s.store_some(sum, &mut self.scores[at + vector * LANES..at + (vector + 1) * LANES]);
+            let (scores, _) = self.scores[(panel * ROWS + row) * PANEL..][..PANEL].as_chunks_mut::<LANES>();
+            for (sum, scores) in sums.into_iter().zip(&mut scores[vector..]) {
+                s.store(sum, scores);
             }
         }
     }
 
-    /// Replaces a query's scores among `range` by exponentials, 0 where it does not reach, and returns what makes their sum 1.
+    /// Replaces a query's scores in some panels, up to the key `end`, by exponentials, 0 where it does not reach, and
+    /// returns what makes their sum 1.
     #[inline(always)]
-    fn exponentials<S: Simd>(&mut self, s: S, query: usize, row: usize, range: Range<usize>) -> f32 {
+    fn exponentials<S: Simd>(
+        &mut self,
+        s: S,
+        query: usize,
+        row: usize,
+        (panels, end): (Range<usize>, usize),
+    ) -> f32 {
         let HeadInput { tokens, scale, before, after, bias, .. } = *self.input;
-        let scores = &mut self.scores[row * self.padded..(row + 1) * self.padded];
-        let (from, to) =
-            (query.saturating_sub(before), query.saturating_add(after).saturating_add(1).min(tokens));
-        scores[range.start..from].fill(0.0);
-        scores[to..range.end].fill(0.0);
-        let scores = &mut scores[from..to];
-        let mut scale = s.splat(scale);
-        if let Some(bias) = bias {
-            // The bias of key j stands at distance j - query.
-            let bias = &bias[tokens - 1 - query + from..][..scores.len()];
-            for (scores, bias) in scores.chunks_mut(LANES).zip(bias.chunks(LANES)) {
-                let sum = s.mul_add(s.load_some(scores, 0.0), scale, s.load_some(bias, 0.0));
-                s.store_some(sum, scores);
-            }
-            scale = s.splat(1.0);
-        }
+        let reached = query.saturating_sub(before)..query.saturating_add(after).saturating_add(1).min(tokens);
         let mut largest = s.splat(f32::NEG_INFINITY);
-        for v in scores.chunks(LANES) {
-            largest = s.max(s.load_some(v, f32::NEG_INFINITY), largest);
+        for panel in panels.clone() {
+            let first = panel * PANEL;
+            let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
+            let last = first + scores.len();
+            let inside = reached.start.clamp(first, last) - first..reached.end.clamp(first, last) - first;
+            if let Some(bias) = bias {
+                // The bias of key j stands at distance j - query.
+                let scores = &mut scores[inside.clone()];
+                let bias = &bias[tokens - 1 - query + first + inside.start..][..scores.len()];
+                for (scores, bias) in scores.chunks_mut(LANES).zip(bias.chunks(LANES)) {
+                    let sum = s.mul_add(s.load_some(scores, 0.0), s.splat(scale), s.load_some(bias, 0.0));
+                    s.store_some(sum, scores);
+                }
+            }
+            if inside != (0..scores.len()) {
+                scores[..inside.start].fill(f32::NEG_INFINITY);
+                scores[inside.end..].fill(f32::NEG_INFINITY);
+            }
+            let (vectors, _) = scores.as_chunks::<LANES>();
+            largest = match vectors.first_chunk::<VECTORS>() {
+                Some(whole) => largest_of(s, whole, largest),
+                None => largest_of(s, vectors, largest),
+            };
         }
-        let largest = s.splat(-s.largest(largest));
-        let shift = s.mul(largest, scale);
+        let scale = s.splat(if bias.is_some() { 1.0 } else { scale });
+        let shift = s.mul(s.splat(-s.largest(largest)), scale);
         let mut sum = s.splat(0.0);
-        for v in scores.chunks_mut(LANES) {
-            let e = exp_nonpositive(s, s.mul_add(s.load_some(v, f32::NEG_INFINITY), scale, shift));
-            s.store_some(e, v);
-            sum = s.add(sum, e);
+        for panel in panels {
+            let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
+            let (vectors, _) = scores.as_chunks_mut::<LANES>();
+            sum = match vectors.first_chunk_mut::<VECTORS>() {
+                Some(whole) => exponentials_of(s, whole, (scale, shift), sum),
+                None => exponentials_of(s, vectors, (scale, shift), sum),
+            };
         }
         1.0 / s.sum(sum)
     }
 
-    /// R rows of the output, up to a panel of channels.
+    /// R rows of the output from `at` on, up to V vectors of channels.
     #[inline(always)]
-    fn mix<S: Simd, const R: usize>(
+    fn mix<S: Simd, const R: usize, const V: usize>(
         &mut self,
         s: S,
-        first: usize,
+        at: usize,
         channel: usize,
-        range: Range<usize>,
+        (panels, end): (Range<usize>, usize),
         factors: &[f32; R],
     ) {
-        let HeadInput { value, stride, head_dim, .. } = *self.input;
-        let width = (head_dim - channel).min(PANEL);
-        let shares: [&[f32]; R] = from_fn(|row| &self.scores[row * self.padded..(row + 1) * self.padded]);
-        let mut sums = [[s.splat(0.0); VECTORS]; R];
-        for token in range {
-            let values = &value[token * stride + channel..][..width];
-            let values: [S::F; VECTORS] = match values.first_chunk::<PANEL>() {
-                Some(full) => vectors(full).map(|values| s.load(values)),
-                None => from_fn(|vector| {
-                    let at = (vector * LANES).min(width);
-                    s.load_some(&values[at..(at + LANES).min(width)], 0.0)
-                }),
-            };
-            for (sums, shares) in sums.iter_mut().zip(shares) {
-                let share = s.splat(shares[token]);
-                for (sum, values) in sums.iter_mut().zip(values) {
-                    *sum = s.mul_add(share, values, *sum);
+        let width = self.input.head_dim.next_multiple_of(LANES);
+        let mut sums = [[s.splat(0.0); V]; R];
+        for panel in panels {
+            let tokens = panel * PANEL..end.min((panel + 1) * PANEL);
+            let shares = &self.scores[panel * ROWS * PANEL..][..ROWS * PANEL];
+            let rows = self.values[tokens.start * width..tokens.end * width].chunks_exact(width);
+            for (i, row) in rows.enumerate().take(PANEL) {
+                let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();
+                let values: [S::F; V] = from_fn(|vector| s.load(&values[vector]));
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let share = s.splat(shares[row * PANEL + i]);
+                    for (sum, values) in sums.iter_mut().zip(values) {
+                        *sum = s.mul_add(share, values, *sum);
+                    }
                 }
             }
         }
+        let width = (self.input.head_dim - channel).min(V * LANES);
         for (row, (sums, factor)) in sums.into_iter().zip(factors).enumerate() {
-            let at = first - self.input.queries.start + row;
-            let out = &mut self.out[at * self.out_stride + channel..][..width];
+            let out = &mut self.out[(at + row) * self.out_stride + channel..][..width];
             for (sum, out) in sums.into_iter().zip(out.chunks_mut(LANES)) {
                 s.store_some(s.mul(sum, s.splat(*factor)), out);
             }
@@ -257,11 +317,35 @@ impl Attend<'_, '_> {
     }
 }
 
-/// A panel as whole vectors.
+/// Of lanes and `largest`.
 #[inline(always)]
-fn vectors(panel: &[f32]) -> [&[f32; LANES]; VECTORS] {
-    let (vectors, _) = panel.as_chunks::<LANES>();
-    from_fn(|vector| &vectors[vector])
+fn largest_of<S: Simd>(s: S, vectors: &[[f32; LANES]], mut largest: S::F) -> S::F {
+    for v in vectors {
+        largest = s.max(s.load(v), largest);
+    }
+    largest
+}
+
+/// Replaces scores by exponentials and adds them to `sum`.
+#[inline(always)]
+fn exponentials_of<S: Simd>(
+    s: S,
+    vectors: &mut [[f32; LANES]],
+    (scale, shift): (S::F, S::F),
+    mut sum: S::F,
+) -> S::F {
+    for v in vectors {
+        let e = exp_nonpositive(s, s.mul_add(s.load(v), scale, shift));
+        s.store(e, v);
+        sum = s.add(sum, e);
+    }
+    sum
+}
+
+/// Vectors of a panel that hold keys before `end`.
+#[inline(always)]
+fn filled(panel: usize, end: usize) -> usize {
+    (end - panel * PANEL).div_ceil(LANES).min(VECTORS)
 }
 
 #[cfg(test)]
@@ -346,7 +430,11 @@ mod tests {
             let out_stride = head_dim + 2;
             let mut first: Option<Vec<f32>> = None;
             // Memory that a longer sequence has left its numbers in.
-            let mut scratch = AttentionScratch { keys: vec![f32::NAN; 9999], scores: vec![f32::NAN; 9999] };
+            let mut scratch = AttentionScratch {
+                keys: vec![f32::NAN; 9999],
+                values: vec![f32::NAN; 9999],
+                queries: vec![f32::NAN; 999], scores: vec![f32::NAN; 9999],
+            };
             for isa in Isa::available() {
                 let mut out = vec![-7.0; tokens * out_stride];
                 attend(isa, &input, &mut scratch, &mut out, out_stride);

@@ -18,6 +18,8 @@ impl Simd for Scalar {
     type I = [i32; LANES];
     type D = [f64; LANES];
 
+    const WIDE: bool = false;
+
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
         [value; LANES]

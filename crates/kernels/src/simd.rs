@@ -28,6 +28,9 @@ pub(crate) trait Simd: Copy {
     /// Sixteen f64.
     type D: Copy;
 
+    /// Whether the registers hold twelve vectors of sums and what is added to them.
+    const WIDE: bool;
+
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, vector: Self::F, to: &mut [f32; LANES]);

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use zeropoint_core::Rng;
+use zeropoint_evaluator::report::{Engine, Latency, LatencyRow};
 use zeropoint_models::{
     EmbeddingRole, ImagePixels, Model, ModelDirectory, ModelError, ModelInput, ModelSpec, PackedBatch,
     TokenSequence,
@@ -27,50 +27,13 @@ pub struct BenchRequest {
     pub runs: Option<usize>,
 }
 
-/// Who computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// The quantised model on the runtime.
-    Int8,
-    /// The original on candle.
-    F32,
-}
-
-/// One engine in one combination.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct BenchRow {
-    /// Who computed.
-    pub engine: Engine,
-    /// The instruction set of our kernels.
-    pub isa: String,
-    /// Threads.
-    pub threads: usize,
-    /// Samples in the batch.
-    pub batch: usize,
-    /// Tokens, or rows of an image, of each sample.
-    pub tokens: usize,
-    /// Median time of a forward pass over the batch, in milliseconds.
-    pub median_ms: f64,
-    /// First quartile of that time.
-    pub q1_ms: f64,
-    /// Third quartile.
-    pub q3_ms: f64,
-    /// Tokens of the batch over the median time.
-    pub tokens_per_s: f64,
-    /// Measured passes.
-    pub runs: usize,
-}
-
-/// Measurements of one machine.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Bench {
-    /// The processor, where the system tells.
-    pub processor: Option<String>,
-    /// Threads that the machine runs at once.
-    pub processors: usize,
-    /// By threads, batch and tokens in the order asked for, INT8 before f32.
-    pub rows: Vec<BenchRow>,
+/// One thread and as many as this thread's pool has; one sample and 32.
+impl Default for BenchRequest {
+    fn default() -> Self {
+        let all = rayon::current_num_threads().min(MOST_THREADS);
+        let threads = if all == 1 { vec![1] } else { vec![1, all] };
+        Self { threads, batches: vec![1, 32], tokens: None, runs: None }
+    }
 }
 
 /// Most threads that are measured.
@@ -93,50 +56,86 @@ pub fn bench(
     request: &BenchRequest,
     events: &dyn Events,
     cancel: &Cancel,
-) -> Result<Bench, PipelineError> {
+) -> Result<Latency, PipelineError> {
+    let shapes = shapes(quantized.directory(), request)?;
     let spec = quantized.directory().spec();
-    let lengths = lengths(spec, quantized.directory().max_tokens(), request)?;
-    check(request, &lengths)?;
     let float = original.map(|directory| load_original(directory, spec)).transpose()?;
-    let mut engines: Vec<(Engine, &Model)> = vec![(Engine::Int8, quantized.model())];
-    engines.extend(float.as_ref().map(|model| (Engine::F32, model)));
+    measure(quantized, float.as_ref(), request, &shapes, events, cancel)
+}
 
-    let total = request.threads.len() * request.batches.len() * lengths.len();
+/// What a report has: [`BenchRequest::default`], with the original that the run has loaded.
+pub(crate) fn latency(
+    quantized: &QuantizedModel,
+    original: &Model,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<Latency, PipelineError> {
+    let request = BenchRequest::default();
+    let shapes = shapes(quantized.directory(), &request)?;
+    measure(quantized, Some(original), &request, &shapes, events, cancel)
+}
+
+/// The combinations that [`latency`] measures of a model, as threads, batch and tokens.
+pub(crate) fn combinations(directory: &ModelDirectory) -> Result<Vec<[usize; 3]>, PipelineError> {
+    let request = BenchRequest::default();
+    let shapes = shapes(directory, &request)?;
+    let of_threads = |&threads: &usize| shapes.iter().map(move |&[batch, tokens]| [threads, batch, tokens]);
+    Ok(request.threads.iter().flat_map(of_threads).collect())
+}
+
+fn measure(
+    quantized: &QuantizedModel,
+    original: Option<&Model>,
+    request: &BenchRequest,
+    shapes: &[[usize; 2]],
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<Latency, PipelineError> {
+    let mut engines: Vec<(Engine, &Model)> = vec![(Engine::Int8, quantized.model())];
+    engines.extend(original.map(|model| (Engine::F32, model)));
+
+    let total = request.threads.len() * shapes.len();
     let mut rows = Vec::with_capacity(total * engines.len());
     for &threads in &request.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|error| {
             PipelineError::Io { path: "threads".into(), source: std::io::Error::other(error) }
         })?;
-        for &batch in &request.batches {
-            for &tokens in &lengths {
-                let inputs = inputs(spec, batch, tokens)?;
-                let times = pool.install(|| alternate(&engines, &inputs, request.runs, cancel))?;
-                let row = |((engine, _), times): (&(Engine, &Model), Vec<Duration>)| {
-                    let [q1, median, q3] = quartiles(&times).map(|time| time.as_secs_f64());
-                    BenchRow {
-                        engine: *engine,
-                        isa: quantized.model().isa().to_string(),
-                        threads,
-                        batch,
-                        tokens,
-                        median_ms: median * 1e3,
-                        q1_ms: q1 * 1e3,
-                        q3_ms: q3 * 1e3,
-                        tokens_per_s: (batch * tokens) as f64 / median,
-                        runs: times.len(),
-                    }
-                };
-                rows.extend(engines.iter().zip(times).map(row));
-                events.event(Event::Benched { done: rows.len() / engines.len(), total });
-            }
+        for &[batch, tokens] in shapes {
+            let inputs = inputs(quantized.directory().spec(), batch, tokens)?;
+            let times = pool.install(|| alternate(&engines, &inputs, request.runs, cancel))?;
+            let row = |((engine, _), times): (&(Engine, &Model), Vec<Duration>)| {
+                let [q1, median, q3] = quartiles(&times).map(|time| time.as_secs_f64());
+                LatencyRow {
+                    engine: *engine,
+                    isa: quantized.model().isa().to_string(),
+                    threads: threads as u64,
+                    batch: batch as u64,
+                    tokens: tokens as u64,
+                    median_ms: median * 1e3,
+                    q1_ms: q1 * 1e3,
+                    q3_ms: q3 * 1e3,
+                    tokens_per_s: (batch * tokens) as f64 / median,
+                    runs: times.len() as u64,
+                }
+            };
+            rows.extend(engines.iter().zip(times).map(row));
+            events.event(Event::Benched { done: rows.len() / engines.len(), total });
         }
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Bench { processor: processor(), processors, rows })
+    Ok(Latency { processor: processor(), processors: processors as u64, rows })
 }
 
 fn refused(option: &'static str, reason: String) -> PipelineError {
     PipelineError::Option { option, reason }
+}
+
+/// The batches that are measured, as samples and their tokens.
+fn shapes(directory: &ModelDirectory, request: &BenchRequest) -> Result<Vec<[usize; 2]>, PipelineError> {
+    let lengths = lengths(directory.spec(), directory.max_tokens(), request)?;
+    check(request, &lengths)?;
+    let of_batch = |&batch: &usize| lengths.iter().map(move |&tokens| [batch, tokens]);
+    Ok(request.batches.iter().flat_map(of_batch).collect())
 }
 
 /// Rows of a sample, for each that is measured.
@@ -239,7 +238,6 @@ fn alternate(
     runs: Option<usize>,
     cancel: &Cancel,
 ) -> Result<Vec<Vec<Duration>>, PipelineError> {
-    const SECOND: f64 = 1.0;
     let time = |model: &Model| -> Result<Duration, PipelineError> {
         if cancel.is_requested() {
             return Err(PipelineError::Cancelled);
@@ -252,7 +250,7 @@ fn alternate(
     for (_, model) in engines {
         slowest = slowest.max(time(model)?);
     }
-    let runs = runs.unwrap_or_else(|| ((SECOND / slowest.as_secs_f64().max(1e-9)) as usize).clamp(5, 101));
+    let runs = runs.unwrap_or_else(|| passes(slowest.as_secs_f64()));
     let mut times = vec![Vec::with_capacity(runs); engines.len()];
     for run in 0..runs {
         // Each goes first as often as last.
@@ -262,6 +260,12 @@ fn alternate(
         }
     }
     Ok(times)
+}
+
+/// Passes for about a second's worth, by the seconds of the slowest engine.
+pub(crate) fn passes(slowest: f64) -> usize {
+    const SECOND: f64 = 1.0;
+    ((SECOND / slowest.max(1e-9)) as usize).clamp(5, 101)
 }
 
 /// Quartiles of at least one time, each of them a measured one.
@@ -275,6 +279,11 @@ fn quartiles(times: &[Duration]) -> [Duration; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_is_filled_within_limits() {
+        assert_eq!([0.0, 0.001, 0.05, 0.19, 0.21, 60.0].map(passes), [101, 101, 20, 5, 5, 5]);
+    }
 
     #[test]
     fn quartiles_are_measured_times() {

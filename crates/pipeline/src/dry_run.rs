@@ -15,7 +15,7 @@ use crate::journal::Journal;
 use crate::run::{MARKER, RunOptions};
 use crate::statistics::is_likely_cached;
 use crate::system::free_disk;
-use crate::{PipelineError, Prepared, disk, memory};
+use crate::{PipelineError, Prepared, bench, disk, memory};
 
 /// One Linear of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -54,6 +54,8 @@ pub struct DryRun {
     pub cached: bool,
     /// Evaluation tasks with their samples.
     pub tasks: Vec<(String, usize)>,
+    /// Combinations of threads, batch and tokens whose latency is measured; 0 when the config does not ask for it.
+    pub latency: usize,
     /// Bytes of the source's weight files.
     pub original_bytes: u64,
     /// Bytes of the output's weight files, exactly.
@@ -97,7 +99,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
     let interrupted = match StagedDir::interrupted(&output, MARKER)? {
         Some(partial) if !options.restart => {
             let (next, difference) = match Journal::look(&partial, &Identity::of(prepared, None, None)?)? {
-                Ok(done) => (Some(done.next(prepared.tasks.len())), None),
+                Ok(done) => (Some(done.next(prepared.tasks.len(), prepared.config.report.latency)), None),
                 Err(difference) => (None, Some(difference)),
             };
             Some(InterruptedRun { partial, next, difference })
@@ -111,7 +113,10 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         .map(|task| task.lengths(spec, &prepared.inputs))
         .collect::<Result<Vec<_>, _>>()?;
     let size = prepared.options.batch_size;
-    let batches: Vec<_> = evaluation.iter().map(|lengths| memory::batches_of(lengths, size)).collect();
+    let mut batches: Vec<_> = evaluation.iter().map(|lengths| memory::batches_of(lengths, size)).collect();
+    let latency =
+        if prepared.config.report.latency { bench::combinations(&prepared.directory)? } else { Vec::new() };
+    batches.extend(latency.iter().map(|&[_, batch, tokens]| vec![vec![tokens; batch]]));
     let planned = planned_output(prepared);
     let dense = dense_files(prepared, prepared.directory.path())?;
     let dense = dense.iter().map(|(folder, file)| (format!("{folder}/{DENSE_WEIGHTS}"), file.file_bytes()));
@@ -138,13 +143,14 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         passes: 1,
         cached: is_likely_cached(prepared, &options.cache),
         tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.data.len())).collect(),
+        latency: latency.len(),
         original_bytes: prepared.directory.checkpoint().weight_bytes() + dense_bytes,
         quantized_bytes: planned.weight_bytes() + dense_bytes,
         files: planned.files.into_iter().chain(dense).collect(),
         disk_bytes: disk::needed(prepared)?,
         disk_free_bytes: free_disk(Path::new(&output)),
         memory_bytes: memory::peak(prepared, &batches),
-        seconds: seconds(prepared, &evaluation)?,
+        seconds: seconds(prepared, &evaluation, &latency)?,
         output,
         interrupted,
         warnings,
@@ -164,8 +170,12 @@ fn operations(prepared: &Prepared, rows: impl Iterator<Item = usize>) -> f64 {
     .sum()
 }
 
-/// Time: the float work at the pace of a short measured product. Evaluation runs the float and the INT8 model.
-fn seconds(prepared: &Prepared, evaluation: &[Vec<usize>]) -> Result<f64, PipelineError> {
+/// Time: the float work at the pace of a short measured product. Evaluation and latency run the float and the INT8 model.
+fn seconds(
+    prepared: &Prepared,
+    evaluation: &[Vec<usize>],
+    latency: &[[usize; 3]],
+) -> Result<f64, PipelineError> {
     /// Share of the time in matrix products; the rest is norms, softmax, activations and observing.
     const PRODUCT_SHARE: f64 = 0.6;
     /// The INT8 model takes about a third of the float one's time.
@@ -173,9 +183,15 @@ fn seconds(prepared: &Prepared, evaluation: &[Vec<usize>]) -> Result<f64, Pipeli
     let spec = prepared.directory.spec();
     let calibration = operations(prepared, prepared.calibration.inputs.iter().map(|input| input.rows(spec)));
     let evaluation: f64 = evaluation.iter().map(|task| operations(prepared, task.iter().copied())).sum();
-    let pace = operations_per_second().map_err(ModelError::from)?;
+    let pace = operations_per_second().map_err(ModelError::from)? * PRODUCT_SHARE;
+    let combination = |&[threads, batch, tokens]: &[usize; 3]| {
+        let share = threads as f64 / rayon::current_num_threads() as f64;
+        let pass = operations(prepared, std::iter::repeat_n(tokens, batch)) / (pace * share);
+        (1 + bench::passes(pass)) as f64 * pass * BOTH_MODELS
+    };
+    let latency: f64 = latency.iter().map(combination).sum();
     let read = prepared.directory.checkpoint().weight_bytes() as f64 / 1e9;
-    Ok(read + (calibration + evaluation * BOTH_MODELS) / (pace * PRODUCT_SHARE))
+    Ok(read + (calibration + evaluation * BOTH_MODELS) / pace + latency)
 }
 
 fn operations_per_second() -> candle_core::Result<f64> {

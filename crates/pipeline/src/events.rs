@@ -20,6 +20,8 @@ pub enum Stage {
     SelfCheck,
     /// Measuring both models.
     Evaluate,
+    /// Measuring how fast both models are, when the config asks for it.
+    Latency,
     /// Card, reports, and the directory's final name.
     Publish,
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Stage {
             Self::Quantize => "quantize",
             Self::SelfCheck => "self-check",
             Self::Evaluate => "evaluate",
+            Self::Latency => "latency",
             Self::Publish => "publish",
         })
     }

@@ -8,7 +8,7 @@ use zeropoint_core::Fingerprint;
 use zeropoint_formats::staged::{companion_files, file_digest};
 
 use crate::deploy::{DENSE_WEIGHTS, dense_folders, is_output};
-use crate::{PipelineError, Prepared};
+use crate::{PipelineError, Prepared, config};
 
 /// Identifies all weights of a model: those of the checkpoint, and those of Dense modules behind it, which have files of
 /// their own. It reads them all.
@@ -27,7 +27,8 @@ pub(crate) fn model_weights(prepared: &Prepared) -> Result<Fingerprint, Pipeline
     Ok(builder.finish())
 }
 
-/// Everything that the output of a run is a function of. Not in it: threads, cache, and where the output goes.
+/// Everything that the output of a run is a function of. Not in it: threads, cache, what the report has besides, and where
+/// the output goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
@@ -35,7 +36,7 @@ pub(crate) struct Identity {
     instruction_set: String,
     /// `run`, or `quantize` with statistics from a file.
     command: String,
-    /// The resolved config as TOML, without the output directory.
+    /// The resolved config as TOML, without the output directory and what the report has besides.
     config: String,
     /// The model's files that are not weights, by their path.
     model_files: BTreeMap<String, Fingerprint>,
@@ -61,6 +62,7 @@ impl Identity {
             .collect::<Result<_, PipelineError>>()?;
         let mut config = prepared.config.clone();
         config.output.dir = Some(String::new());
+        config.report = config::Report::default();
         let isa = zeropoint_kernels::Isa::active().map_err(zeropoint_models::ModelError::from)?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -217,14 +217,15 @@ impl Done {
         path == Path::new(JOURNAL) || paths.contains(path)
     }
 
-    /// What comes next, of a run with so many tasks.
-    pub(crate) fn next(&self, tasks: usize) -> String {
+    /// What comes next, of a run with so many tasks that measures latency or does not.
+    pub(crate) fn next(&self, tasks: usize, latency: bool) -> String {
         match (&self.checkpoint, &self.statistics, &self.model) {
             (Some(at), None, _) => format!("calibration, batch {} of {}", at.batches + 1, at.of),
             (None, None, _) => "calibration".to_owned(),
             (_, Some(_), None) => "quantisation".to_owned(),
             _ => match (0..tasks).find(|index| !self.tasks.contains_key(index)) {
                 Some(index) => format!("evaluation, task {} of {tasks}", index + 1),
+                None if latency => "latency".to_owned(),
                 None => "card and reports".to_owned(),
             },
         }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
-    Calibration, CardInfo, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel,
-    Report, SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, capped_sqnr_db, parse_front_matter,
+    Calibration, CardInfo, Details, Gate, Latency, Layer, LayerDetails, Metric, Model, NotQuantized,
+    OutlierChannel, Report, SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, capped_sqnr_db,
+    parse_front_matter,
 };
 use zeropoint_formats::{Checkpoint, Dtype, SafetensorsFile, TensorInfo};
 use zeropoint_models::{ActivationQuantizer, InputSpec, LinearSpec, Task};
@@ -18,7 +19,7 @@ use crate::deploy::dense_files;
 use crate::distribution::activation_bins;
 use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
-use crate::{PipelineError, Prepared};
+use crate::{PipelineError, Prepared, config};
 
 /// A channel is an outlier when its largest value is this many times the median channel's (as in Bondarenko et al.
 /// 2021, who count values beyond six standard deviations; a ratio to the median needs no second pass).
@@ -43,11 +44,12 @@ pub(crate) struct Findings<'a> {
     pub(crate) self_check: SelfCheck,
     pub(crate) metrics: Vec<Metric>,
     pub(crate) gates: Vec<Gate>,
+    pub(crate) latency: Option<Latency>,
     pub(crate) timing: Timing,
 }
 
 pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Report, PipelineError> {
-    let Findings { model, statistics, observed, layers, output, self_check, metrics, gates, timing } =
+    let Findings { model, statistics, observed, layers, output, self_check, metrics, gates, latency, timing } =
         findings;
     let checkpoint = prepared.directory.checkpoint();
     let spec = prepared.directory.spec();
@@ -79,6 +81,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         size: Size::new(weight_bytes(checkpoint, &source_dense), weight_bytes(output, &dense)),
         metrics,
         gates,
+        latency,
         layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
         not_quantized: not_quantized(prepared, output, &dense),
         self_check: Some(self_check),
@@ -92,8 +95,8 @@ fn weight_bytes(checkpoint: &Checkpoint, dense: &BTreeMap<&str, SafetensorsFile>
     checkpoint.weight_bytes() + dense.values().map(SafetensorsFile::file_bytes).sum::<u64>()
 }
 
-/// Of everything in the config that the result depends on. Where files lie on this machine is not part of it: the
-/// model card holds this fingerprint, and its bytes are the same wherever the run is repeated.
+/// Of everything in the config that the result depends on. Where files lie on this machine is not part of it, nor what the
+/// report has besides: the model card holds this fingerprint, and its bytes are the same wherever the run is repeated.
 fn config_fingerprint(prepared: &Prepared) -> Fingerprint {
     let file_name = |path: &str| {
         std::path::Path::new(path)
@@ -103,6 +106,7 @@ fn config_fingerprint(prepared: &Prepared) -> Fingerprint {
     let mut config = prepared.config.clone();
     prepared.directory.name().clone_into(&mut config.model.source);
     config.output.dir = Some(String::new());
+    config.report = config::Report::default();
     for source in &mut config.calibration.data {
         source.path = file_name(&source.path);
     }
@@ -397,6 +401,7 @@ mod tests {
             self_check: SelfCheck { samples: 0, cosine_min: 1.0 },
             metrics: Vec::new(),
             gates: Vec::new(),
+            latency: None,
             timing: Timing::default(),
         };
         let report = build(&prepared, findings).unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use zeropoint_calibrator::{Begun, Observed};
 use zeropoint_core::Fingerprint;
-use zeropoint_evaluator::report::{Metric, Report, Timing};
+use zeropoint_evaluator::report::{Latency, Metric, Report, Timing};
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_formats::{Checkpoint, write_file_atomically};
 use zeropoint_models::Model;
@@ -27,7 +27,7 @@ use crate::report::{Findings, LayerFacts, build, card, details};
 use crate::run::RunOptions;
 use crate::statistics::{Origin, Pass, cached, keep, observe};
 use crate::system::peak_memory;
-use crate::{PipelineError, Prepared, convert};
+use crate::{PipelineError, Prepared, bench, convert};
 
 const STATISTICS: &str = "statistics.safetensors";
 
@@ -97,7 +97,8 @@ impl Work<'_> {
         let fingerprinted = clock.elapsed().as_secs_f64();
         let (mut journal, mut done) = Journal::open(&self.dir, &identity)?;
         if journal.has_entries {
-            let (partial, next) = (self.dir.clone(), done.next(self.task_count()));
+            let latency = prepared.config.report.latency;
+            let (partial, next) = (self.dir.clone(), done.next(self.task_count(), latency));
             events.event(Event::Resumed { partial, next });
         }
         let float = Float { work: self, loaded: OnceCell::new() };
@@ -120,9 +121,10 @@ impl Work<'_> {
     ) -> Result<Report, PipelineError> {
         let prepared = self.prepared;
         let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
-        let MadeModel { layers, done: model_done, written } =
+        let MadeModel { layers, done: model_done, mut written } =
             self.model(float, &statistics, journal, done)?;
-        let tasks = self.evaluation(float, written, journal, done)?;
+        let tasks = self.evaluation(float, &mut written, journal, done)?;
+        let latency = self.latency(float, written)?;
 
         self.events.event(Event::Started(Stage::Publish));
         let costs =
@@ -149,6 +151,7 @@ impl Work<'_> {
                 self_check: model_done.self_check,
                 gates: if self.statistics.is_some() { Vec::new() } else { gates(prepared, &metrics) },
                 metrics,
+                latency,
                 timing,
             },
         )?;
@@ -315,15 +318,14 @@ impl Work<'_> {
         Ok(facts)
     }
 
-    /// Every task's metrics, in the order of the config.
+    /// Every task's metrics, in the order of the config. `written` is there afterwards, if a task has needed it.
     fn evaluation(
         &self,
         float: &Float<'_>,
-        written: Option<QuantizedModel>,
+        written: &mut Option<QuantizedModel>,
         journal: &mut Journal,
         done: &mut Done,
     ) -> Result<Vec<TaskDone>, PipelineError> {
-        let mut quantized = written;
         let mut tasks = Vec::with_capacity(self.task_count());
         let mut started = false;
         for (index, task) in self.prepared.tasks.iter().enumerate().take(self.task_count()) {
@@ -337,12 +339,11 @@ impl Work<'_> {
             }
             let float = float.get()?;
             let clock = Instant::now();
-            let model = match quantized.take() {
+            let model = match written {
                 Some(model) => model,
-                None => self.written()?,
+                None => written.insert(self.written()?),
             };
-            let metrics = measure(self.prepared, task, float, &model, self.events, self.cancel)?;
-            quantized = Some(model);
+            let metrics = measure(self.prepared, task, float, model, self.events, self.cancel)?;
             let task = TaskDone { index, metrics, cost: cost(clock, Cost::default()) };
             // JSON has no infinity: a task with one is measured again rather than changed.
             if task.metrics.iter().all(|metric| !has_infinity(metric)) {
@@ -352,6 +353,29 @@ impl Work<'_> {
             tasks.push(task);
         }
         Ok(tasks)
+    }
+
+    /// How fast both models are, when the config asks for it. The journal keeps nothing of it: a run that goes on, maybe on
+    /// another machine, measures anew.
+    fn latency(
+        &self,
+        float: &Float<'_>,
+        written: Option<QuantizedModel>,
+    ) -> Result<Option<Latency>, PipelineError> {
+        if !self.prepared.config.report.latency {
+            return Ok(None);
+        }
+        self.events.event(Event::Started(Stage::Latency));
+        let float = float.get()?;
+        let model = match written {
+            Some(model) => model,
+            None => self.written()?,
+        };
+        let clock = Instant::now();
+        let latency = bench::latency(&model, float, self.events, self.cancel)?;
+        let seconds = clock.elapsed().as_secs_f64();
+        tracing::info!(seconds, measurements = latency.rows.len(), "latency measured");
+        Ok(Some(latency))
     }
 
     fn task_count(&self) -> usize {

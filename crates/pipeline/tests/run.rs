@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use tempfile::TempDir;
-use zeropoint_evaluator::report::{Report, Timing};
+use zeropoint_evaluator::report::{Engine, Report, Timing};
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
     CacheDir, CalibrateOptions, Cancel, Event, Events, PipelineError, Prepared, RunOptions, Stage, calibrate,
@@ -13,6 +13,7 @@ use zeropoint_pipeline::{
 };
 
 const OPTIONS: RunOptions = RunOptions { force: false, restart: false, cache: CacheDir::None };
+/// Of a run that does not measure latency.
 const STAGES: [Stage; 6] =
     [Stage::Load, Stage::Calibrate, Stage::Quantize, Stage::SelfCheck, Stage::Evaluate, Stage::Publish];
 
@@ -196,7 +197,7 @@ fn a_run_that_is_cancelled_at_any_stage_goes_on_there() {
                 &[Stage::Load, Stage::Quantize, Stage::SelfCheck, Stage::Evaluate, Stage::Publish]
             }
             Stage::SelfCheck | Stage::Evaluate => &[Stage::Load, Stage::Evaluate, Stage::Publish],
-            Stage::Publish => &[Stage::Load, Stage::Publish],
+            Stage::Latency | Stage::Publish => &[Stage::Load, Stage::Publish],
         };
         assert_eq!(recorder.stages(), expected, "{stage}");
         assert_eq!(names(dir.path()), ["config.toml", "out"]);
@@ -205,6 +206,55 @@ fn a_run_that_is_cancelled_at_any_stage_goes_on_there() {
         assert_eq!(untimed(outcome.report), untimed(uninterrupted.report.clone()), "{stage}");
         assert_eq!(product(&dir.path().join("out")), product(&reference.path().join("out")), "{stage}");
     }
+}
+
+#[test]
+fn latency_is_measured_when_it_is_asked_for_and_is_no_part_of_the_product() {
+    let plain = ["evaluation.tasks=[]"];
+    let asked = [plain[0], "report.latency=true"];
+    let (reference, dir) = (directory(), directory());
+    let outcome = run(&prepared(reference.path(), "embedded", &plain), &OPTIONS, &(), &Cancel::default())
+        .expect("the run succeeds");
+    assert_eq!(outcome.report.latency, None);
+
+    let cancel = Cancel::default();
+    let recorder = Recorder::new(&cancel, Stage::Latency, |event, at| *event == Event::Started(at));
+    let error = run(&prepared(dir.path(), "embedded", &asked), &OPTIONS, &recorder, &cancel)
+        .expect_err("it was asked to stop");
+    assert!(matches!(error, PipelineError::Interrupted { .. }), "{error}");
+    // It may be asked for, or no longer, when the run goes on.
+    for (changes, next) in [(&plain[..], "card and reports"), (&asked[..], "latency")] {
+        let plan = dry_run(&prepared(dir.path(), "embedded", changes), &OPTIONS).expect("it is planned");
+        assert_eq!(plan.interrupted.and_then(|left| left.next).as_deref(), Some(next));
+    }
+
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads can be had");
+    let (planned, stages, report) = pool.install(|| {
+        let (prepared, cancel) = (prepared(dir.path(), "embedded", &asked), Cancel::default());
+        let plan = dry_run(&prepared, &OPTIONS).expect("it is planned");
+        let recorder = Recorder::new(&cancel, Stage::Load, |_, _| false);
+        let outcome = run(&prepared, &OPTIONS, &recorder, &cancel).expect("it goes on");
+        (plan.latency, recorder.stages(), outcome.report)
+    });
+    assert_eq!(stages, [Stage::Load, Stage::Latency, Stage::Publish]);
+    let latency = report.latency.expect("it was asked for");
+    let mut expected = Vec::new();
+    for threads in [1, 2] {
+        for batch in [1, 32] {
+            // The model takes no more than 64.
+            for tokens in [32, 64] {
+                expected.extend([Engine::Int8, Engine::F32].map(|engine| (engine, threads, batch, tokens)));
+            }
+        }
+    }
+    let found: Vec<_> =
+        latency.rows.iter().map(|row| (row.engine, row.threads, row.batch, row.tokens)).collect();
+    assert_eq!((found, planned), (expected, latency.rows.len() / 2));
+    for row in &latency.rows {
+        assert!(0.0 < row.q1_ms && row.q1_ms <= row.median_ms && row.median_ms <= row.q3_ms, "{row:?}");
+        assert!((5..=101).contains(&row.runs), "{row:?}");
+    }
+    assert_eq!(product(&dir.path().join("out")), product(&reference.path().join("out")));
 }
 
 #[test]

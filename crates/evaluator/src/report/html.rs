@@ -13,6 +13,7 @@ use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Ser
 use serde::{Deserialize, Serialize};
 use zeropoint_core::Fingerprint;
 
+use super::latency::{self, LatencyView};
 use super::{Report, escape, markdown};
 use crate::svg;
 
@@ -63,6 +64,7 @@ struct View<'a> {
     size: size::SizeView,
     metrics: Vec<metrics::MetricRow<'a>>,
     unknown_errors: bool,
+    latency: Option<LatencyView<'a>>,
     layers: Vec<layers::LayerRow<'a>>,
     low_db: f64,
     histograms: bool,
@@ -99,6 +101,7 @@ impl Report {
             size: size::view(self),
             metrics: metrics::rows(self),
             unknown_errors: markdown::has_unknown_errors(self),
+            latency: self.latency.as_ref().map(|found| latency::view(found, significant)),
             histograms: details
                 .layers
                 .iter()
@@ -190,6 +193,11 @@ fn verdict(report: &Report) -> Verdict {
         more: of_interest.len().saturating_sub(METRICS_IN_VERDICT),
         gates,
     }
+}
+
+/// Three significant digits.
+fn significant(value: f64) -> String {
+    if value.is_finite() { svg::typeset(&escape::activation(Some(value))) } else { "–".to_owned() }
 }
 
 /// `2.64 times smaller`.

@@ -3,6 +3,7 @@
 use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 
+use super::latency::{self, LatencyView};
 use super::{Layer, Metric, NotQuantized, OutlierChannel, Report, escape};
 
 /// How many layers the list of the worst names.
@@ -17,6 +18,7 @@ struct View<'a> {
     metrics: Vec<MetricRow<'a>>,
     worst: Option<WorstMetric<'a>>,
     gates_failed: usize,
+    latency: Option<LatencyView<'a>>,
     schemes: Vec<SchemeRow<'a>>,
     layers: Vec<LayerRow<'a>>,
     layer_bytes: u64,
@@ -64,6 +66,10 @@ impl Report {
                 significant: metric.is_significant_loss(),
             }),
             gates_failed: self.gates.iter().filter(|gate| !gate.passed).count(),
+            latency: self
+                .latency
+                .as_ref()
+                .map(|found| latency::view(found, |value| escape::activation(Some(value)))),
             layers: self.layers.iter().map(layer_row).collect(),
             layer_bytes: total(self.layers.iter().map(|layer| layer.bytes)),
             worst_layers: worst_layers(&self.layers),

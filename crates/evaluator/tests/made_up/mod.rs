@@ -3,8 +3,8 @@
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
-    Bins, Calibration, Details, Gate, Layer, LayerDetails, Metric, Model, NotQuantized, OutlierChannel,
-    Report, SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange, Zeropoint,
+    Bins, Calibration, Details, Engine, Gate, Latency, LatencyRow, Layer, LayerDetails, Metric, Model,
+    NotQuantized, OutlierChannel, Report, SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange, Zeropoint,
 };
 
 pub(crate) fn metric(
@@ -59,6 +59,21 @@ pub(crate) fn float(tensor: &str, bytes: u64, reason: &str) -> NotQuantized {
     }
 }
 
+pub(crate) fn latency_row(engine: Engine, threads: u64, batch: u64, median_ms: f64) -> LatencyRow {
+    LatencyRow {
+        engine,
+        isa: "avx2".to_owned(),
+        threads,
+        batch,
+        tokens: 32,
+        median_ms,
+        q1_ms: median_ms * 0.75,
+        q3_ms: median_ms * 1.5,
+        tokens_per_s: (batch * 32) as f64 / median_ms * 1e3,
+        runs: 101,
+    }
+}
+
 pub(crate) fn rich() -> Report {
     let spearman = metric("sts", "spearman", 0.8203, 0.8142, 0.0011, true);
     let perplexity = metric("wiki|text", "perplexity", 12.5, 12.504, 0.02, false);
@@ -97,6 +112,18 @@ pub(crate) fn rich() -> Report {
             Gate::check(&undefined, 0.1),
         ],
         metrics: vec![spearman, perplexity, cosine, undefined],
+        latency: Some(Latency {
+            processor: Some("AMD EPYC 9R14".to_owned()),
+            processors: 2,
+            rows: vec![
+                latency_row(Engine::Int8, 1, 1, 4.0),
+                latency_row(Engine::F32, 1, 1, 12.5),
+                latency_row(Engine::Int8, 1, 32, 125.0),
+                latency_row(Engine::F32, 1, 32, 512.0),
+                latency_row(Engine::Int8, 2, 1, 2.5),
+                latency_row(Engine::F32, 2, 1, 8.0),
+            ],
+        }),
         layers: vec![
             layer("encoder.layer.0.attention.self.query", 43.1, Some(38.0), Some(36.2)),
             Layer {
@@ -149,6 +176,7 @@ pub(crate) fn bare() -> Report {
         size: Size::new(1000, 0),
         metrics: Vec::new(),
         gates: Vec::new(),
+        latency: None,
         layers: Vec::new(),
         not_quantized: Vec::new(),
         self_check: None,

@@ -47,6 +47,8 @@ impl Simd for Avx2 {
     type I = [__m256i; 2];
     type D = [__m256d; 4];
 
+    const WIDE: bool = false;
+
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
         intrinsics!([_mm256_set1_ps(value); 2])
@@ -205,14 +207,20 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
-        let quarter = |half: usize, first: usize| {
-            transpose_eight(self, std::array::from_fn(|row| rows[first + row][half]))
-        };
-        let (low, high) = ([quarter(0, 0), quarter(0, 8)], [quarter(1, 0), quarter(1, 8)]);
-        std::array::from_fn(|column| {
-            let [first, second] = if column < 8 { &low } else { &high };
-            [first[column % 8], second[column % 8]]
-        })
+        // Four squares of eight by eight.
+        let mut columns = rows;
+        for half in 0..2 {
+            for first in [0, 8] {
+                let mut square = [rows[0][0]; 8];
+                for (square, row) in square.iter_mut().zip(&rows[first..]) {
+                    *square = row[half];
+                }
+                for (column, part) in columns[half * 8..].iter_mut().zip(transpose_eight(self, square)) {
+                    column[first / 8] = part;
+                }
+            }
+        }
+        columns
     }
 
     #[inline(always)]
@@ -261,26 +269,25 @@ impl Simd for Avx2 {
 /// A square of eight by eight.
 #[inline(always)]
 fn transpose_eight(_token: Avx2, rows: [__m256; 8]) -> [__m256; 8] {
-    let pairs: [__m256; 8] = std::array::from_fn(|i| {
-        let (a, b) = (rows[i & !1], rows[i | 1]);
-        intrinsics!(if i % 2 == 0 { _mm256_unpacklo_ps(a, b) } else { _mm256_unpackhi_ps(a, b) })
+    let (mut pairs, mut fours, mut columns) = (rows, rows, rows);
+    intrinsics!({
+        for i in (0..8).step_by(2) {
+            pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+            pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+        }
+        for i in [0, 4] {
+            for c in 0..2 {
+                let (a, b) = (_mm256_castps_pd(pairs[i + c]), _mm256_castps_pd(pairs[i + c + 2]));
+                fours[i + 2 * c] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                fours[i + 2 * c + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+            }
+        }
+        for c in 0..4 {
+            columns[c] = _mm256_permute2f128_ps::<0x20>(fours[c], fours[c + 4]);
+            columns[c + 4] = _mm256_permute2f128_ps::<0x31>(fours[c], fours[c + 4]);
+        }
     });
-    let fours: [__m256; 8] = std::array::from_fn(|i| {
-        let first = (i & !3) + i % 4 / 2;
-        intrinsics!({
-            let (a, b) = (_mm256_castps_pd(pairs[first]), _mm256_castps_pd(pairs[first + 2]));
-            let four = if i % 2 == 0 { _mm256_unpacklo_pd(a, b) } else { _mm256_unpackhi_pd(a, b) };
-            _mm256_castpd_ps(four)
-        })
-    });
-    std::array::from_fn(|i| {
-        let (a, b) = (fours[i % 4], fours[i % 4 + 4]);
-        intrinsics!(if i < 4 {
-            _mm256_permute2f128_ps::<0x20>(a, b)
-        } else {
-            _mm256_permute2f128_ps::<0x31>(a, b)
-        })
-    })
+    columns
 }
 
 #[inline(always)]

@@ -45,6 +45,8 @@ impl Simd for Avx512Vnni {
     type I = __m512i;
     type D = [__m512d; 2];
 
+    const WIDE: bool = true;
+
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
         intrinsics!(_mm512_set1_ps(value))
@@ -198,37 +200,35 @@ impl Simd for Avx512Vnni {
     #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
         // Pairs of rows, then fours: after that vector 4i + c holds, in its 128-bit part l, column 4l + c of the rows 4i
-        // to 4i + 3.
-        let pairs: [__m512; LANES] = std::array::from_fn(|i| {
-            let (a, b) = (rows[i & !1], rows[i | 1]);
-            intrinsics!(if i % 2 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) })
+        // to 4i + 3. Loops, for closures would be compiled without the instruction set.
+        let (mut pairs, mut fours, mut eights, mut columns) = (rows, rows, rows, rows);
+        intrinsics!({
+            for i in (0..LANES).step_by(2) {
+                pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            for i in (0..LANES).step_by(4) {
+                for c in 0..2 {
+                    let (a, b) = (_mm512_castps_pd(pairs[i + c]), _mm512_castps_pd(pairs[i + c + 2]));
+                    fours[i + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    fours[i + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            // Parts 0 and 2, then 1 and 3, of two such vectors; and again.
+            for i in [0, 8] {
+                for c in 0..4 {
+                    let (a, b) = (fours[i + c], fours[i + c + 4]);
+                    eights[i + c] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                    eights[i + c + 4] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                }
+            }
+            for c in 0..8 {
+                let (a, b) = (eights[c], eights[c + 8]);
+                columns[c] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                columns[c + 8] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+            }
         });
-        let fours: [__m512; LANES] = std::array::from_fn(|i| {
-            let first = (i & !3) + i % 4 / 2;
-            intrinsics!({
-                let (a, b) = (_mm512_castps_pd(pairs[first]), _mm512_castps_pd(pairs[first + 2]));
-                let four = if i % 2 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) };
-                _mm512_castpd_ps(four)
-            })
-        });
-        // Of the parts of four such vectors the l-th ones.
-        let eights: [__m512; LANES] = std::array::from_fn(|i| {
-            let first = (i & 8) + i % 4;
-            let (a, b) = (fours[first], fours[first + 4]);
-            intrinsics!(if i & 4 == 0 {
-                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b)
-            } else {
-                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
-            })
-        });
-        std::array::from_fn(|i| {
-            let (a, b) = (eights[i & 7], eights[8 + (i & 7)]);
-            intrinsics!(if i & 8 == 0 {
-                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b)
-            } else {
-                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
-            })
-        })
+        columns
     }
 
     #[inline(always)]

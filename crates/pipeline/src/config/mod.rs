@@ -31,6 +31,7 @@ mod output;
 mod pattern;
 mod quantization;
 mod refine;
+mod report;
 mod set;
 mod tree;
 mod written;
@@ -59,6 +60,7 @@ pub use quantization::{
     Embeddings, LayerScheme, Override, OverrideScheme, Preset, Quantization, WeightGranularity,
     WeightObserver, Weights,
 };
+pub use report::Report;
 
 use error::Problem;
 use excerpt::Source;
@@ -90,6 +92,9 @@ pub struct Config {
     /// What the original and the quantised model are compared on, and how much may be lost.
     #[serde(default)]
     pub evaluation: Evaluation,
+    /// What the report has beyond what every run finds out.
+    #[serde(default)]
+    pub report: Report,
     /// Where the run goes and what is written.
     #[serde(default)]
     pub output: Output,
@@ -111,6 +116,7 @@ impl Config {
             calibration: Calibration::default(),
             quantization: Quantization::default(),
             evaluation: Evaluation::default(),
+            report: Report::default(),
             output: Output::default(),
             written: Written::default(),
         }

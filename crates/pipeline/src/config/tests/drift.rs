@@ -65,6 +65,8 @@ templates = ["a photo of a {label}."]
 task = "sts-b"
 metric = "spearman"
 max_drop = 0.005
+[report]
+latency = true
 [output]
 dir = "out"
 formats = ["compressed-tensors"]
@@ -223,6 +225,7 @@ fn settings() -> impl Strategy<Value = Vec<String>> {
                 format!("quantization.ignore=[{quoted}]"),
                 format!("quantization.overrides=[{{ layers = [{quoted}], scheme = 'none' }}]"),
                 "quantization.embeddings=bf16".to_owned(),
+                "report.latency=true".to_owned(),
                 format!("evaluation.gate=[{{ task = 'fidelity', metric = 'cosine_min', max_drop = {max_drop:?} }}]"),
                 format!("output.dir={quoted}"),
                 format!("model.source=models/{text}"),

@@ -112,6 +112,16 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "write a smaller whole number",
         },
         Case {
+            text: "[report]\nlatencies = true",
+            display: "c.toml:2:1: unknown key `latencies` in `report`",
+            hint: "did you mean `latency`?",
+        },
+        Case {
+            text: "report.latency = 'true'",
+            display: "c.toml:1:18: `report.latency` must be true or false, but is the string \"true\"",
+            hint: "without the quotes: true",
+        },
+        Case {
             text: "[model\nsource = 'm'",
             display: "c.toml:1:7: this is not valid TOML: unclosed table, expected `]`",
             hint: "`[name]` begins a table; a value is",

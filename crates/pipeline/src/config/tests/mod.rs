@@ -61,6 +61,9 @@ gate = []
 kind = "fidelity"
 name = "fidelity"
 
+[report]
+latency = false
+
 [output]
 dir = "runs/minilm-w8a8-dynamic"
 formats = ["compressed-tensors"]
@@ -184,6 +187,7 @@ fn set_changes_what_the_file_says() {
         "evaluation.tasks.0.limit=5",
         "evaluation.tasks.0.limit=6",
         "model.revision='2024'",
+        "report.latency=true",
         "output.dir=runs/a=b",
     ])
     .unwrap();
@@ -193,6 +197,7 @@ fn set_changes_what_the_file_says() {
     assert_eq!(config.calibration.data[1].text, Some(Column::Name("body".to_owned())));
     assert_eq!(config.evaluation.tasks[0].limit, Some(6));
     assert_eq!(config.model.revision.as_deref(), Some("2024"));
+    assert!(config.report.latency);
     assert_eq!(config.output_dir(), "runs/a=b");
 }
 
