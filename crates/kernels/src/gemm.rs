@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::PackedWeights;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Product, Simd};
 
 /// Outputs of a packed panel, and the width of a tile.
 pub(crate) const PANEL: usize = 64;
@@ -66,21 +66,21 @@ impl<T: Finish> Kernel for Multiply<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let inputs = self.w.inputs();
+        let (inputs, product) = (self.w.inputs(), simd.product());
         let block_rows = (BLOCK_BYTES / inputs).clamp(4 * TILE_ROWS, BLOCK_ROWS);
         let mut offsets = [0; BLOCK_ROWS];
         let mut tile = [[0; PANEL]; TILE_ROWS];
         for (index, block) in self.a.chunks(block_rows * inputs).enumerate() {
             let rows = block.len() / inputs;
             for (offset, row) in offsets.iter_mut().zip(block.chunks_exact(inputs)) {
-                *offset = simd.row_offset(row);
+                *offset = product.row_offset(row);
             }
             for start in self.columns.clone().step_by(PANEL) {
                 let panel = start / PANEL;
                 self.to.begin_panel(start..self.columns.end.min(start + PANEL), self.w.column_sums(panel));
                 for range in tiles(rows) {
                     let a = &block[range.start * inputs..range.end * inputs];
-                    simd.tile(a, inputs, self.w.panel(panel), &offsets[range.clone()], &mut tile);
+                    product.tile(a, inputs, self.w.panel(panel), &offsets[range.clone()], &mut tile);
                     self.to.finish(simd, index * block_rows + range.start, &tile[..range.len()]);
                 }
             }

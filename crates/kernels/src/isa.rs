@@ -8,13 +8,13 @@ use thiserror::Error;
 use crate::scalar::Scalar;
 use crate::simd::Kernel;
 #[cfg(target_arch = "x86_64")]
-use crate::x86::{Avx2, Avx512Vnni};
+use crate::x86::{Avx2, Avx512Vnni, AvxVnni};
 
 /// The environment variable that overrides [`Isa::best`] in [`Isa::active`].
 const VARIABLE: &str = "ZEROPOINT_ISA";
 
 /// Every name that [`Isa::from_name`] knows on some machine.
-const NAMES: [&str; 3] = ["scalar", "avx2", "avx512vnni"];
+const NAMES: [&str; 4] = ["scalar", "avx2", "avxvnni", "avx512vnni"];
 
 /// Proof that the machine has an instruction set.
 ///
@@ -22,6 +22,7 @@ const NAMES: [&str; 3] = ["scalar", "avx2", "avx512vnni"];
 /// |---|---|
 /// | `scalar` | nothing: plain Rust, compiled for the target's baseline |
 /// | `avx2` | AVX2 and FMA |
+/// | `avxvnni` | AVX2, FMA and VNNI on 256 bits: AVX-VNNI, or AVX-512 VNNI with VL |
 /// | `avx512vnni` | AVX-512 F, BW, DQ, VL and VNNI |
 ///
 /// Every function of this crate gives the same bits on each of them.
@@ -33,6 +34,8 @@ enum Kind {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
 }
@@ -66,6 +69,8 @@ impl Isa {
             Some(Kind::Scalar),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Kind::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            AvxVnni::detect().map(Kind::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             Avx512Vnni::detect().map(Kind::Avx512Vnni),
         ];
@@ -101,12 +106,14 @@ impl Isa {
         ACTIVE.get_or_init(choose).clone()
     }
 
-    /// `"scalar"`, `"avx2"` or `"avx512vnni"`.
+    /// Its name in the table above.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni(_) => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(_) => "avx512vnni",
         }
@@ -119,6 +126,8 @@ impl Isa {
             Kind::Scalar => kernel.run(Scalar),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(token) => token.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni(token) => token.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(token) => token.run(kernel),
         }
@@ -156,7 +165,7 @@ mod tests {
         let message = Isa::from_name("sse9").unwrap_err().to_string();
         assert_eq!(
             message,
-            "`sse9` is not an instruction set: use one of scalar, avx2, avx512vnni, or leave it out to take the best"
+            "`sse9` is not an instruction set: use one of scalar, avx2, avxvnni, avx512vnni, or leave it out to take the best"
         );
         let missing = IsaError::Missing { name: "avx2".into(), available: "scalar".into() };
         assert_eq!(

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::Isa;
 use crate::gemm::{Line, PANEL};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Product, Simd};
 
 /// The longest sum whose corrected value fits an i32: `|a - zero_point| <= 255` and `|w| <= 128`, and
 /// `255 * 128 * 65536 < 2^31`.
@@ -117,23 +117,34 @@ impl Kernel for Pack<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) -> PackedWeights {
         let Self { isa, q, outputs, inputs } = self;
-        let padded = inputs.next_multiple_of(S::K_GROUP);
+        let padded = inputs.next_multiple_of(S::Product::K_GROUP);
         let panels = outputs.div_ceil(PANEL);
         let lines_per_panel = padded * PANEL / size_of::<Line>();
-        let zero = S::WEIGHT_FLIP as i8;
+        let zero = S::Product::WEIGHT_FLIP as i8;
         let mut lines = vec![Line([zero; 64]); panels * lines_per_panel];
         let mut column_sums = vec![[0; PANEL]; panels];
         for (output, row) in q.chunks_exact(inputs).enumerate() {
             let (panel, column) = (output / PANEL, output % PANEL);
             let packed = &mut lines[panel * lines_per_panel..][..lines_per_panel];
             for (k, &w) in row.iter().enumerate() {
-                let position = S::packed_position(k, column, padded);
+                let position = position::<S::Product>(k, column, padded);
                 packed[position / 64].0[position % 64] = w ^ zero;
             }
             column_sums[panel][column] = row.iter().map(|&w| i32::from(w)).sum();
         }
         PackedWeights { isa, outputs, inputs, lines, lines_per_panel, column_sums }
     }
+}
+
+/// Where `w[k, column]` lies in a packed panel of `padded` values of K: strip after strip, and within a strip group
+/// after group, the values of a group and column together.
+#[inline(always)]
+pub(crate) fn position<P: Product>(k: usize, column: usize, padded: usize) -> usize {
+    let (strip, group) = (column / P::STRIP, k / P::K_GROUP);
+    strip * padded * P::STRIP
+        + group * P::STRIP * P::K_GROUP
+        + column % P::STRIP * P::K_GROUP
+        + k % P::K_GROUP
 }
 
 #[cfg(test)]

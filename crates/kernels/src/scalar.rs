@@ -3,7 +3,7 @@
 use std::array::from_fn;
 
 use crate::gemm::{Line, PANEL, Tile};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Product, Simd};
 
 /// Needs nothing of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,7 @@ pub(crate) struct Scalar;
 const ROUNDER: f32 = 12_582_912.0;
 
 impl Simd for Scalar {
+    type Product = Self;
     type F = [f32; LANES];
     type I = [i32; LANES];
     type D = [f64; LANES];
@@ -181,13 +182,16 @@ impl Simd for Scalar {
         *to = vector;
     }
 
+    #[inline(always)]
+    fn product(self) -> Self {
+        self
+    }
+}
+
+impl Product for Scalar {
+    const STRIP: usize = PANEL;
     const K_GROUP: usize = 1;
     const WEIGHT_FLIP: u8 = 0;
-
-    #[inline(always)]
-    fn packed_position(k: usize, column: usize, _padded: usize) -> usize {
-        k * PANEL + column
-    }
 
     #[inline(always)]
     fn row_offset(self, _row: &[i8]) -> i32 {

@@ -21,6 +21,8 @@ pub(crate) trait Kernel {
 
 /// Operations on sixteen lanes; the value is the proof that the machine has them.
 pub(crate) trait Simd: Copy {
+    /// The integer product that goes with them.
+    type Product: Product;
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen i32.
@@ -81,20 +83,7 @@ pub(crate) trait Simd: Copy {
     fn add_square_of_difference(self, sum: Self::D, a: Self::F, b: Self::F) -> Self::D;
     fn store_f64(self, vector: Self::D, to: &mut [f64; LANES]);
 
-    /// Packed weights of this instruction set: how many values of K stand together.
-    const K_GROUP: usize;
-    /// The bits of a packed byte that are flipped: `0x80` stores `w + 128` as u8.
-    const WEIGHT_FLIP: u8;
-
-    /// Where `w[k, column]` lies in a packed panel of 64 columns and `padded` values of K.
-    fn packed_position(k: usize, column: usize, padded: usize) -> usize;
-
-    /// What the accumulators of a row begin with, so that the tile ends with the exact product.
-    fn row_offset(self, row: &[i8]) -> i32;
-
-    /// `tile[r][c] = sum over k of a[r, k] * w[k, c]` for the `offsets.len()` rows of `a` (1 to 6, `inputs` values
-    /// each) and one packed panel. `offsets[r]` is [`Simd::row_offset`] of row `r`.
-    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile);
+    fn product(self) -> Self::Product;
 
     /// The lanes of `from`, and `fill` in those that it lacks; `from` has fewer than sixteen.
     #[inline(always)]
@@ -167,4 +156,22 @@ pub(crate) trait Simd: Copy {
         self.store_i32(vector, &mut lanes);
         lanes.into_iter().fold(i32::MIN, i32::max)
     }
+}
+
+/// The integer product of an instruction set, and the layout of weights that it reads; the value is the proof that the
+/// machine has its instructions.
+pub(crate) trait Product: Copy {
+    /// Columns of a panel that stand together: the tile takes one such strip after the other.
+    const STRIP: usize;
+    /// Values of K that stand together within a strip.
+    const K_GROUP: usize;
+    /// The bits of a packed byte that are flipped: `0x80` stores `w + 128` as u8.
+    const WEIGHT_FLIP: u8;
+
+    /// What the accumulators of a row begin with, so that the tile ends with the exact product.
+    fn row_offset(self, row: &[i8]) -> i32;
+
+    /// `tile[r][c] = sum over k of a[r, k] * w[k, c]` for the `offsets.len()` rows of `a` (1 to 6, `inputs` values
+    /// each) and one packed panel. `offsets[r]` is [`Product::row_offset`] of row `r`.
+    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile);
 }

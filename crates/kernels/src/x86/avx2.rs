@@ -2,13 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2_tile;
-use crate::gemm::{Line, Tile};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Product, Simd};
 
-/// Proof that the machine has AVX2 and FMA: [`Avx2::detect`] is the only way to get one.
+/// Proof that the machine has AVX2 and FMA, with one of the integer products that go with them: [`Ymm::new`] is the only
+/// way to get one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx2(());
+pub(crate) struct Ymm<P>(P);
 
 /// Intrinsics on values, and loads and stores of whole references.
 macro_rules! intrinsics {
@@ -19,16 +18,16 @@ macro_rules! intrinsics {
     };
 }
 
-impl Avx2 {
-    pub(crate) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+impl<P: Product> Ymm<P> {
+    pub(super) fn new(product: P) -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(product))
     }
 
     /// Runs `kernel`, compiled for AVX2 and FMA.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,fma")]
-        fn enabled<K: Kernel>(kernel: K, simd: Avx2) -> K::Output {
+        fn enabled<K: Kernel, S: Simd>(kernel: K, simd: S) -> K::Output {
             kernel.run(simd)
         }
         intrinsics!(enabled(kernel, self))
@@ -42,7 +41,8 @@ macro_rules! both {
     };
 }
 
-impl Simd for Avx2 {
+impl<P: Product> Simd for Ymm<P> {
+    type Product = P;
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type D = [__m256d; 4];
@@ -247,28 +247,15 @@ impl Simd for Avx2 {
         }
     }
 
-    const K_GROUP: usize = avx2_tile::K_GROUP;
-    const WEIGHT_FLIP: u8 = 0;
-
     #[inline(always)]
-    fn packed_position(k: usize, column: usize, padded: usize) -> usize {
-        avx2_tile::packed_position(k, column, padded)
-    }
-
-    #[inline(always)]
-    fn row_offset(self, _row: &[i8]) -> i32 {
-        0
-    }
-
-    #[inline(always)]
-    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile) {
-        intrinsics!(avx2_tile::tile(a, inputs, panel, offsets.len(), tile));
+    fn product(self) -> P {
+        self.0
     }
 }
 
 /// A square of eight by eight.
 #[inline(always)]
-fn transpose_eight(_token: Avx2, rows: [__m256; 8]) -> [__m256; 8] {
+fn transpose_eight<P>(_token: Ymm<P>, rows: [__m256; 8]) -> [__m256; 8] {
     let (mut pairs, mut fours, mut columns) = (rows, rows, rows);
     intrinsics!({
         for i in (0..8).step_by(2) {
@@ -291,7 +278,7 @@ fn transpose_eight(_token: Avx2, rows: [__m256; 8]) -> [__m256; 8] {
 }
 
 #[inline(always)]
-fn widen(_token: Avx2, a: [__m256; 2]) -> [__m256d; 4] {
+fn widen<P>(_token: Ymm<P>, a: [__m256; 2]) -> [__m256d; 4] {
     let low = |half| intrinsics!(_mm256_cvtps_pd(_mm256_castps256_ps128(half)));
     let high = |half| intrinsics!(_mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half)));
     [low(a[0]), high(a[0]), low(a[1]), high(a[1])]

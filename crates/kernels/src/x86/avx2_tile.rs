@@ -6,29 +6,49 @@
 use std::arch::x86_64::*;
 
 use crate::gemm::{Line, PANEL, TILE_ROWS, Tile};
+use crate::pack::position;
+use crate::simd::Product;
 
 /// Values of K that are multiplied at once.
-pub(super) const K_GROUP: usize = 2;
+const K_GROUP: usize = 2;
 /// Columns that are multiplied in one go: two accumulators for each of six rows leave registers for the operands.
 const STRIP: usize = 16;
 /// Values of K for which activations are widened at a time: with the weights of a strip they fit the L1 cache.
 const BLOCK: usize = 512;
 
-/// Strip after strip, group after group: 16 columns of two values each.
-#[inline(always)]
-pub(super) fn packed_position(k: usize, column: usize, padded: usize) -> usize {
-    (column / STRIP) * (padded * STRIP)
-        + (k / K_GROUP) * (STRIP * K_GROUP)
-        + (column % STRIP) * K_GROUP
-        + k % K_GROUP
+/// Proof that the machine has AVX2: [`Madd::detect`] is the only way to get one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Madd(());
+
+impl Madd {
+    pub(super) fn detect() -> Option<Self> {
+        is_x86_feature_detected!("avx2").then_some(Self(()))
+    }
+}
+
+impl Product for Madd {
+    const STRIP: usize = STRIP;
+    const K_GROUP: usize = K_GROUP;
+    const WEIGHT_FLIP: u8 = 0;
+
+    #[inline(always)]
+    fn row_offset(self, _row: &[i8]) -> i32 {
+        0
+    }
+
+    #[inline(always)]
+    fn tile(self, a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], to: &mut Tile) {
+        // SAFETY: `self` exists only where AVX2 was detected.
+        unsafe { tile(a, inputs, panel, offsets.len(), to) }
+    }
 }
 
 /// Pairs of activations, as `vpmaddwd` takes them.
 type Widened = [[[i16; K_GROUP]; BLOCK / K_GROUP]; TILE_ROWS];
 
-/// See [`crate::simd::Simd::tile`].
+/// See [`Product::tile`].
 #[target_feature(enable = "avx2")]
-pub(super) fn tile(a: &[i8], inputs: usize, panel: &[Line], rows: usize, tile: &mut Tile) {
+fn tile(a: &[i8], inputs: usize, panel: &[Line], rows: usize, tile: &mut Tile) {
     match rows {
         1 => fixed_tile::<1>(a, inputs, panel, tile),
         2 => fixed_tile::<2>(a, inputs, panel, tile),
@@ -57,7 +77,7 @@ fn fixed_tile<const ROWS: usize>(a: &[i8], inputs: usize, panel: &[Line], tile: 
         // Beside an odd last value stands whatever was there before: its weight is 0.
         let groups = (end - start).div_ceil(K_GROUP);
         for strip in 0..PANEL / STRIP {
-            let first = packed_position(start, strip * STRIP, padded);
+            let first = position::<Madd>(start, strip * STRIP, padded);
             // SAFETY: `groups` groups of STRIP * K_GROUP bytes from there are in the panel, whose size was checked:
             // the block ends with the strip at the latest.
             unsafe {

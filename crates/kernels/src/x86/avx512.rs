@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::avx512_tile;
-use crate::gemm::{Line, Tile};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::gemm::{Line, PANEL, Tile};
+use crate::simd::{Kernel, LANES, Product, Simd};
 
 /// Proof that the machine has AVX-512 with VNNI: [`Avx512Vnni::detect`] is the only way to get one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,7 @@ impl Avx512Vnni {
 }
 
 impl Simd for Avx512Vnni {
+    type Product = Self;
     type F = __m512;
     type I = __m512i;
     type D = [__m512d; 2];
@@ -259,13 +260,16 @@ impl Simd for Avx512Vnni {
         });
     }
 
+    #[inline(always)]
+    fn product(self) -> Self {
+        self
+    }
+}
+
+impl Product for Avx512Vnni {
+    const STRIP: usize = PANEL;
     const K_GROUP: usize = avx512_tile::K_GROUP;
     const WEIGHT_FLIP: u8 = avx512_tile::WEIGHT_FLIP;
-
-    #[inline(always)]
-    fn packed_position(k: usize, column: usize, _padded: usize) -> usize {
-        avx512_tile::packed_position(k, column)
-    }
 
     #[inline(always)]
     fn row_offset(self, row: &[i8]) -> i32 {

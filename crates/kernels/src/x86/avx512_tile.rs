@@ -15,12 +15,6 @@ pub(super) const WEIGHT_FLIP: u8 = 0x80;
 /// Accumulators of a row.
 const VECTORS: usize = PANEL / 16;
 
-/// Group after group: 64 columns of four values each.
-#[inline(always)]
-pub(super) fn packed_position(k: usize, column: usize) -> usize {
-    (k / K_GROUP) * (PANEL * K_GROUP) + column * K_GROUP + k % K_GROUP
-}
-
 /// `-128 * sum(row)`, for rows of 65536 values at most.
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) fn row_offset(row: &[i8]) -> i32 {
@@ -35,7 +29,7 @@ pub(super) fn row_offset(row: &[i8]) -> i32 {
     -128 * (_mm512_reduce_add_epi32(sums) + tail)
 }
 
-/// See [`crate::simd::Simd::tile`].
+/// See [`crate::simd::Product::tile`].
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) fn tile(a: &[i8], inputs: usize, panel: &[Line], offsets: &[i32], tile: &mut Tile) {
     // Rows that are few have few accumulators: several sets of them keep the multipliers busy.
