@@ -24,8 +24,8 @@ pub(crate) struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage or config, or one that names a model or file that does not exist; 3 an \
 accuracy gate was not met (the outputs are kept); 130 stopped by a signal.
-Environment: ZEROPOINT_ISA=scalar|avx2|avxvnni|avx512vnni chooses the instruction set, NO_COLOR turns colour off; \
-HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are those of the Hugging Face hub.";
+Environment: ZEROPOINT_ISA=scalar|avx2|avxvnni|avx512vnni|neon|neon-dotprod chooses the instruction set, NO_COLOR \
+turns colour off; HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are those of the Hugging Face hub.";
 
 const SUPPORTED: &str = "\
 Supported models: encoders of texts (BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet, ALBERT, ELECTRA, ModernBERT, \

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use thiserror::Error;
 
+#[cfg(target_arch = "aarch64")]
+use crate::aarch64::{Neon, NeonDotprod};
 use crate::scalar::Scalar;
 use crate::simd::Kernel;
 #[cfg(target_arch = "x86_64")]
@@ -14,7 +16,7 @@ use crate::x86::{Avx2, Avx512Vnni, AvxVnni};
 const VARIABLE: &str = "ZEROPOINT_ISA";
 
 /// Every name that [`Isa::from_name`] knows on some machine.
-const NAMES: [&str; 4] = ["scalar", "avx2", "avxvnni", "avx512vnni"];
+const NAMES: [&str; 6] = ["scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neon-dotprod"];
 
 /// Proof that the machine has an instruction set.
 ///
@@ -24,6 +26,8 @@ const NAMES: [&str; 4] = ["scalar", "avx2", "avxvnni", "avx512vnni"];
 /// | `avx2` | AVX2 and FMA |
 /// | `avxvnni` | AVX2, FMA and VNNI on 256 bits: AVX-VNNI, or AVX-512 VNNI with VL |
 /// | `avx512vnni` | AVX-512 F, BW, DQ, VL and VNNI |
+/// | `neon` | 64-bit Arm with NEON, little-endian |
+/// | `neon-dotprod` | the same and the dot product instructions (`FEAT_DotProd`) |
 ///
 /// Every function of this crate gives the same bits on each of them.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,6 +42,10 @@ enum Kind {
     AvxVnni(AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(NeonDotprod),
 }
 
 /// Why a name gives no instruction set.
@@ -73,6 +81,10 @@ impl Isa {
             AvxVnni::detect().map(Kind::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             Avx512Vnni::detect().map(Kind::Avx512Vnni),
+            #[cfg(target_arch = "aarch64")]
+            Neon::detect().map(Kind::Neon),
+            #[cfg(target_arch = "aarch64")]
+            NeonDotprod::detect().map(Kind::NeonDotprod),
         ];
         kinds.into_iter().flatten().map(Self).collect()
     }
@@ -116,6 +128,10 @@ impl Isa {
             Kind::AvxVnni(_) => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDotprod(_) => "neon-dotprod",
         }
     }
 
@@ -130,6 +146,10 @@ impl Isa {
             Kind::AvxVnni(token) => token.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(token) => token.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(token) => token.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDotprod(token) => token.run(kernel),
         }
     }
 }
@@ -165,7 +185,8 @@ mod tests {
         let message = Isa::from_name("sse9").unwrap_err().to_string();
         assert_eq!(
             message,
-            "`sse9` is not an instruction set: use one of scalar, avx2, avxvnni, avx512vnni, or leave it out to take the best"
+            "`sse9` is not an instruction set: use one of scalar, avx2, avxvnni, avx512vnni, neon, neon-dotprod, or leave \
+             it out to take the best"
         );
         let missing = IsaError::Missing { name: "avx2".into(), available: "scalar".into() };
         assert_eq!(

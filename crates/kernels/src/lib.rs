@@ -34,6 +34,8 @@
 // enables it; a call instead would pass vectors through memory.
 #![allow(clippy::inline_always)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod activation;
 mod attention;
 mod gemm;

@@ -340,7 +340,9 @@ mod tests {
     proptest! {
         #[test]
         fn extremes_are_those_of_a_plain_loop(x in prop::collection::vec(any_bits(), 0..100)) {
-            let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+            // A signalling NaN is not for `f32::min`: its result there depends on the processor.
+            let numbers = x.iter().filter(|x| !x.is_nan());
+            let (min, max) = numbers.fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
             for isa in Isa::available() {
                 let found = extremes(isa, &x);
                 prop_assert_eq!(found, Extremes { min, max, finite: x.iter().all(|x| x.is_finite()) });
@@ -388,7 +390,9 @@ mod tests {
             let x = &x[..x.len() / columns * columns];
             let mut expected = vec![1.0f32; columns];
             for row in x.chunks_exact(columns) {
-                expected.iter_mut().zip(row).for_each(|(out, x)| *out = out.max(x.abs()));
+                for (out, x) in expected.iter_mut().zip(row).filter(|(_, x)| !x.is_nan()) {
+                    *out = out.max(x.abs());
+                }
             }
             for isa in Isa::available() {
                 let mut out = vec![1.0; columns];
