@@ -3,6 +3,20 @@
 // An intrinsic's name says where it comes from.
 #![allow(clippy::wildcard_imports)]
 
+/// Folds two registers of 256 bits to one lane, over the tree of [`crate::simd::Simd::fold`]: lane `i` with `i + 8`, then
+/// `i + 4`, `i + 2`, `i + 1`.
+macro_rules! fold {
+    ($halves:expr, $wide:ident, $narrow:ident) => {{
+        let [low, high] = $halves;
+        intrinsics!({
+            let eight = $wide(low, high);
+            let four = $narrow(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = $narrow(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32($narrow(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }};
+}
+
 mod avx2;
 mod avx2_tile;
 mod avx512;

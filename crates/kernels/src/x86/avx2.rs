@@ -224,6 +224,21 @@ impl<P: Product> Simd for Ymm<P> {
     }
 
     #[inline(always)]
+    fn sum(self, vector: Self::F) -> f32 {
+        fold!(vector, _mm256_add_ps, _mm_add_ps)
+    }
+
+    #[inline(always)]
+    fn largest(self, vector: Self::F) -> f32 {
+        fold!(vector, _mm256_max_ps, _mm_max_ps)
+    }
+
+    #[inline(always)]
+    fn smallest(self, vector: Self::F) -> f32 {
+        fold!(vector, _mm256_min_ps, _mm_min_ps)
+    }
+
+    #[inline(always)]
     fn zero_f64(self) -> Self::D {
         intrinsics!([_mm256_setzero_pd(); 4])
     }

@@ -40,6 +40,13 @@ impl Avx512Vnni {
     }
 }
 
+/// A register as two of 256 bits.
+macro_rules! halves {
+    ($vector:expr) => {
+        intrinsics!([_mm512_castps512_ps256($vector), _mm512_extractf32x8_ps::<1>($vector)])
+    };
+}
+
 impl Simd for Avx512Vnni {
     type Product = Self;
     type F = __m512;
@@ -230,6 +237,26 @@ impl Simd for Avx512Vnni {
             }
         });
         columns
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: Self::F) -> f32 {
+        fold!(halves!(vector), _mm256_add_ps, _mm_add_ps)
+    }
+
+    #[inline(always)]
+    fn largest(self, vector: Self::F) -> f32 {
+        fold!(halves!(vector), _mm256_max_ps, _mm_max_ps)
+    }
+
+    #[inline(always)]
+    fn smallest(self, vector: Self::F) -> f32 {
+        fold!(halves!(vector), _mm256_min_ps, _mm_min_ps)
+    }
+
+    #[inline(always)]
+    fn largest_i32(self, vector: Self::I) -> i32 {
+        intrinsics!(_mm512_reduce_max_epi32(vector))
     }
 
     #[inline(always)]
