@@ -99,6 +99,12 @@ impl PackedWeights {
         &self.lines[index * self.lines_per_panel..][..self.lines_per_panel]
     }
 
+    /// The panel behind that one, nothing behind the last.
+    pub(crate) fn panel_after(&self, index: usize) -> &[Line] {
+        let start = self.lines.len().min((index + 1) * self.lines_per_panel);
+        &self.lines[start..self.lines.len().min(start + self.lines_per_panel)]
+    }
+
     pub(crate) fn column_sums(&self, panel: usize) -> &[i32; PANEL] {
         &self.column_sums[panel]
     }

@@ -168,6 +168,10 @@ pub(crate) trait Product: Copy {
     /// The bits of a packed byte that are flipped: `0x80` stores `w + 128` as u8.
     const WEIGHT_FLIP: u8;
 
+    /// Asks for a line that a later tile reads.
+    #[inline(always)]
+    fn prefetch(self, _line: &Line) {}
+
     /// What the accumulators of a row begin with, so that the tile ends with the exact product.
     fn row_offset(self, row: &[i8]) -> i32;
 

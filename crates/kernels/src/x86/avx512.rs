@@ -299,6 +299,11 @@ impl Product for Avx512Vnni {
     const WEIGHT_FLIP: u8 = avx512_tile::WEIGHT_FLIP;
 
     #[inline(always)]
+    fn prefetch(self, line: &Line) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast()));
+    }
+
+    #[inline(always)]
     fn row_offset(self, row: &[i8]) -> i32 {
         intrinsics!(avx512_tile::row_offset(row))
     }
