@@ -83,7 +83,8 @@ impl<T: Finish> Kernel for Multiply<'_, T> {
                 let next = self.w.panel_after(panel);
                 let count = rows.div_ceil(TILE_ROWS);
                 for (tile_index, range) in tiles(rows).enumerate() {
-                    for line in &next[tile_index * next.len() / count..(tile_index + 1) * next.len() / count] {
+                    for line in &next[tile_index * next.len() / count..(tile_index + 1) * next.len() / count]
+                    {
                         product.prefetch(line);
                     }
                     let a = &block[range.start * inputs..range.end * inputs];

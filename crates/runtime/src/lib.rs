@@ -5,13 +5,20 @@
 //! of each quantised site: activations are quantised once for all Linears that share them, products are exact in
 //! i8 x i8 -> i32, and scales, zero points, bias and non-linearity are applied in one pass over the result.
 //!
+//! Where all Linears of the blocks are INT8, a fused engine runs whole blocks over memory that stays between calls, with the
+//! same bits. [`Encoder`] takes texts; [`Int8Linear`] is one Linear for models built by hand.
+//!
 //! It knows files through `zeropoint-formats` alone, and neither calibration nor quantisation algorithms.
 
+mod encoder;
 mod engine;
 mod linear;
 mod model;
+mod module;
 mod site;
 
+pub use encoder::Encoder;
 pub use linear::IntegerLinear;
 pub use model::{QuantizedModel, RuntimeError};
+pub use module::Int8Linear;
 pub use site::IntegerSite;

@@ -114,11 +114,12 @@ impl QuantizedModel {
 }
 
 /// How a Linear is quantised. The config's targets are modules of the class `Linear`, which a convolution is not.
-fn scheme_of(config: &QuantizationConfig, linear: &LinearSpec) -> Option<Scheme> {
+pub(crate) fn scheme_of(config: &QuantizationConfig, linear: &LinearSpec) -> Option<Scheme> {
     if linear.is_torch_linear() { config.scheme_of(&linear.path) } else { None }
 }
 
-fn reader(
+/// A Linear as the directory has it: INT8 by `scheme`, or float without one.
+pub(crate) fn reader(
     directory: &ModelDirectory,
     isa: Isa,
     linear: &LinearSpec,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Module, Tensor};
 use tempfile::TempDir;
 use zeropoint_core::{
     ActivationMode, ActivationScheme, Granularity, QuantParams, Scheme, Symmetry, WeightScheme, quantize,
@@ -16,7 +16,7 @@ use zeropoint_models::{
     ActivationQuantizer, Model, ModelDirectory, ModelError, PackedBatch, SimulatedLinear, SimulatedReader,
     SimulatedSite, SiteOp, SourceRef, Tables, Task,
 };
-use zeropoint_runtime::QuantizedModel;
+use zeropoint_runtime::{Encoder, Int8Linear, QuantizedModel};
 
 const TEXTS: [&str; 4] = ["the river is on fire", "models", "What was that, and when can we use it?", ""];
 const QUERY: &str = "encoder.layer.1.attention.self.query";
@@ -373,5 +373,55 @@ fn a_damaged_directory_is_refused() {
             assert!(message.contains(phrase), "{what}: {phrase:?} is not in: {message}");
         }
         assert!(!message.contains('\n'), "{what}: one sentence is expected: {message}");
+    }
+}
+
+#[test]
+fn an_encoder_gives_each_text_its_vector_from_any_number_of_threads() {
+    let deployed = Deployed::new("bert-mean", |_| Some(DYNAMIC));
+    let encoder = Encoder::load(deployed.dir.path()).unwrap();
+    // More than a batch, short ones among long ones.
+    let texts: Vec<String> = (0..70).map(|i| TEXTS[i % TEXTS.len()].repeat(1 + i % 3)).collect();
+    let alone: Vec<Vec<f32>> =
+        texts.iter().map(|text| encoder.encode(&[text]).unwrap().pop().expect("a vector")).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert_eq!(encoder.encode(&texts).unwrap(), alone));
+        }
+    });
+    assert_eq!(encoder.encode::<&str>(&[]).unwrap(), Vec::<Vec<f32>>::new());
+
+    let classifier = Deployed::new("bert-classifier-bf16", |_| Some(DYNAMIC));
+    let Err(error) = Encoder::load(classifier.dir.path()) else { panic!("loaded") };
+    assert!(error.to_string().contains("gives no vectors of texts"), "{error}");
+}
+
+#[test]
+fn one_linear_is_a_candle_module() {
+    for scheme in [DYNAMIC, STATIC] {
+        let deployed = Deployed::new("bert-mean", |path| (!path.ends_with("key")).then_some(scheme));
+        let directory = open(deployed.dir.path());
+        let path = "encoder.layer.0.attention.self.query";
+        let linear = Int8Linear::load(&directory, path).unwrap();
+        assert_eq!(linear.scheme(), scheme);
+        let (site, spec) = {
+            let (_, spec) = directory.spec().linear(path).expect("a Linear");
+            (spec.site.expect("a site"), spec)
+        };
+        let x = Tensor::randn(0f32, 1.0, (2, 5, spec.inputs), &Device::Cpu).unwrap();
+        let y = linear.forward(&x).unwrap();
+        assert_eq!(y.dims(), [2, 5, spec.outputs]);
+        let rows = x.reshape((10, spec.inputs)).unwrap();
+        let expected = deployed.simulation().run_site(site, &rows).unwrap().remove(0);
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&y), values(&expected));
+
+        for (path, reason) in [
+            ("encoder.layer.0.attention.self.key", "is not INT8"),
+            ("encoder.layer.9.attention.self.query", "is not a Linear of this model"),
+        ] {
+            let Err(error) = Int8Linear::load(&directory, path) else { panic!("loaded") };
+            assert!(error.to_string().contains(reason), "{error}");
+        }
     }
 }

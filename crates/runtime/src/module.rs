@@ -1,0 +1,78 @@
+//! One quantised Linear for models that are built by hand on candle.
+
+use candle_core::{Module, Result, Tensor};
+use zeropoint_core::Scheme;
+use zeropoint_formats::compressed_tensors::QuantizationConfig;
+use zeropoint_kernels::Isa;
+use zeropoint_models::{ModelDirectory, ModelError, SiteOp};
+
+use crate::RuntimeError;
+use crate::model::{reader, scheme_of};
+use crate::site::IntegerSite;
+
+/// A Linear in INT8 as a candle module: its input is quantised as the directory says, the product is exact in integers, and
+/// scales, bias and non-linearity are applied in one pass.
+///
+/// ```no_run
+/// use candle_core::{Device, Module, Tensor};
+/// use zeropoint_models::{ModelDirectory, SourceRef, Task};
+/// use zeropoint_runtime::Int8Linear;
+///
+/// let directory = ModelDirectory::open(&SourceRef::Directory("runs/minilm/model".into()), Task::Auto)?;
+/// let query = Int8Linear::load(&directory, "encoder.layer.0.attention.self.query")?;
+/// let y = query.forward(&Tensor::zeros((2, 7, 384), candle_core::DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(y.dims(), [2, 7, 384]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Int8Linear {
+    site: IntegerSite,
+    outputs: usize,
+    scheme: Scheme,
+}
+
+impl Int8Linear {
+    /// Reads one Linear of a quantised directory, by its module path.
+    ///
+    /// # Errors
+    ///
+    /// A directory that is not quantised, a path that it does not have, and a Linear that is not INT8 there.
+    pub fn load(directory: &ModelDirectory, path: &str) -> std::result::Result<Self, RuntimeError> {
+        let Some(config) = directory.quantization_config() else {
+            return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
+        };
+        let config = QuantizationConfig::from_json(config)?;
+        let bad = |reason: String| ModelError::Tensor {
+            path: directory.path().to_owned(),
+            tensor: path.to_owned(),
+            reason,
+        };
+        let (_, linear) = directory
+            .spec()
+            .linear(path)
+            .ok_or_else(|| bad("is not a Linear of this model; `zeropoint inspect` lists them".to_owned()))?;
+        let scheme = scheme_of(&config, linear)
+            .ok_or_else(|| bad("is not INT8; candle_nn::Linear runs it".to_owned()))?;
+        let isa = Isa::active().map_err(ModelError::from)?;
+        let readers = vec![reader(directory, isa, linear, Some(scheme))?];
+        Ok(Self { site: IntegerSite::new(isa, readers), outputs: linear.outputs, scheme })
+    }
+
+    /// How weights and activations are quantised.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+}
+
+impl Module for Int8Linear {
+    /// `[.., inputs]` in f32 to `[.., outputs]`. An input that is not finite is an error.
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let mut dims = input.dims().to_vec();
+        let Some(inputs) = dims.pop() else {
+            candle_core::bail!("a Linear takes [.., inputs], not a scalar")
+        };
+        let rows = input.contiguous()?.reshape(((), inputs))?;
+        let mut outputs = self.site.forward(&rows)?;
+        dims.push(self.outputs);
+        outputs.remove(0).reshape(dims)
+    }
+}
