@@ -9,7 +9,7 @@ use zeropoint_core::{QuantParams, Rng, Symmetry};
 use zeropoint_kernels::{
     Activation, AttentionScratch, Epilogue, HeadInput, Isa, PackedWeights, RowParams, activate, attend,
     channel_absmax, dequantize, extremes, histogram, layer_norm, linear, quantize_static, quantize_tokens,
-    softmax_rows, sum_squared_error, tanh_in_place,
+    sum_squared_error, tanh_in_place,
 };
 
 fn main() {
@@ -182,12 +182,6 @@ fn gelu_tanh(bencher: Bencher<'_, '_>, name: &str) {
 fn tanh(bencher: Bencher<'_, '_>, name: &str) {
     let isa = isa(name);
     bench_in_place(bencher, |x| tanh_in_place(isa, x));
-}
-
-#[divan::bench(args = names())]
-fn softmax_of_128(bencher: Bencher<'_, '_>, name: &str) {
-    let isa = isa(name);
-    bench_in_place(bencher, |x| softmax_rows(isa, x, 128, 0.125));
 }
 
 #[divan::bench(args = names())]

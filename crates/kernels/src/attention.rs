@@ -1,11 +1,12 @@
 //! Scaled dot-product attention of one head over one sequence.
 
 use std::array::from_fn;
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use crate::Isa;
-use crate::activation::exp_nonpositive;
+use crate::activation::exp2_nonpositive;
 use crate::simd::{Kernel, LANES, Simd};
+use crate::{AlignedMemory, Isa};
 
 /// Queries whose scores are held at a time.
 const ROWS: usize = 6;
@@ -46,14 +47,14 @@ pub struct HeadInput<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct AttentionScratch {
     /// `[head_dim, padded tokens]`: the keys of every channel side by side.
-    keys: Vec<f32>,
+    keys: AlignedMemory<f32>,
     /// `[tokens, head_dim]`, rows padded to whole vectors: in the fused projection a head's values lie so far apart that they
     /// share few sets of the first cache.
-    values: Vec<f32>,
+    values: AlignedMemory<f32>,
     /// `[head_dim, ROWS]`: the queries of a block by channel.
-    queries: Vec<f32>,
+    queries: AlignedMemory<f32>,
     /// `[panels, ROWS, PANEL]`: so that a block's scores of one key stand at fixed distances.
-    scores: Vec<f32>,
+    scores: AlignedMemory<f32>,
 }
 
 /// `out[i] = sum over j of softmax(scale * query[i] . key[j] + bias[j - i]) * value[j]` over the tokens `j` that `i` reaches,
@@ -62,9 +63,10 @@ pub struct AttentionScratch {
 /// Rows of `out`, of `head_dim` values for each query, begin every `out_stride` values; others are left alone. Scores that
 /// are not finite make their row NaN.
 ///
-/// Each sum is over its index in order, each step a fused operation in f32, and the exponentials are those of
-/// [`softmax_rows`](crate::softmax_rows): results are equal bit for bit on all instruction sets and do not depend on which
-/// other sequences, heads or queries are computed.
+/// Each sum over channels or tokens is in the order of its index, each step a fused operation in f32, and an exponential has
+/// the relative error `2e-7 + 1e-7 * d` where its score lies `d` below the largest; more than 87.3 below it is exactly 0.
+/// Results are equal bit for bit on all instruction sets and do not depend on which other sequences, heads or queries are
+/// computed.
 pub fn attend(
     isa: Isa,
     input: &HeadInput<'_>,
@@ -87,10 +89,9 @@ pub fn attend(
     assert!(out.len() >= least(queries.len(), out_stride), "`out` holds all rows");
     let padded = tokens.next_multiple_of(PANEL);
     let AttentionScratch { keys, values, queries, scores } = scratch;
-    keys.resize(head_dim * padded, 0.0);
-    values.resize(head_dim.next_multiple_of(LANES) * tokens, 0.0);
-    queries.resize(head_dim * ROWS, 0.0);
-    scores.resize(ROWS * padded, 0.0);
+    let keys = keys.room(head_dim * padded);
+    let values = values.room(head_dim.next_multiple_of(LANES) * tokens);
+    let (queries, scores) = (queries.room(head_dim * ROWS), scores.room(ROWS * padded));
     isa.run(Attend { input, padded, keys, values, queries, scores, out, out_stride });
 }
 
@@ -174,10 +175,7 @@ impl Attend<'_, '_> {
                 (0..vectors).for_each(|vector| self.score::<S, R, 1>(s, panel, vector));
             }
         }
-        let mut factors = [0.0; R];
-        for (row, factor) in factors.iter_mut().enumerate() {
-            *factor = self.exponentials(s, first + row, row, (panels.clone(), end));
-        }
+        let factors = self.softmax::<S, R>(s, first, (panels.clone(), end));
         let at = first - self.input.queries.start;
         let width = head_dim.next_multiple_of(LANES);
         let mut channel = 0;
@@ -229,10 +227,43 @@ impl Attend<'_, '_> {
         }
     }
 
-    /// Replaces a query's scores in some panels, up to the key `end`, by exponentials, 0 where it does not reach, and
-    /// returns what makes their sum 1.
+    /// Replaces the scores of R queries in some panels, up to the key `end`, by exponentials, 0 where a query does not reach,
+    /// and returns what makes each row's sum 1. One step for all rows before the next, so that no row waits for another.
     #[inline(always)]
-    fn exponentials<S: Simd>(
+    fn softmax<S: Simd, const R: usize>(
+        &mut self,
+        s: S,
+        first: usize,
+        (panels, end): (Range<usize>, usize),
+    ) -> [f32; R] {
+        // In powers of two.
+        let scale = if self.input.bias.is_some() { 1.0 } else { self.input.scale } * LOG2_E;
+        let mut largest = [0.0; R];
+        for (row, largest) in largest.iter_mut().enumerate() {
+            *largest = self.reach(s, first + row, row, (panels.clone(), end));
+        }
+        let mut sums = [s.splat(0.0); R];
+        for (row, (sum, largest)) in sums.iter_mut().zip(largest).enumerate() {
+            let (scale, shift) = (s.splat(scale), s.splat(-largest * scale));
+            for panel in panels.clone() {
+                let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
+                let (vectors, _) = scores.as_chunks_mut::<LANES>();
+                *sum = match vectors.first_chunk_mut::<VECTORS>() {
+                    Some(whole) => exponentials_of(s, whole, (scale, shift), *sum),
+                    None => exponentials_of(s, vectors, (scale, shift), *sum),
+                };
+            }
+        }
+        let mut factors = [0.0; R];
+        for (factor, sum) in factors.iter_mut().zip(sums) {
+            *factor = 1.0 / s.sum(sum);
+        }
+        factors
+    }
+
+    /// Adds the bias to a query's scores, gives those that it does not reach negative infinity, and returns the largest.
+    #[inline(always)]
+    fn reach<S: Simd>(
         &mut self,
         s: S,
         query: usize,
@@ -242,7 +273,7 @@ impl Attend<'_, '_> {
         let HeadInput { tokens, scale, before, after, bias, .. } = *self.input;
         let reached = query.saturating_sub(before)..query.saturating_add(after).saturating_add(1).min(tokens);
         let mut largest = s.splat(f32::NEG_INFINITY);
-        for panel in panels.clone() {
+        for panel in panels {
             let first = panel * PANEL;
             let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
             let last = first + scores.len();
@@ -266,18 +297,7 @@ impl Attend<'_, '_> {
                 None => largest_of(s, vectors, largest),
             };
         }
-        let scale = s.splat(if bias.is_some() { 1.0 } else { scale });
-        let shift = s.mul(s.splat(-s.largest(largest)), scale);
-        let mut sum = s.splat(0.0);
-        for panel in panels {
-            let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
-            let (vectors, _) = scores.as_chunks_mut::<LANES>();
-            sum = match vectors.first_chunk_mut::<VECTORS>() {
-                Some(whole) => exponentials_of(s, whole, (scale, shift), sum),
-                None => exponentials_of(s, vectors, (scale, shift), sum),
-            };
-        }
-        1.0 / s.sum(sum)
+        s.largest(largest)
     }
 
     /// R rows of the output from `at` on, up to V vectors of channels.
@@ -335,7 +355,7 @@ fn exponentials_of<S: Simd>(
     mut sum: S::F,
 ) -> S::F {
     for v in vectors {
-        let e = exp_nonpositive(s, s.mul_add(s.load(v), scale, shift));
+        let e = exp2_nonpositive(s, s.mul_add(s.load(v), scale, shift));
         s.store(e, v);
         sum = s.add(sum, e);
     }
@@ -430,11 +450,10 @@ mod tests {
             let out_stride = head_dim + 2;
             let mut first: Option<Vec<f32>> = None;
             // Memory that a longer sequence has left its numbers in.
-            let mut scratch = AttentionScratch {
-                keys: vec![f32::NAN; 9999],
-                values: vec![f32::NAN; 9999],
-                queries: vec![f32::NAN; 999], scores: vec![f32::NAN; 9999],
-            };
+            let mut scratch = AttentionScratch::default();
+            for memory in [&mut scratch.keys, &mut scratch.values, &mut scratch.queries, &mut scratch.scores] {
+                memory.room(9999).fill(f32::NAN);
+            }
             for isa in Isa::available() {
                 let mut out = vec![-7.0; tokens * out_stride];
                 attend(isa, &input, &mut scratch, &mut out, out_stride);

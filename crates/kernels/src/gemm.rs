@@ -16,6 +16,11 @@ pub(crate) const TILE_ROWS: usize = 6;
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [i8; 64]);
 
+/// Begins at a cache line: a vector that crosses one cannot be read back before it has reached the cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Aligned<T>(pub(crate) T);
+
 /// Sums of a tile.
 pub(crate) type Tile = [[i32; PANEL]; TILE_ROWS];
 
@@ -69,7 +74,7 @@ impl<T: Finish> Kernel for Multiply<'_, T> {
         let (inputs, product) = (self.w.inputs(), simd.product());
         let block_rows = (BLOCK_BYTES / inputs).clamp(4 * TILE_ROWS, BLOCK_ROWS);
         let mut offsets = [0; BLOCK_ROWS];
-        let mut tile = [[0; PANEL]; TILE_ROWS];
+        let Aligned(tile) = &mut Aligned([[0; PANEL]; TILE_ROWS]);
         for (index, block) in self.a.chunks(block_rows * inputs).enumerate() {
             let rows = block.len() / inputs;
             for (offset, row) in offsets.iter_mut().zip(block.chunks_exact(inputs)) {
@@ -88,7 +93,7 @@ impl<T: Finish> Kernel for Multiply<'_, T> {
                         product.prefetch(line);
                     }
                     let a = &block[range.start * inputs..range.end * inputs];
-                    product.tile(a, inputs, self.w.panel(panel), &offsets[range.clone()], &mut tile);
+                    product.tile(a, inputs, self.w.panel(panel), &offsets[range.clone()], tile);
                     self.to.finish(simd, index * block_rows + range.start, &tile[..range.len()]);
                 }
             }

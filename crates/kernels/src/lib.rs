@@ -41,12 +41,12 @@ mod attention;
 mod gemm;
 mod isa;
 mod linear;
+mod memory;
 mod norm;
 mod pack;
 mod quantize;
 mod scalar;
 mod simd;
-mod softmax;
 mod statistics;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -56,10 +56,10 @@ pub use attention::{AttentionScratch, HeadInput, attend};
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};
 pub use linear::{Epilogue, RowParams, dequantize_sums, linear};
+pub use memory::AlignedMemory;
 pub use norm::{layer_norm, layer_norm_in_place};
 pub use pack::{PackError, PackedWeights};
 pub use quantize::{NonFinite, dequantize, quantize_static, quantize_tokens};
-pub use softmax::softmax_rows;
 pub use statistics::{
     Extremes, LogBins, channel_absmax, count_columns, extremes, histogram, row_extremes, sum_squared_error,
 };

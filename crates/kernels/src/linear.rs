@@ -5,7 +5,7 @@ use std::ops::Range;
 use zeropoint_core::QuantParams;
 
 use crate::activation::{Activation, GeluErf, GeluTanh, Identity, Map, Relu};
-use crate::gemm::{Finish, PANEL, multiply};
+use crate::gemm::{Aligned, Finish, PANEL, multiply};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Isa, PackedWeights};
 
@@ -119,11 +119,12 @@ struct Out<'a> {
 }
 
 /// The epilogue of one panel, padded to whole vectors.
+#[repr(C, align(64))]
 struct Panel {
-    columns: Range<usize>,
     column_sums: [i32; PANEL],
     scales: [f32; PANEL],
     bias: [f32; PANEL],
+    columns: Range<usize>,
 }
 
 struct Dequantize<'a, M> {
@@ -162,19 +163,56 @@ impl<M: Map> Finish for Dequantize<'_, M> {
                 RowParams::PerTensor(params) => params,
                 RowParams::PerToken(params) => params[row],
             };
-            let (scale, zero_point) = (simd.splat(scale), simd.splat_i32(i32::from(zero_point)));
+            let Aligned(corrected) = &mut Aligned([0; PANEL]);
+            let exact = if zero_point == 0 {
+                sums
+            } else {
+                panel.take_off(simd, zero_point, sums, corrected);
+                corrected
+            };
             let out = &mut self.out.data[row * self.out.stride + offset..][..panel.columns.len()];
-            let vectors = vectors(sums).iter().zip(vectors(&panel.column_sums));
-            let constants = vectors_f32(&panel.scales).iter().zip(vectors_f32(&panel.bias));
-            for ((out, (sums, column_sums)), (scales, bias)) in
-                out.chunks_mut(LANES).zip(vectors).zip(constants)
-            {
-                let correction = simd.mul_i32(zero_point, simd.load_i32(column_sums));
-                let exact = simd.sub_i32(simd.load_i32(sums), correction);
-                let product = simd.mul(simd.to_f32(exact), scale);
-                let y = simd.mul_add(product, simd.load(scales), simd.load(bias));
-                simd.store_some(self.activation.apply(simd, y), out);
+            match out.first_chunk_mut() {
+                Some(whole) => panel.dequantize(simd, exact, scale, self.activation, whole),
+                None => {
+                    let Aligned(whole) = &mut Aligned([0.0; PANEL]);
+                    panel.dequantize(simd, exact, scale, self.activation, whole);
+                    out.copy_from_slice(&whole[..out.len()]);
+                }
             }
+        }
+    }
+}
+
+impl Panel {
+    /// `sums - zero_point * column_sums`.
+    #[inline(always)]
+    fn take_off<S: Simd>(&self, s: S, zero_point: i8, sums: &[i32; PANEL], exact: &mut [i32; PANEL]) {
+        let zero_point = s.splat_i32(i32::from(zero_point));
+        let exact = exact.as_chunks_mut::<LANES>().0;
+        for ((exact, sums), column_sums) in
+            exact.iter_mut().zip(vectors(sums)).zip(vectors(&self.column_sums))
+        {
+            let correction = s.mul_i32(zero_point, s.load_i32(column_sums));
+            s.store_i32(s.sub_i32(s.load_i32(sums), correction), exact);
+        }
+    }
+
+    #[inline(always)]
+    fn dequantize<S: Simd, M: Map>(
+        &self,
+        s: S,
+        exact: &[i32; PANEL],
+        scale: f32,
+        activation: M,
+        out: &mut [f32; PANEL],
+    ) {
+        let scale = s.splat(scale);
+        let constants = vectors_f32(&self.scales).iter().zip(vectors_f32(&self.bias));
+        let out = out.as_chunks_mut::<LANES>().0;
+        for ((out, exact), (scales, bias)) in out.iter_mut().zip(vectors(exact)).zip(constants) {
+            let product = s.mul(s.to_f32(s.load_i32(exact)), scale);
+            let y = s.mul_add(product, s.load(scales), s.load(bias));
+            s.store(activation.apply(s, y), out);
         }
     }
 }

@@ -29,7 +29,8 @@ pub fn layer_norm(
         "`gamma` and `beta` have a value for each column"
     );
     assert_eq!(x.len(), out.len(), "`out` is as long as `x`");
-    isa.run(LayerNorm { x, residual, gamma, beta, eps, out });
+    out.copy_from_slice(x);
+    layer_norm_in_place(isa, out, residual, columns, gamma, beta, eps);
 }
 
 /// As [`layer_norm`] of `x + delta`, with the same bits, in the memory of `x`: the residual stream after a half of a block.
@@ -68,74 +69,48 @@ impl Kernel for InPlace<'_> {
     fn run<S: Simd>(self, s: S) {
         let columns = self.gamma.len();
         for (row, x) in self.x.chunks_exact_mut(columns).enumerate() {
-            let mut sum = s.splat(0.0);
-            match self.delta {
-                Some(delta) => {
-                    let delta = &delta[row * columns..][..columns];
-                    for (x, delta) in x.chunks_mut(LANES).zip(delta.chunks(LANES)) {
-                        let v = s.add(s.load_some(x, 0.0), s.load_some(delta, 0.0));
-                        s.store_some(v, x);
-                        sum = s.add(sum, v);
-                    }
-                }
-                None => {
-                    for x in x.chunks(LANES) {
-                        sum = s.add(sum, s.load_some(x, 0.0));
-                    }
-                }
-            }
-            normalise(s, x, s.sum(sum), self.gamma, self.beta, self.eps);
-        }
-    }
-}
-
-struct LayerNorm<'a> {
-    x: &'a [f32],
-    residual: Option<&'a [f32]>,
-    gamma: &'a [f32],
-    beta: &'a [f32],
-    eps: f32,
-    out: &'a mut [f32],
-}
-
-impl Kernel for LayerNorm<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let columns = self.gamma.len();
-        for (row, (x, out)) in
-            self.x.chunks_exact(columns).zip(self.out.chunks_exact_mut(columns)).enumerate()
-        {
-            let sum = match self.residual {
-                Some(residual) => add_and_sum(s, x, &residual[row * columns..][..columns], out),
-                None => copy_and_sum(s, x, out),
+            let sum = match self.delta {
+                Some(delta) => add_and_sum(s, x, &delta[row * columns..][..columns]),
+                None => sum_of(s, x),
             };
-            normalise(s, out, sum, self.gamma, self.beta, self.eps);
+            normalise(s, x, sum, self.gamma, self.beta, self.eps);
         }
     }
 }
 
+/// Running sums of a row, so that an addition need not wait for the one before.
+const SUMS: usize = 4;
+
+/// The sum of all lanes.
 #[inline(always)]
-fn add_and_sum<S: Simd>(s: S, x: &[f32], residual: &[f32], out: &mut [f32]) -> f32 {
-    let mut sum = s.splat(0.0);
-    for ((x, residual), out) in x.chunks(LANES).zip(residual.chunks(LANES)).zip(out.chunks_mut(LANES)) {
-        let v = s.add(s.load_some(x, 0.0), s.load_some(residual, 0.0));
-        s.store_some(v, out);
-        sum = s.add(sum, v);
-    }
-    s.sum(sum)
+fn fold<S: Simd>(s: S, [a, b, c, d]: [S::F; SUMS]) -> f32 {
+    s.sum(s.add(s.add(a, b), s.add(c, d)))
 }
 
+/// The sum of a row.
 #[inline(always)]
-fn copy_and_sum<S: Simd>(s: S, x: &[f32], out: &mut [f32]) -> f32 {
-    let mut sum = s.splat(0.0);
-    for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
-        let v = s.load_some(x, 0.0);
-        s.store_some(v, out);
-        sum = s.add(sum, v);
+fn sum_of<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let mut sums = [s.splat(0.0); SUMS];
+    for group in x.chunks(SUMS * LANES) {
+        for (x, sum) in group.chunks(LANES).zip(&mut sums) {
+            *sum = s.add(*sum, s.load_some(x, 0.0));
+        }
     }
-    s.sum(sum)
+    fold(s, sums)
+}
+
+/// `x += delta`, and the sum.
+#[inline(always)]
+fn add_and_sum<S: Simd>(s: S, x: &mut [f32], delta: &[f32]) -> f32 {
+    let mut sums = [s.splat(0.0); SUMS];
+    for (x, delta) in x.chunks_mut(SUMS * LANES).zip(delta.chunks(SUMS * LANES)) {
+        for ((x, delta), sum) in x.chunks_mut(LANES).zip(delta.chunks(LANES)).zip(&mut sums) {
+            let v = s.add(s.load_some(x, 0.0), s.load_some(delta, 0.0));
+            s.store_some(v, x);
+            *sum = s.add(*sum, v);
+        }
+    }
+    fold(s, sums)
 }
 
 #[inline(always)]
@@ -143,14 +118,16 @@ fn normalise<S: Simd>(s: S, row: &mut [f32], sum: f32, gamma: &[f32], beta: &[f3
     let count = row.len() as f32;
     let mean = sum / count;
     let centre = s.splat(mean);
-    let (mut first, mut second) = (s.splat(0.0), s.splat(0.0));
-    for v in row.chunks(LANES) {
-        let distance = s.sub(s.load_some(v, mean), centre);
-        first = s.add(first, distance);
-        second = s.mul_add(distance, distance, second);
+    let (mut first, mut second) = ([s.splat(0.0); SUMS], [s.splat(0.0); SUMS]);
+    for group in row.chunks(SUMS * LANES) {
+        for ((v, first), second) in group.chunks(LANES).zip(&mut first).zip(&mut second) {
+            let distance = s.sub(s.load_some(v, mean), centre);
+            *first = s.add(*first, distance);
+            *second = s.mul_add(distance, distance, *second);
+        }
     }
-    let shift = s.sum(first) / count;
-    let variance = (s.sum(second) / count - shift * shift).max(0.0);
+    let shift = fold(s, first) / count;
+    let variance = (fold(s, second) / count - shift * shift).max(0.0);
     let (shift, factor) = (s.splat(shift), s.splat(1.0 / (variance + eps).sqrt()));
     for ((v, gamma), beta) in row.chunks_mut(LANES).zip(gamma.chunks(LANES)).zip(beta.chunks(LANES)) {
         let distance = s.sub(s.sub(s.load_some(v, 0.0), centre), shift);

@@ -144,16 +144,38 @@ impl Kernel for QuantizeTokens<'_> {
     fn run<S: Simd>(self, s: S) -> Result<(), NonFinite> {
         let rows = self.x.chunks_exact(self.columns).zip(self.out.chunks_exact_mut(self.columns));
         for (row, ((x, out), params)) in rows.zip(self.params).enumerate() {
-            let Extremes { min, max, finite } = extremes_of(s, x);
-            if !finite {
-                return Err(NonFinite { row });
-            }
+            let (min, max) = match self.symmetry {
+                Symmetry::Asymmetric => {
+                    let Extremes { min, max, finite } = extremes_of(s, x);
+                    if !finite {
+                        return Err(NonFinite { row });
+                    }
+                    (min, max)
+                }
+                // Not finite where a value is not: the parameters refuse it.
+                Symmetry::Symmetric => {
+                    let largest = largest_magnitude(s, x);
+                    (-largest, largest)
+                }
+            };
             *params = QuantParams::from_range(min, max, self.symmetry).map_err(|_| NonFinite { row })?;
             let quantizer = Quantizer::new(s, *params);
             map_to_i8(s, x, out, |x| quantizer.quantize(x));
         }
         Ok(())
     }
+}
+
+/// The largest `|x|`; NaN or infinity where there is one.
+#[inline(always)]
+fn largest_magnitude<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (mut even, mut odd) = (s.splat_i32(0), s.splat_i32(0));
+    for pair in x.chunks(2 * LANES) {
+        let (low, high) = pair.split_at(pair.len().min(LANES));
+        even = s.max_i32(even, s.magnitude_bits(s.load_some(low, 0.0)));
+        odd = s.max_i32(odd, s.magnitude_bits(s.load_some(high, 0.0)));
+    }
+    f32::from_bits(s.largest_i32(s.max_i32(even, odd)) as u32)
 }
 
 struct Dequantize<'a> {

@@ -160,6 +160,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], index: [i32; LANES]) -> [f32; LANES] {
+        index.map(|index| table[index as usize % LANES])
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
         from_fn(|column| from_fn(|row| rows[row][column]))
     }

@@ -75,6 +75,9 @@ pub(crate) trait Simd: Copy {
     /// `2^n`; every lane must be in `-126..=127`.
     fn exp2_i32(self, n: Self::I) -> Self::F;
 
+    /// `table[index]`; every lane must be in `0..16`, or its result is not used.
+    fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F;
+
     /// Sixteen vectors as the rows of a square, and its columns as vectors.
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
 
@@ -84,6 +87,19 @@ pub(crate) trait Simd: Copy {
     fn store_f64(self, vector: Self::D, to: &mut [f64; LANES]);
 
     fn product(self) -> Self::Product;
+
+    /// To an integer, half to even; every lane must be within `±2^22`, or NaN, which stays or becomes any number.
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        self.to_f32(self.to_i32(a))
+    }
+
+    /// `a * 2^n`, of which neither overflows nor underflows; every lane of `n` must be an integer in `-126..=127`, or any
+    /// number where `a` is NaN.
+    #[inline(always)]
+    fn scale_by_exp2(self, a: Self::F, n: Self::F) -> Self::F {
+        self.mul(a, self.exp2_i32(self.to_i32(n)))
+    }
 
     /// The lanes of `from`, and `fill` in those that it lacks; `from` has fewer than sixteen.
     #[inline(always)]

@@ -19,7 +19,7 @@ use zeropoint_models::{
 };
 
 use crate::site::IntegerSite;
-use arena::{Arena, room};
+use arena::Arena;
 use block::{Block, Rows};
 use schedule::Schedule;
 
@@ -114,11 +114,11 @@ impl Engine {
             let batch = Batch { offsets, tables };
             let Some(first) = self.blocks.first() else { return Ok(()) };
             let all = Rows { isa: self.isa, batch: &batch, span: 0..rows };
-            first.begin(&all, x, work, room(now, rows * first.projection_width()))?;
+            first.begin(&all, x, work, now.room(rows * first.projection_width()))?;
             for (i, block) in self.blocks.iter().enumerate() {
                 let following = self.blocks.get(i + 1);
                 let width = following.map_or(0, Block::projection_width);
-                block.run(&all, x, now, following, work, room(next, rows * width))?;
+                block.run(&all, x, now, following, work, next.room(rows * width))?;
                 std::mem::swap(&mut now, &mut next);
             }
             self.finish(x);
@@ -141,7 +141,7 @@ impl Engine {
             };
             let width = first.projection_width();
             x.par_chunks_mut(strip * hidden)
-                .zip(room(now, rows * width).par_chunks_mut(strip * width))
+                .zip(now.room(rows * width).par_chunks_mut(strip * width))
                 .enumerate()
                 .try_for_each(|(i, (x, out))| {
                     let rows = part(i, x);
@@ -154,7 +154,7 @@ impl Engine {
                     Some(following) => {
                         let width = following.projection_width();
                         x.par_chunks_mut(strip * hidden)
-                            .zip(room(next, rows * width).par_chunks_mut(strip * width))
+                            .zip(next.room(rows * width).par_chunks_mut(strip * width))
                             .enumerate()
                             .try_for_each(|(i, (x, out))| {
                                 let rows = part(i, x);

@@ -216,6 +216,23 @@ impl<P: Product> Simd for Quads<P> {
     }
 
     #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F {
+        let table = self.load(table);
+        let bytes = each!(vreinterpretq_u8_f32(table));
+        let [a, b, c, d] = bytes;
+        let mut found = table;
+        for (found, index) in found.iter_mut().zip(index) {
+            intrinsics!({
+                // Byte j of a lane is byte 4 * index + j of the table.
+                let first = vmulq_n_u32(vreinterpretq_u32_s32(index), 0x0404_0404);
+                let at = vreinterpretq_u8_u32(vaddq_u32(first, vdupq_n_u32(0x0302_0100)));
+                *found = vreinterpretq_f32_u8(vqtbl4q_u8(uint8x16x4_t(a, b, c, d), at));
+            });
+        }
+        found
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
         // `blocks[i][j]`: the columns 4i to 4i + 3 of the rows 4j to 4j + 3.
         let blocks: [[[float32x4_t; 4]; 4]; 4] =

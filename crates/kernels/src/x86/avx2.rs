@@ -206,6 +206,26 @@ impl<P: Product> Simd for Ymm<P> {
     }
 
     #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        intrinsics!([_mm256_round_ps::<NEAREST>(a[0]), _mm256_round_ps::<NEAREST>(a[1])])
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F {
+        // The permutation reads the low three bits of an index; the fourth, shifted into the sign, chooses the half.
+        let [low, high] = self.load(table);
+        let half = |index| {
+            intrinsics!(_mm256_blendv_ps(
+                _mm256_permutevar8x32_ps(low, index),
+                _mm256_permutevar8x32_ps(high, index),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)),
+            ))
+        };
+        [half(index[0]), half(index[1])]
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
         // Four squares of eight by eight.
         let mut columns = rows;

@@ -206,6 +206,21 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        intrinsics!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+
+    #[inline(always)]
+    fn scale_by_exp2(self, a: Self::F, n: Self::F) -> Self::F {
+        intrinsics!(_mm512_scalef_ps(a, n))
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F {
+        intrinsics!(_mm512_permutexvar_ps(index, _mm512_loadu_ps(table.as_ptr())))
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
         // Pairs of rows, then fours: after that vector 4i + c holds, in its 128-bit part l, column 4l + c of the rows 4i
         // to 4i + 3. Loops, for closures would be compiled without the instruction set.

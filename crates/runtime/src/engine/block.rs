@@ -10,7 +10,7 @@ use zeropoint_models::{
     Projection, SiteId, apply_activation,
 };
 
-use super::arena::{Work, room, room_for_params};
+use super::arena::{Work, room_for_params};
 use super::{Batch, ROWS};
 use crate::IntegerLinear;
 use crate::site::{IntegerSite, params_of, quantize_rows};
@@ -230,7 +230,7 @@ impl Block {
     fn attend(&self, rows: &Rows<'_>, projections: &[f32], work: &mut Work) -> Result<(), NonFinite> {
         let Attention { heads, head_dim, scale, around, positions, columns, input, output } = &self.attention;
         let (count, width, stride) = (rows.span.len(), heads * head_dim, input.width);
-        let context = room(&mut work.context, count * width);
+        let context = work.context.room(count * width);
         for (sequence, asked) in rows.batch.sequences(&rows.span) {
             let tokens = sequence.len();
             let queries = asked.start - sequence.start..asked.end - sequence.start;
@@ -254,25 +254,25 @@ impl Block {
                 attend(rows.isa, &input, &mut work.attention, out, width);
             }
         }
-        let quantized = room(&mut work.quantized, count * width);
+        let quantized = work.quantized.room(count * width);
         let params = room_for_params(&mut work.params, count);
         quantize_rows(rows.isa, output.quantizer, context, width, quantized, params)?;
-        output.run(count, quantized, params, room(&mut work.delta, count * output.width));
+        output.run(count, quantized, params, work.delta.room(count * output.width));
         Ok(())
     }
 
     /// The output of the feed-forward half for the rows whose input stands in `work`, in `work.delta`.
     fn feed_forward(&self, isa: Isa, count: usize, work: &mut Work) -> Result<(), NonFinite> {
         let Mlp { input, up, gate, down } = &self.mlp;
-        let wide = room(&mut work.wide, count * input.width);
+        let wide = work.wide.room(count * input.width);
         input.run(count, &work.quantized, &work.params, wide);
         let inner = down.inputs;
-        let quantized = room(&mut work.quantized, count * inner);
+        let quantized = work.quantized.room(count * inner);
         let params = room_for_params(&mut work.params, count);
         if gate.is_none() && *up == (0..input.width) {
             quantize_rows(isa, down.quantizer, wide, inner, quantized, params)?;
         } else {
-            let gated = room(&mut work.gated, inner);
+            let gated = work.gated.room(inner);
             let rows = wide.chunks_exact(input.width).zip(quantized.chunks_exact_mut(inner)).zip(params);
             for (row, ((wide, quantized), params)) in rows.enumerate() {
                 match gate {
@@ -288,7 +288,7 @@ impl Block {
                     .map_err(|_| NonFinite { row })?;
             }
         }
-        down.run(count, &work.quantized, &work.params, room(&mut work.delta, count * down.width));
+        down.run(count, &work.quantized, &work.params, work.delta.room(count * down.width));
         Ok(())
     }
 }
@@ -324,7 +324,7 @@ impl Input<'_> {
         work: &mut Work,
     ) -> Result<(), NonFinite> {
         let count = x.len() / hidden;
-        let quantized = room(&mut work.quantized, x.len());
+        let quantized = work.quantized.room(x.len());
         let params = room_for_params(&mut work.params, count);
         for start in (0..count).step_by(HOT_ROWS) {
             let rows = start..count.min(start + HOT_ROWS);
@@ -340,7 +340,7 @@ impl Input<'_> {
             match self.norm {
                 None => quantize_rows(isa, quantizer, x, hidden, quantized, params),
                 Some(norm) => {
-                    let normed = room(&mut work.normed, x.len());
+                    let normed = work.normed.room(x.len());
                     normed.copy_from_slice(x);
                     normalise(norm, normed, None);
                     quantize_rows(isa, quantizer, normed, hidden, quantized, params)
