@@ -51,8 +51,6 @@ pub struct AttentionScratch {
     /// `[tokens, head_dim]`, rows padded to whole vectors: in the fused projection a head's values lie so far apart that they
     /// share few sets of the first cache.
     values: AlignedMemory<f32>,
-    /// `[head_dim, ROWS]`: the queries of a block by channel.
-    queries: AlignedMemory<f32>,
     /// `[panels, ROWS, PANEL]`: so that a block's scores of one key stand at fixed distances.
     scores: AlignedMemory<f32>,
 }
@@ -88,11 +86,11 @@ pub fn attend(
     assert!(input.bias.is_none_or(|bias| bias.len() == 2 * tokens - 1), "a bias for each distance");
     assert!(out.len() >= least(queries.len(), out_stride), "`out` holds all rows");
     let padded = tokens.next_multiple_of(PANEL);
-    let AttentionScratch { keys, values, queries, scores } = scratch;
+    let AttentionScratch { keys, values, scores } = scratch;
     let keys = keys.room(head_dim * padded);
     let values = values.room(head_dim.next_multiple_of(LANES) * tokens);
-    let (queries, scores) = (queries.room(head_dim * ROWS), scores.room(ROWS * padded));
-    isa.run(Attend { input, padded, keys, values, queries, scores, out, out_stride });
+    let scores = scores.room(ROWS * padded);
+    isa.run(Attend { input, padded, keys, values, scores, out, out_stride });
 }
 
 struct Attend<'a, 'i> {
@@ -100,7 +98,6 @@ struct Attend<'a, 'i> {
     padded: usize,
     keys: &'a mut [f32],
     values: &'a mut [f32],
-    queries: &'a mut [f32],
     scores: &'a mut [f32],
     out: &'a mut [f32],
     out_stride: usize,
@@ -162,21 +159,23 @@ impl Attend<'_, '_> {
     /// The queries `first..first + R`.
     #[inline(always)]
     fn block<S: Simd, const R: usize>(&mut self, s: S, first: usize) {
-        let HeadInput { tokens, head_dim, before, after, .. } = *self.input;
-        self.pack_queries::<R>(first);
+        let HeadInput { query, stride, tokens, head_dim, before, after, .. } = *self.input;
+        let at = first - self.input.queries.start;
+        let queries: [&[f32]; R] = from_fn(|row| &query[(at + row) * stride..][..head_dim]);
         // The panels with keys that any of the queries reaches.
         let end = (first + R).saturating_add(after).min(tokens);
         let panels = first.saturating_sub(before) / PANEL..end.div_ceil(PANEL);
         for panel in panels.clone() {
             let vectors = filled(panel, end);
             if S::WIDE && vectors == VECTORS {
-                self.score::<S, R, VECTORS>(s, panel, 0);
+                self.score::<S, R, VECTORS>(s, &queries, panel, 0);
             } else {
-                (0..vectors).for_each(|vector| self.score::<S, R, 1>(s, panel, vector));
+                for vector in 0..vectors {
+                    self.score::<S, R, 1>(s, &queries, panel, vector);
+                }
             }
         }
         let factors = self.softmax::<S, R>(s, first, (panels.clone(), end));
-        let at = first - self.input.queries.start;
         let width = head_dim.next_multiple_of(LANES);
         let mut channel = 0;
         while channel < width {
@@ -190,30 +189,22 @@ impl Attend<'_, '_> {
         }
     }
 
-    #[inline(always)]
-    fn pack_queries<const R: usize>(&mut self, first: usize) {
-        let HeadInput { query, stride, head_dim, .. } = *self.input;
-        let at = first - self.input.queries.start;
-        let rows: [&[f32]; R] = from_fn(|row| &query[(at + row) * stride..][..head_dim]);
-        let (packed, _) = self.queries.as_chunks_mut::<R>();
-        for (channel, packed) in packed[..head_dim].iter_mut().enumerate() {
-            for (to, row) in packed.iter_mut().zip(rows) {
-                *to = row[channel];
-            }
-        }
-    }
-
     /// Scores of R queries and V vectors of keys of a panel.
     #[inline(always)]
-    fn score<S: Simd, const R: usize, const V: usize>(&mut self, s: S, panel: usize, vector: usize) {
+    fn score<S: Simd, const R: usize, const V: usize>(
+        &mut self,
+        s: S,
+        queries: &[&[f32]; R],
+        panel: usize,
+        vector: usize,
+    ) {
         let from = panel * PANEL + vector * LANES;
         let mut sums = [[s.splat(0.0); V]; R];
-        let (queries, _) = self.queries.as_chunks::<R>();
-        for (query, keys) in queries[..self.input.head_dim].iter().zip(self.keys.chunks_exact(self.padded)) {
+        for (channel, keys) in self.keys.chunks_exact(self.padded).enumerate() {
             let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
             let keys: [S::F; V] = from_fn(|vector| s.load(&keys[vector]));
-            for (sums, query) in sums.iter_mut().zip(query) {
-                let query = s.splat(*query);
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                let query = s.splat(query[channel]);
                 for (sum, keys) in sums.iter_mut().zip(keys) {
                     *sum = s.mul_add(query, keys, *sum);
                 }
@@ -273,7 +264,17 @@ impl Attend<'_, '_> {
         let HeadInput { tokens, scale, before, after, bias, .. } = *self.input;
         let reached = query.saturating_sub(before)..query.saturating_add(after).saturating_add(1).min(tokens);
         let mut largest = s.splat(f32::NEG_INFINITY);
-        for panel in panels {
+        // Panels of which every key is reached as it is.
+        let whole = if bias.is_some() || reached.start > panels.start * PANEL {
+            panels.start
+        } else {
+            panels.end.min(reached.end / PANEL)
+        };
+        for panel in panels.start..whole {
+            let scores = &self.scores[(panel * ROWS + row) * PANEL..][..PANEL];
+            largest = largest_of(s, scores.as_chunks::<LANES>().0, largest);
+        }
+        for panel in whole..panels.end {
             let first = panel * PANEL;
             let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
             let last = first + scores.len();
@@ -451,7 +452,7 @@ mod tests {
             let mut first: Option<Vec<f32>> = None;
             // Memory that a longer sequence has left its numbers in.
             let mut scratch = AttentionScratch::default();
-            for memory in [&mut scratch.keys, &mut scratch.values, &mut scratch.queries, &mut scratch.scores] {
+            for memory in [&mut scratch.keys, &mut scratch.values, &mut scratch.scores] {
                 memory.room(9999).fill(f32::NAN);
             }
             for isa in Isa::available() {

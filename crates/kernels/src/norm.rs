@@ -87,14 +87,21 @@ fn fold<S: Simd>(s: S, [a, b, c, d]: [S::F; SUMS]) -> f32 {
     s.sum(s.add(s.add(a, b), s.add(c, d)))
 }
 
+/// Values that a step of all sums takes.
+const GROUP: usize = SUMS * LANES;
+
 /// The sum of a row.
 #[inline(always)]
 fn sum_of<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut sums = [s.splat(0.0); SUMS];
-    for group in x.chunks(SUMS * LANES) {
-        for (x, sum) in group.chunks(LANES).zip(&mut sums) {
-            *sum = s.add(*sum, s.load_some(x, 0.0));
+    let (groups, rest) = x.as_chunks::<GROUP>();
+    for group in groups {
+        for (x, sum) in group.as_chunks::<LANES>().0.iter().zip(&mut sums) {
+            *sum = s.add(*sum, s.load(x));
         }
+    }
+    for (x, sum) in rest.chunks(LANES).zip(&mut sums) {
+        *sum = s.add(*sum, s.load_some(x, 0.0));
     }
     fold(s, sums)
 }
@@ -103,12 +110,20 @@ fn sum_of<S: Simd>(s: S, x: &[f32]) -> f32 {
 #[inline(always)]
 fn add_and_sum<S: Simd>(s: S, x: &mut [f32], delta: &[f32]) -> f32 {
     let mut sums = [s.splat(0.0); SUMS];
-    for (x, delta) in x.chunks_mut(SUMS * LANES).zip(delta.chunks(SUMS * LANES)) {
-        for ((x, delta), sum) in x.chunks_mut(LANES).zip(delta.chunks(LANES)).zip(&mut sums) {
-            let v = s.add(s.load_some(x, 0.0), s.load_some(delta, 0.0));
-            s.store_some(v, x);
+    let (groups, rest) = x.as_chunks_mut::<GROUP>();
+    let (delta_groups, delta_rest) = delta.as_chunks::<GROUP>();
+    for (x, delta) in groups.iter_mut().zip(delta_groups) {
+        let vectors = x.as_chunks_mut::<LANES>().0.iter_mut().zip(delta.as_chunks::<LANES>().0);
+        for ((x, delta), sum) in vectors.zip(&mut sums) {
+            let v = s.add(s.load(x), s.load(delta));
+            s.store(v, x);
             *sum = s.add(*sum, v);
         }
+    }
+    for ((x, delta), sum) in rest.chunks_mut(LANES).zip(delta_rest.chunks(LANES)).zip(&mut sums) {
+        let v = s.add(s.load_some(x, 0.0), s.load_some(delta, 0.0));
+        s.store_some(v, x);
+        *sum = s.add(*sum, v);
     }
     fold(s, sums)
 }
@@ -119,20 +134,32 @@ fn normalise<S: Simd>(s: S, row: &mut [f32], sum: f32, gamma: &[f32], beta: &[f3
     let mean = sum / count;
     let centre = s.splat(mean);
     let (mut first, mut second) = ([s.splat(0.0); SUMS], [s.splat(0.0); SUMS]);
-    for group in row.chunks(SUMS * LANES) {
-        for ((v, first), second) in group.chunks(LANES).zip(&mut first).zip(&mut second) {
-            let distance = s.sub(s.load_some(v, mean), centre);
+    let (groups, rest) = row.as_chunks::<GROUP>();
+    for group in groups {
+        for ((v, first), second) in group.as_chunks::<LANES>().0.iter().zip(&mut first).zip(&mut second) {
+            let distance = s.sub(s.load(v), centre);
             *first = s.add(*first, distance);
             *second = s.mul_add(distance, distance, *second);
         }
     }
+    for ((v, first), second) in rest.chunks(LANES).zip(&mut first).zip(&mut second) {
+        let distance = s.sub(s.load_some(v, mean), centre);
+        *first = s.add(*first, distance);
+        *second = s.mul_add(distance, distance, *second);
+    }
     let shift = fold(s, first) / count;
     let variance = (fold(s, second) / count - shift * shift).max(0.0);
     let (shift, factor) = (s.splat(shift), s.splat(1.0 / (variance + eps).sqrt()));
-    for ((v, gamma), beta) in row.chunks_mut(LANES).zip(gamma.chunks(LANES)).zip(beta.chunks(LANES)) {
-        let distance = s.sub(s.sub(s.load_some(v, 0.0), centre), shift);
-        let normalised = s.mul(distance, factor);
-        s.store_some(s.mul_add(normalised, s.load_some(gamma, 0.0), s.load_some(beta, 0.0)), v);
+    let (vectors, rest) = row.as_chunks_mut::<LANES>();
+    let ((gammas, gamma_rest), (betas, beta_rest)) = (gamma.as_chunks::<LANES>(), beta.as_chunks::<LANES>());
+    for ((v, gamma), beta) in vectors.iter_mut().zip(gammas).zip(betas) {
+        let distance = s.sub(s.sub(s.load(v), centre), shift);
+        s.store(s.mul_add(s.mul(distance, factor), s.load(gamma), s.load(beta)), v);
+    }
+    if !rest.is_empty() {
+        let distance = s.sub(s.sub(s.load_tail(rest, 0.0), centre), shift);
+        let (gamma, beta) = (s.load_tail(gamma_rest, 0.0), s.load_tail(beta_rest, 0.0));
+        s.store_tail(s.mul_add(s.mul(distance, factor), gamma, beta), rest);
     }
 }
 

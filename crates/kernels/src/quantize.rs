@@ -64,47 +64,85 @@ pub fn dequantize(isa: Isa, q: &[i8], params: QuantParams, out: &mut [f32]) {
 }
 
 /// The vector form of [`zeropoint_core::quantize`].
+///
+/// The division is exact without dividing. `y`, the rounded `1 / scale`, gives a quotient `q` that a step with its exact
+/// remainder brings within one unit in the last place; a second step then rounds it correctly (P. Markstein, "Computation of
+/// Elementary Functions on the IBM RISC System/6000 Processor", IBM Journal of Research and Development 34, 1990).
+/// Quotients so small that a remainder underflows round to the zero point either way.
 #[derive(Clone, Copy)]
 struct Quantizer<S: Simd> {
     s: S,
     scale: S::F,
+    /// `-scale`.
+    negated: S::F,
+    /// Rounded `1 / scale`.
+    reciprocal: S::F,
     zero_point: S::F,
+    /// The values that become the lowest and the highest integer.
     lowest: S::F,
     highest: S::F,
+    /// The scale is so small or large that a quotient or remainder could leave the range of f32.
+    extreme: bool,
 }
 
 impl<S: Simd> Quantizer<S> {
     #[inline(always)]
     fn new(s: S, params: QuantParams) -> Self {
+        /// `2^-80` and `2^80`.
+        const ORDINARY: std::ops::RangeInclusive<f32> = 8.271_806e-25..=1.208_925_8e24;
+        let zero_point = f32::from(params.zero_point);
         Self {
             s,
             scale: s.splat(params.scale),
-            zero_point: s.splat(f32::from(params.zero_point)),
-            lowest: s.splat(QMIN as f32),
-            highest: s.splat(QMAX as f32),
+            negated: s.splat(-params.scale),
+            reciprocal: s.splat(1.0 / params.scale),
+            zero_point: s.splat(zero_point),
+            lowest: s.splat((QMIN as f32 - zero_point) * params.scale),
+            highest: s.splat((QMAX as f32 - zero_point) * params.scale),
+            extreme: !ORDINARY.contains(&params.scale),
         }
     }
 
     /// NaN gives the lowest integer: `max` returns its second operand then.
     #[inline(always)]
     fn quantize(self, x: S::F) -> S::I {
-        let steps = self.s.add(self.s.div(x, self.scale), self.zero_point);
-        self.s.to_i32(self.s.min(self.s.max(steps, self.lowest), self.highest))
+        let Self { s, negated, reciprocal, .. } = self;
+        if self.extreme {
+            let steps = s.add(s.div(x, self.scale), self.zero_point);
+            return s.to_i32(s.min(s.max(steps, s.splat(QMIN as f32)), s.splat(QMAX as f32)));
+        }
+        let x = s.min(s.max(x, self.lowest), self.highest);
+        let first = s.mul(x, reciprocal);
+        let near = s.mul_add(s.mul_add(first, negated, x), reciprocal, first);
+        let steps = s.mul_add(s.mul_add(near, negated, x), reciprocal, near);
+        s.to_i32(s.add(steps, self.zero_point))
     }
 }
 
+/// Quantises `x` into `out` and returns the bits of the largest magnitude, where `MEASURE` asks for it.
 #[inline(always)]
-fn map_to_i8<S: Simd>(s: S, x: &[f32], out: &mut [i8], mut f: impl FnMut(S::F) -> S::I) {
+fn quantize_row<S: Simd, const MEASURE: bool>(quantizer: Quantizer<S>, x: &[f32], out: &mut [i8]) -> i32 {
+    let s = quantizer.s;
+    let mut magnitude = s.splat_i32(0);
     let (x, x_tail) = x.as_chunks::<LANES>();
     let (out, out_tail) = out.as_chunks_mut::<LANES>();
     for (x, out) in x.iter().zip(out) {
-        s.store_i8(f(s.load(x)), out);
+        let x = s.load(x);
+        if MEASURE {
+            magnitude = s.max_i32(magnitude, s.magnitude_bits(x));
+        }
+        s.store_i8(quantizer.quantize(x), out);
     }
     if !x_tail.is_empty() {
+        let x = s.load_tail(x_tail, 0.0);
+        if MEASURE {
+            magnitude = s.max_i32(magnitude, s.magnitude_bits(x));
+        }
         let mut lanes = [0; LANES];
-        s.store_i8(f(s.load_tail(x_tail, 0.0)), &mut lanes);
+        s.store_i8(quantizer.quantize(x), &mut lanes);
         out_tail.copy_from_slice(&lanes[..out_tail.len()]);
     }
+    if MEASURE { s.largest_i32(magnitude) } else { 0 }
 }
 
 struct QuantizeStatic<'a> {
@@ -119,13 +157,7 @@ impl Kernel for QuantizeStatic<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
-        let quantizer = Quantizer::new(s, self.params);
-        let mut magnitude = s.splat_i32(0);
-        map_to_i8(s, self.x, self.out, |x| {
-            magnitude = s.max_i32(magnitude, s.magnitude_bits(x));
-            quantizer.quantize(x)
-        });
-        s.largest_i32(magnitude) < INFINITY_BITS
+        quantize_row::<S, true>(Quantizer::new(s, self.params), self.x, self.out) < INFINITY_BITS
     }
 }
 
@@ -159,8 +191,7 @@ impl Kernel for QuantizeTokens<'_> {
                 }
             };
             *params = QuantParams::from_range(min, max, self.symmetry).map_err(|_| NonFinite { row })?;
-            let quantizer = Quantizer::new(s, *params);
-            map_to_i8(s, x, out, |x| quantizer.quantize(x));
+            quantize_row::<S, false>(Quantizer::new(s, *params), x, out);
         }
         Ok(())
     }
@@ -290,6 +321,36 @@ mod tests {
                 let mut out = vec![f32::NAN; q.len()];
                 dequantize(isa, &q, params, &mut out);
                 prop_assert_eq!(out.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected.clone(), "{}", isa);
+            }
+        }
+    }
+
+    /// Values whose quotient is a tie or its neighbour: where a division that is not exact would show.
+    #[test]
+    fn ties_and_their_neighbours_are_those_of_the_specification() {
+        let mut rng = zeropoint_core::Rng::new(8);
+        for case in 0..2000 {
+            let exponent =
+                if case % 4 == 0 { rng.uniform() * 150.0 - 75.0 } else { rng.uniform() * 12.0 - 10.0 };
+            let scale = ((1.0 + rng.uniform()) * exponent.floor().exp2()) as f32;
+            let params =
+                QuantParams { scale, zero_point: if case % 2 == 0 { 0 } else { rng.next_u64() as i8 } };
+            let mut x = Vec::new();
+            for halves in -259..=259 {
+                let tie = (f64::from(halves) / 2.0 * f64::from(scale)) as f32;
+                x.extend([
+                    tie.next_down().next_down(),
+                    tie.next_down(),
+                    tie,
+                    tie.next_up(),
+                    tie.next_up().next_up(),
+                ]);
+            }
+            let expected: Vec<i8> = x.iter().map(|&x| core::quantize(x, params)).collect();
+            for isa in Isa::available() {
+                let mut out = vec![55; x.len()];
+                assert_eq!(quantize_static(isa, &x, 1, params, &mut out), Ok(()));
+                assert!(out == expected, "{isa}: {params:?}");
             }
         }
     }
