@@ -7,9 +7,9 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use zeropoint_core::{QuantParams, Rng, Symmetry};
 use zeropoint_kernels::{
-    Activation, AttentionScratch, Epilogue, HeadInput, Isa, PackedWeights, RowParams, activate, attend,
-    channel_absmax, dequantize, extremes, histogram, layer_norm, linear, quantize_static, quantize_tokens,
-    sum_squared_error, tanh_in_place,
+    Activation, AttentionPrecision, AttentionScratch, Epilogue, HeadInput, Isa, PackedWeights, RowParams,
+    activate, attend, channel_absmax, dequantize, extremes, histogram, layer_norm, linear, quantize_static,
+    quantize_tokens, sum_squared_error, tanh_in_place,
 };
 
 fn main() {
@@ -100,6 +100,15 @@ fn sequences() -> Vec<String> {
 
 #[divan::bench(args = sequences())]
 fn attention(bencher: Bencher<'_, '_>, text: &str) {
+    bench_attention(bencher, text, AttentionPrecision::F32);
+}
+
+#[divan::bench(args = sequences())]
+fn attention_of_bf16(bencher: Bencher<'_, '_>, text: &str) {
+    bench_attention(bencher, text, AttentionPrecision::Bf16);
+}
+
+fn bench_attention(bencher: Bencher<'_, '_>, text: &str, precision: AttentionPrecision) {
     let (isa, [tokens, heads, head_dim]) = case(text);
     let stride = 3 * heads * head_dim;
     let fused = normal(tokens * stride);
@@ -119,6 +128,7 @@ fn attention(bencher: Bencher<'_, '_>, text: &str) {
                 before: usize::MAX,
                 after: usize::MAX,
                 bias: None,
+                precision,
             };
             attend(isa, black_box(&input), &mut scratch, &mut out[head * head_dim..], heads * head_dim);
         }

@@ -10,13 +10,13 @@ use crate::aarch64::{Neon, NeonDotprod};
 use crate::scalar::Scalar;
 use crate::simd::Kernel;
 #[cfg(target_arch = "x86_64")]
-use crate::x86::{Avx2, Avx512Vnni, AvxVnni};
+use crate::x86::{Avx2, Avx512, AvxVnni};
 
 /// The environment variable that overrides [`Isa::best`] in [`Isa::active`].
 const VARIABLE: &str = "ZEROPOINT_ISA";
 
 /// Every name that [`Isa::from_name`] knows on some machine.
-const NAMES: [&str; 6] = ["scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neon-dotprod"];
+const NAMES: [&str; 7] = ["scalar", "avx2", "avxvnni", "avx512vnni", "avx512bf16", "neon", "neon-dotprod"];
 
 /// Proof that the machine has an instruction set.
 ///
@@ -26,10 +26,11 @@ const NAMES: [&str; 6] = ["scalar", "avx2", "avxvnni", "avx512vnni", "neon", "ne
 /// | `avx2` | AVX2 and FMA |
 /// | `avxvnni` | AVX2, FMA and VNNI on 256 bits: AVX-VNNI, or AVX-512 VNNI with VL |
 /// | `avx512vnni` | AVX-512 F, BW, DQ, VL and VNNI |
+/// | `avx512bf16` | the same and BF16 |
 /// | `neon` | 64-bit Arm with NEON, little-endian |
 /// | `neon-dotprod` | the same and the dot product instructions (`FEAT_DotProd`) |
 ///
-/// Every function of this crate gives the same bits on each of them.
+/// Every function of this crate gives the same bits on each of them, but for what [`attend`](crate::attend) says of bfloat16.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Isa(Kind);
 
@@ -41,7 +42,9 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     AvxVnni(AvxVnni),
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Avx512Vnni),
+    Avx512Vnni(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512<true>),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
     #[cfg(target_arch = "aarch64")]
@@ -80,7 +83,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             AvxVnni::detect().map(Kind::AvxVnni),
             #[cfg(target_arch = "x86_64")]
-            Avx512Vnni::detect().map(Kind::Avx512Vnni),
+            Avx512::detect().map(Kind::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
+            Avx512::detect().map(Kind::Avx512Bf16),
             #[cfg(target_arch = "aarch64")]
             Neon::detect().map(Kind::Neon),
             #[cfg(target_arch = "aarch64")]
@@ -128,6 +133,8 @@ impl Isa {
             Kind::AvxVnni(_) => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16(_) => "avx512bf16",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon(_) => "neon",
             #[cfg(target_arch = "aarch64")]
@@ -146,6 +153,8 @@ impl Isa {
             Kind::AvxVnni(token) => token.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(token) => token.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16(token) => token.run(kernel),
             #[cfg(target_arch = "aarch64")]
             Kind::Neon(token) => token.run(kernel),
             #[cfg(target_arch = "aarch64")]
@@ -185,8 +194,8 @@ mod tests {
         let message = Isa::from_name("sse9").unwrap_err().to_string();
         assert_eq!(
             message,
-            "`sse9` is not an instruction set: use one of scalar, avx2, avxvnni, avx512vnni, neon, neon-dotprod, or leave \
-             it out to take the best"
+            "`sse9` is not an instruction set: use one of scalar, avx2, avxvnni, avx512vnni, avx512bf16, neon, \
+             neon-dotprod, or leave it out to take the best"
         );
         let missing = IsaError::Missing { name: "avx2".into(), available: "scalar".into() };
         assert_eq!(

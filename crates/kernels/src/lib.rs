@@ -52,7 +52,7 @@ mod statistics;
 mod x86;
 
 pub use activation::{Activation, activate, add_in_place, sigmoid_in_place, swish_in_place, tanh_in_place};
-pub use attention::{AttentionScratch, HeadInput, attend};
+pub use attention::{AttentionPrecision, AttentionScratch, HeadInput, attend};
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};
 pub use linear::{Epilogue, RowParams, dequantize_sums, linear};

@@ -63,6 +63,9 @@ pub fn dequantize(isa: Isa, q: &[i8], params: QuantParams, out: &mut [f32]) {
     isa.run(Dequantize { q, params, out });
 }
 
+/// Values that are stored together.
+const GROUP: usize = 4 * LANES;
+
 /// The vector form of [`zeropoint_core::quantize`].
 ///
 /// The division is exact without dividing. `y`, the rounded `1 / scale`, gives a quotient `q` that a step with its exact
@@ -124,8 +127,21 @@ impl<S: Simd> Quantizer<S> {
 fn quantize_row<S: Simd, const MEASURE: bool>(quantizer: Quantizer<S>, x: &[f32], out: &mut [i8]) -> i32 {
     let s = quantizer.s;
     let mut magnitude = s.splat_i32(0);
-    let (x, x_tail) = x.as_chunks::<LANES>();
-    let (out, out_tail) = out.as_chunks_mut::<LANES>();
+    let (x, x_rest) = x.as_chunks::<GROUP>();
+    let (out, out_rest) = out.as_chunks_mut::<GROUP>();
+    for (x, out) in x.iter().zip(out) {
+        let mut quantized = [s.splat_i32(0); GROUP / LANES];
+        for (x, quantized) in x.as_chunks::<LANES>().0.iter().zip(&mut quantized) {
+            let x = s.load(x);
+            if MEASURE {
+                magnitude = s.max_i32(magnitude, s.magnitude_bits(x));
+            }
+            *quantized = quantizer.quantize(x);
+        }
+        s.store_i8_of_four(quantized, out);
+    }
+    let (x, x_tail) = x_rest.as_chunks::<LANES>();
+    let (out, out_tail) = out_rest.as_chunks_mut::<LANES>();
     for (x, out) in x.iter().zip(out) {
         let x = s.load(x);
         if MEASURE {
@@ -200,13 +216,18 @@ impl Kernel for QuantizeTokens<'_> {
 /// The largest `|x|`; NaN or infinity where there is one.
 #[inline(always)]
 fn largest_magnitude<S: Simd>(s: S, x: &[f32]) -> f32 {
-    let (mut even, mut odd) = (s.splat_i32(0), s.splat_i32(0));
-    for pair in x.chunks(2 * LANES) {
-        let (low, high) = pair.split_at(pair.len().min(LANES));
-        even = s.max_i32(even, s.magnitude_bits(s.load_some(low, 0.0)));
-        odd = s.max_i32(odd, s.magnitude_bits(s.load_some(high, 0.0)));
+    let mut largest = [s.splat_i32(0); GROUP / LANES];
+    let (groups, rest) = x.as_chunks::<GROUP>();
+    for group in groups {
+        for (x, largest) in group.as_chunks::<LANES>().0.iter().zip(&mut largest) {
+            *largest = s.max_i32(*largest, s.magnitude_bits(s.load(x)));
+        }
     }
-    f32::from_bits(s.largest_i32(s.max_i32(even, odd)) as u32)
+    for (x, largest) in rest.chunks(LANES).zip(&mut largest) {
+        *largest = s.max_i32(*largest, s.magnitude_bits(s.load_some(x, 0.0)));
+    }
+    let [a, b, c, d] = largest;
+    f32::from_bits(s.largest_i32(s.max_i32(s.max_i32(a, b), s.max_i32(c, d))) as u32)
 }
 
 struct Dequantize<'a> {

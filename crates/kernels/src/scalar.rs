@@ -160,6 +160,15 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn bf16(self, a: [f32; LANES]) -> [f32; LANES] {
+        a.map(|a| {
+            let bits = a.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+            if a.abs() < f32::MIN_POSITIVE { 0.0 } else { f32::from_bits(rounded) }
+        })
+    }
+
+    #[inline(always)]
     fn lookup(self, table: &[f32; LANES], index: [i32; LANES]) -> [f32; LANES] {
         index.map(|index| table[index as usize % LANES])
     }

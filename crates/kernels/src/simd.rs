@@ -33,6 +33,9 @@ pub(crate) trait Simd: Copy {
     /// Whether the registers hold twelve vectors of sums and what is added to them.
     const WIDE: bool;
 
+    /// Whether [`Simd::dot_pairs`] is one instruction.
+    const BF16: bool = false;
+
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, vector: Self::F, to: &mut [f32; LANES]);
@@ -61,6 +64,14 @@ pub(crate) trait Simd: Copy {
     fn load_i8(self, from: &[i8; LANES]) -> Self::I;
     /// Every lane must be in `-128..=127`.
     fn store_i8(self, vector: Self::I, to: &mut [i8; LANES]);
+    /// As [`Simd::store_i8`], of four vectors in order.
+    #[inline(always)]
+    fn store_i8_of_four(self, vectors: [Self::I; 4], to: &mut [i8; 4 * LANES]) {
+        for (vector, to) in vectors.into_iter().zip(to.as_chunks_mut().0) {
+            self.store_i8(vector, to);
+        }
+    }
+
     /// Wraps, as do the other two.
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I;
@@ -77,6 +88,9 @@ pub(crate) trait Simd: Copy {
 
     /// `table[index]`; every lane must be in `0..16`, or its result is not used.
     fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F;
+
+    /// Rounded to bfloat16, half to even; magnitudes below `2^-126` become 0.
+    fn bf16(self, a: Self::F) -> Self::F;
 
     /// Sixteen vectors as the rows of a square, and its columns as vectors.
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
@@ -99,6 +113,48 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn scale_by_exp2(self, a: Self::F, n: Self::F) -> Self::F {
         self.mul(a, self.exp2_i32(self.to_i32(n)))
+    }
+
+    /// Pairs of bfloat16 numbers: those of lane `i` are of lane `i` of `low`, in the low half, and of `high`. Rounded as by
+    /// [`Simd::bf16`].
+    #[inline(always)]
+    fn pairs(self, low: Self::F, high: Self::F) -> Self::I {
+        let (mut lows, mut highs, mut pairs) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
+        self.store(self.bf16(low), &mut lows);
+        self.store(self.bf16(high), &mut highs);
+        for i in 0..LANES {
+            pairs[i] = (lows[i].to_bits() >> 16 | highs[i].to_bits()) as i32;
+        }
+        self.load_i32(&pairs)
+    }
+
+    /// As [`Simd::pairs`], of neighbours: lane `i` has the numbers `2i` and `2i + 1` of `first` with `second` behind it.
+    #[inline(always)]
+    fn pairs_in_order(self, first: Self::F, second: Self::F) -> Self::I {
+        let (mut lanes, mut lows, mut highs) = ([[0.0; LANES]; 2], [0.0; LANES], [0.0; LANES]);
+        self.store(first, &mut lanes[0]);
+        self.store(second, &mut lanes[1]);
+        let pairs = lanes.as_flattened().as_chunks::<2>().0;
+        for i in 0..LANES {
+            [lows[i], highs[i]] = pairs[i];
+        }
+        self.pairs(self.load(&lows), self.load(&highs))
+    }
+
+    /// `sum + a.high * b.high`, rounded once, and that `+ a.low * b.low`; sums below `2^-126` may become 0.
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::F, a: Self::I, b: Self::I) -> Self::F {
+        let (mut sums, mut x, mut y) = ([0.0; LANES], [0; LANES], [0; LANES]);
+        self.store(sum, &mut sums);
+        self.store_i32(a, &mut x);
+        self.store_i32(b, &mut y);
+        let high = |pair: i32| f32::from_bits(pair as u32 & 0xffff_0000);
+        let low = |pair: i32| f32::from_bits((pair as u32) << 16);
+        for i in 0..LANES {
+            sums[i] = high(x[i]).mul_add(high(y[i]), sums[i]);
+            sums[i] = low(x[i]).mul_add(low(y[i]), sums[i]);
+        }
+        self.load(&sums)
     }
 
     /// The lanes of `from`, and `fill` in those that it lacks; `from` has fewer than sixteen.

@@ -23,7 +23,7 @@ mod avx512;
 mod avx512_tile;
 mod avx_vnni_tile;
 
-pub(crate) use avx512::Avx512Vnni;
+pub(crate) use avx512::Avx512;
 
 /// AVX2 and FMA.
 pub(crate) type Avx2 = avx2::Ymm<avx2_tile::Madd>;

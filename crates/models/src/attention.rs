@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor};
 use rayon::prelude::*;
-use zeropoint_kernels::{AttentionScratch, HeadInput, Isa, attend};
+use zeropoint_kernels::{AttentionPrecision, AttentionScratch, HeadInput, Isa, attend};
 
 use crate::ops::{ROWS_PER_TASK, contiguous_mut, rows_of};
 use crate::positions::PositionTables;
@@ -35,6 +35,7 @@ fn attention_tasks(offsets: &[usize]) -> Vec<AttentionTask> {
 /// What the attention of every block of a forward shares.
 pub(crate) struct AttentionContext<'a> {
     isa: Isa,
+    precision: AttentionPrecision,
     tasks: Vec<AttentionTask>,
     /// The place of each row in its sequence.
     places: Vec<usize>,
@@ -43,9 +44,14 @@ pub(crate) struct AttentionContext<'a> {
 
 impl<'a> AttentionContext<'a> {
     /// `offsets` are the first rows of the sequences, and the number of rows at the end; `tables` reach to the longest.
-    pub(crate) fn new(isa: Isa, offsets: &[usize], tables: &'a PositionTables) -> Self {
+    pub(crate) fn new(
+        isa: Isa,
+        precision: AttentionPrecision,
+        offsets: &[usize],
+        tables: &'a PositionTables,
+    ) -> Self {
         let places = offsets.windows(2).flat_map(|pair| 0..pair[1] - pair[0]).collect();
-        Self { isa, tasks: attention_tasks(offsets), places, tables }
+        Self { isa, precision, tasks: attention_tasks(offsets), places, tables }
     }
 
     /// Scaled dot-product attention within each sequence; `[tokens, heads * head_dim]` in and out.
@@ -97,6 +103,7 @@ impl<'a> AttentionContext<'a> {
                     before,
                     after,
                     bias: self.tables.bias(spec.positions, head, tokens),
+                    precision: self.precision,
                 };
                 attend(self.isa, &input, scratch, &mut out[head * spec.head_dim..], stride);
             }

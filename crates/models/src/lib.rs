@@ -37,7 +37,7 @@ pub use heads::{
     HeadBranch, HeadOutput, HeadSpec, HeadStep, Pooling, Problem, RowSelection, SentenceStep, Task,
 };
 pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
-pub use model::{BlockRunner, Model, Outputs, SiteOpFactory, SiteSink};
+pub use model::{BlockRunner, INT8_ATTENTION, Model, Outputs, SiteOpFactory, SiteSink};
 pub use ops::{LayerNorm, apply_activation, rows_of};
 pub use positions::{BiasTable, PositionTables};
 pub use prompts::{PromptChoice, Prompts, TextRef};

@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use zeropoint_formats::Checkpoint;
 use zeropoint_formats::safetensors::element::floats_from_bytes;
-use zeropoint_kernels::Isa;
+use zeropoint_kernels::{AttentionPrecision, Isa};
 
 use crate::ModelError;
 use crate::attention::{AttentionContext, part};
@@ -20,6 +20,10 @@ use crate::source::ModelDirectory;
 use crate::spec::{
     BlockSpec, InputSpec, LinearId, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, SiteId, Tower,
 };
+
+/// What the products of attention multiply in a model with INT8 Linears, whether it runs in integers or simulates them: its
+/// queries, keys and values come from INT8 products, and a bfloat16 number has as many bits.
+pub const INT8_ATTENTION: AttentionPrecision = AttentionPrecision::Bf16;
 
 /// Watches the activations of a forward pass.
 pub trait SiteSink {
@@ -83,6 +87,7 @@ pub struct Model {
     towers: Vec<TowerParts>,
     sites: Vec<Box<dyn SiteOp>>,
     logit_scale: Option<f32>,
+    attention: AttentionPrecision,
 }
 
 impl Model {
@@ -112,7 +117,7 @@ impl Model {
         let logit_scale =
             spec.logit_scale.as_deref().map(|name| read_finite(checkpoint, name)).transpose()?;
         let logit_scale = logit_scale.and_then(|values| values.first().map(|value| value.exp()));
-        Ok(Self { spec: spec.clone(), isa, towers, sites, logit_scale })
+        Ok(Self { spec: spec.clone(), isa, towers, sites, logit_scale, attention: AttentionPrecision::F32 })
     }
 
     /// The description it was built from.
@@ -128,6 +133,17 @@ impl Model {
     /// The factor on the cosine of an image and a text, which makes logits of them, in models that have both.
     pub fn logit_scale(&self) -> Option<f32> {
         self.logit_scale
+    }
+
+    /// What the products of attention multiply from now on; f32 until then. A
+    /// [`BlockRunner`] has its own.
+    pub fn set_attention_precision(&mut self, precision: AttentionPrecision) {
+        self.attention = precision;
+    }
+
+    /// What the products of attention multiply.
+    pub fn attention_precision(&self) -> AttentionPrecision {
+        self.attention
     }
 
     /// Lets `runner` run the blocks of a tower from now on, except where a sink watches and in
@@ -226,7 +242,7 @@ impl Pass<'_, '_> {
         let mut hidden = Tensor::from_vec(stream, shape, &Device::Cpu)?;
         let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
         let tables = PositionTables::new(tower, parts.bias.as_ref(), longest);
-        let context = AttentionContext::new(self.model.isa, &offsets, &tables);
+        let context = AttentionContext::new(self.model.isa, self.model.attention, &offsets, &tables);
         for (block, norms) in tower.blocks.iter().zip(&parts.norms) {
             hidden = self.block(block, norms, &context, &hidden)?;
         }

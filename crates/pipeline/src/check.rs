@@ -7,8 +7,8 @@ use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
 use zeropoint_formats::compressed_tensors::read_linear;
 use zeropoint_models::{
-    Model, ModelError, ModelInput, Outputs, PackedBatch, SimulatedReader, SimulatedSite, SiteId, SiteOp,
-    SiteSink, Tables, rows_of,
+    INT8_ATTENTION, Model, ModelError, ModelInput, Outputs, PackedBatch, SimulatedReader, SimulatedSite,
+    SiteId, SiteOp, SiteSink, Tables, rows_of,
 };
 use zeropoint_observer::sqnr_db;
 use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
@@ -65,7 +65,9 @@ pub(crate) fn simulate(
         EmbeddingPrecision::Keep => Tables::Shared(float),
         EmbeddingPrecision::Bf16 => Tables::SharedAsBf16(float),
     };
-    Ok(Model::load_with(spec, checkpoint, &mut factory, tables)?)
+    let mut model = Model::load_with(spec, checkpoint, &mut factory, tables)?;
+    model.set_attention_precision(INT8_ATTENTION);
+    Ok(model)
 }
 
 /// A few calibration samples of each tower, spread over all lengths, with their indices.

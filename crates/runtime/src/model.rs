@@ -9,8 +9,8 @@ use zeropoint_formats::FormatError;
 use zeropoint_formats::compressed_tensors::{QuantizationConfig, read_linear};
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
-    ActivationQuantizer, LinearSpec, Model, ModelDirectory, ModelError, Outputs, PackedBatch, SiteOp,
-    SourceRef, Tables, Task,
+    ActivationQuantizer, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError, Outputs, PackedBatch,
+    SiteOp, SourceRef, Tables, Task,
 };
 
 use crate::IntegerLinear;
@@ -80,6 +80,7 @@ impl QuantizedModel {
             Ok(Some(Box::new(op)))
         };
         let mut model = Model::load_with(&spec, directory.checkpoint(), &mut factory, Tables::Read)?;
+        model.set_attention_precision(INT8_ATTENTION);
         for (i, tower) in spec.towers.iter().enumerate() {
             let parts = FloatParts::read(tower, directory.checkpoint(), isa)?;
             if let Some(engine) = Engine::new(isa, &spec, tower, parts, &sites) {

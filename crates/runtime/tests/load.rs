@@ -13,8 +13,8 @@ use zeropoint_formats::{
     linear_tensor_specs,
 };
 use zeropoint_models::{
-    ActivationQuantizer, Model, ModelDirectory, ModelError, PackedBatch, SimulatedLinear, SimulatedReader,
-    SimulatedSite, SiteOp, SourceRef, Tables, Task,
+    ActivationQuantizer, INT8_ATTENTION, Model, ModelDirectory, ModelError, PackedBatch, SimulatedLinear,
+    SimulatedReader, SimulatedSite, SiteOp, SourceRef, Tables, Task,
 };
 use zeropoint_runtime::{Encoder, Int8Linear, QuantizedModel};
 
@@ -163,7 +163,10 @@ impl Deployed {
             let isa = zeropoint_kernels::Isa::active()?;
             Ok(Some(Box::new(SimulatedSite { isa, readers })))
         };
-        Model::load_with(&spec, checkpoint, &mut factory, Tables::Read).expect("the simulation loads")
+        let mut model =
+            Model::load_with(&spec, checkpoint, &mut factory, Tables::Read).expect("the simulation loads");
+        model.set_attention_precision(INT8_ATTENTION);
+        model
     }
 }
 

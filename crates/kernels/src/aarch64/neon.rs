@@ -216,6 +216,20 @@ impl<P: Product> Simd for Quads<P> {
     }
 
     #[inline(always)]
+    fn bf16(self, a: Self::F) -> Self::F {
+        let mut rounded = a;
+        for quarter in &mut rounded {
+            intrinsics!({
+                let bits = vreinterpretq_u32_f32(*quarter);
+                let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+                let sum = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+                *quarter = vreinterpretq_f32_u32(vandq_u32(sum, vdupq_n_u32(0xffff_0000)));
+            });
+        }
+        self.select_less(self.abs(a), self.splat(f32::MIN_POSITIVE), self.splat(0.0), rounded)
+    }
+
+    #[inline(always)]
     fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F {
         let table = self.load(table);
         let bytes = each!(vreinterpretq_u8_f32(table));

@@ -212,6 +212,19 @@ impl<P: Product> Simd for Ymm<P> {
     }
 
     #[inline(always)]
+    fn bf16(self, a: Self::F) -> Self::F {
+        let rounded = a.map(|half| {
+            intrinsics!({
+                let bits = _mm256_castps_si256(half);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+                _mm256_castsi256_ps(_mm256_and_si256(sum, _mm256_set1_epi32(-0x1_0000)))
+            })
+        });
+        self.select_less(self.abs(a), self.splat(f32::MIN_POSITIVE), self.splat(0.0), rounded)
+    }
+
+    #[inline(always)]
     fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F {
         // The permutation reads the low three bits of an index; the fourth, shifted into the sign, chooses the half.
         let [low, high] = self.load(table);

@@ -6,9 +6,10 @@ use super::avx512_tile;
 use crate::gemm::{Line, PANEL, Tile};
 use crate::simd::{Kernel, LANES, Product, Simd};
 
-/// Proof that the machine has AVX-512 with VNNI: [`Avx512Vnni::detect`] is the only way to get one.
+/// Proof that the machine has AVX-512 with VNNI, and with BF16 where that is asked for: [`Avx512::detect`] is the only way to
+/// get one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx512Vnni(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
 /// Intrinsics on values, and loads and stores of whole references.
 macro_rules! intrinsics {
@@ -19,13 +20,14 @@ macro_rules! intrinsics {
     };
 }
 
-impl Avx512Vnni {
+impl<const BF16: bool> Avx512<BF16> {
     pub(crate) fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && (!BF16 || is_x86_feature_detected!("avx512bf16"));
         found.then_some(Self(()))
     }
 
@@ -33,12 +35,28 @@ impl Avx512Vnni {
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        fn enabled<K: Kernel>(kernel: K, simd: Avx512Vnni) -> K::Output {
+        fn enabled<K: Kernel, S: Simd>(kernel: K, simd: S) -> K::Output {
             kernel.run(simd)
         }
-        intrinsics!(enabled(kernel, self))
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+        fn enabled_with_bf16<K: Kernel, S: Simd>(kernel: K, simd: S) -> K::Output {
+            kernel.run(simd)
+        }
+        if BF16 { intrinsics!(enabled_with_bf16(kernel, self)) } else { intrinsics!(enabled(kernel, self)) }
     }
 }
+
+/// Where the numbers of two vectors stand when they alternate.
+const ALTERNATING: [i16; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        places[2 * i] = i as i16;
+        places[2 * i + 1] = i as i16 + 16;
+        i += 1;
+    }
+    places
+};
 
 /// A register as two of 256 bits.
 macro_rules! halves {
@@ -47,13 +65,14 @@ macro_rules! halves {
     };
 }
 
-impl Simd for Avx512Vnni {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type Product = Self;
     type F = __m512;
     type I = __m512i;
     type D = [__m512d; 2];
 
     const WIDE: bool = true;
+    const BF16: bool = BF16;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
@@ -166,6 +185,18 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn store_i8_of_four(self, [a, b, c, d]: [Self::I; 4], to: &mut [i8; 4 * LANES]) {
+        // Packing works within 128 bits: its fours of bytes are of a, b, c and d in turn.
+        const ORDER: [i32; LANES] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+        intrinsics!({
+            let words = [_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d)];
+            let bytes = _mm512_packs_epi16(words[0], words[1]);
+            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
+        });
+    }
+
+    #[inline(always)]
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
         intrinsics!(_mm512_add_epi32(a, b))
     }
@@ -213,6 +244,52 @@ impl Simd for Avx512Vnni {
     #[inline(always)]
     fn scale_by_exp2(self, a: Self::F, n: Self::F) -> Self::F {
         intrinsics!(_mm512_scalef_ps(a, n))
+    }
+
+    #[inline(always)]
+    fn bf16(self, a: Self::F) -> Self::F {
+        intrinsics!({
+            let bits = _mm512_castps_si512(a);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            let rounded = _mm512_castsi512_ps(_mm512_and_si512(sum, _mm512_set1_epi32(-0x1_0000)));
+            self.select_less(self.abs(a), self.splat(f32::MIN_POSITIVE), self.splat(0.0), rounded)
+        })
+    }
+
+    #[inline(always)]
+    fn pairs(self, low: Self::F, high: Self::F) -> Self::I {
+        let in_order = self.pairs_in_order(low, high);
+        intrinsics!(_mm512_permutexvar_epi16(_mm512_loadu_si512(ALTERNATING.as_ptr().cast()), in_order))
+    }
+
+    #[inline(always)]
+    fn pairs_in_order(self, first: Self::F, second: Self::F) -> Self::I {
+        if BF16 {
+            // SAFETY: `self` exists only where BF16 was detected as well; both types are 512 bits without meaning.
+            return unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) };
+        }
+        let (first, second) = (self.bf16(first), self.bf16(second));
+        intrinsics!({
+            let narrow = |a| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(a)));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(narrow(first)), narrow(second))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::F, a: Self::I, b: Self::I) -> Self::F {
+        if BF16 {
+            // SAFETY: as above.
+            return unsafe {
+                let pairs = |vector| std::mem::transmute::<__m512i, __m512bh>(vector);
+                _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
+            };
+        }
+        intrinsics!({
+            let high = |pairs| _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x1_0000)));
+            let low = |pairs| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+            _mm512_fmadd_ps(low(a), low(b), _mm512_fmadd_ps(high(a), high(b), sum))
+        })
     }
 
     #[inline(always)]
@@ -308,7 +385,7 @@ impl Simd for Avx512Vnni {
     }
 }
 
-impl Product for Avx512Vnni {
+impl<const BF16: bool> Product for Avx512<BF16> {
     const STRIP: usize = PANEL;
     const K_GROUP: usize = avx512_tile::K_GROUP;
     const WEIGHT_FLIP: u8 = avx512_tile::WEIGHT_FLIP;

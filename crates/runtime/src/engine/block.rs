@@ -6,8 +6,8 @@ use std::sync::Arc;
 use zeropoint_core::QuantParams;
 use zeropoint_kernels::{HeadInput, Isa, NonFinite, add_in_place, attend, layer_norm_in_place};
 use zeropoint_models::{
-    ActivationFn, ActivationQuantizer, BlockSpec, LayerNorm, LinearId, ModelSpec, NormPlacement, Positions,
-    Projection, SiteId, apply_activation,
+    ActivationFn, ActivationQuantizer, BlockSpec, INT8_ATTENTION, LayerNorm, LinearId, ModelSpec,
+    NormPlacement, Positions, Projection, SiteId, apply_activation,
 };
 
 use super::arena::{Work, room_for_params};
@@ -249,6 +249,7 @@ impl Block {
                     before: around.0,
                     after: around.1,
                     bias: rows.batch.tables.bias(*positions, head, tokens),
+                    precision: INT8_ATTENTION,
                 };
                 let out = &mut context[(asked.start - rows.span.start) * width + head * head_dim..];
                 attend(rows.isa, &input, &mut work.attention, out, width);
