@@ -104,7 +104,7 @@ fn a_statistics_file_is_shown_as_a_table_or_as_json() {
 
     let mut settings = insta::Settings::clone_current();
     settings.add_filter("\\b[0-9a-f]{64}\\b", "[fingerprint]");
-    settings.add_filter("scalar|avx2|avxvnni|avx512vnni|neon-dotprod|neon", "[instruction set]");
+    settings.add_filter("scalar|avx2|avxvnni|avx512vnni|avx512bf16|neon-dotprod|neon", "[instruction set]");
     // With their padding: the last digits are the processor's.
     settings.add_filter("-?[0-9]+\\.[0-9]{4} *", "[value] ");
     settings.bind(|| insta::assert_snapshot!("show", document));

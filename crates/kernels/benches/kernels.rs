@@ -17,7 +17,7 @@ fn main() {
 }
 
 /// Rows, inputs and outputs of a Linear: one token and more, of small and base BERTs and of a 7B decoder.
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 10] = [
     (1, 384, 384),
     (1, 768, 768),
     (1, 4096, 4096),
@@ -27,6 +27,7 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (128, 768, 768),
     (128, 768, 3072),
     (128, 3072, 768),
+    (128, 4096, 4096),
 ];
 
 /// Tokens and channels of an activation: 128 of BERT-base.
@@ -66,7 +67,7 @@ fn bench_linear(bencher: Bencher<'_, '_>, text: &str, activation: Activation) {
     let (isa, [rows, inputs, outputs]) = case(text);
     let packed = PackedWeights::pack(isa, &integers(outputs * inputs), outputs, inputs).expect("valid sizes");
     let (a, scales, bias) = (integers(rows * inputs), vec![0.01; outputs], normal(outputs));
-    let params = vec![QuantParams { scale: 0.02, zero_point: 3 }; rows];
+    let params = vec![QuantParams { scale: 0.02, zero_point: 0 }; rows];
     let epilogue = Epilogue {
         input: RowParams::PerToken(&params),
         weight_scales: &scales,

@@ -25,7 +25,7 @@ pub(crate) struct Aligned<T>(pub(crate) T);
 pub(crate) type Tile = [[i32; PANEL]; TILE_ROWS];
 
 /// Activations up to this many bytes are walked over again for each panel: they and the panel share the L2 cache.
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = 512 << 10;
 /// The most rows of such a block.
 const BLOCK_ROWS: usize = 240;
 
