@@ -24,7 +24,7 @@ pub(crate) struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage or config, or one that names a model or file that does not exist; 3 an \
 accuracy gate was not met (the outputs are kept); 130 stopped by a signal.
-Environment: ZEROPOINT_ISA=scalar|avx2|avxvnni|avx512vnni|neon|neon-dotprod chooses the instruction set, NO_COLOR \
+Environment: ZEROPOINT_ISA=scalar|avx2|avxvnni|avx512vnni|avx512bf16|neon|neon-dotprod chooses the instruction set, NO_COLOR \
 turns colour off; HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are those of the Hugging Face hub.";
 
 const SUPPORTED: &str = "\
@@ -295,6 +295,9 @@ pub(crate) struct BenchArgs {
     /// Tokens of each sample, specials included; several with commas (default: 32,128; images have their own number)
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) tokens: Option<Vec<usize>>,
+    /// Measure passes over the texts of this file instead, in batches of like length; read as by encode
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub(crate) texts: Option<PathBuf>,
     /// Measured passes of each engine and combination (default: a second's worth, from 5 to 101)
     #[arg(long, value_name = "N")]
     pub(crate) runs: Option<usize>,

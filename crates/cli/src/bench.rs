@@ -5,7 +5,9 @@ use std::fmt::Write;
 use serde_json::json;
 use zeropoint_evaluator::report::{Engine, Latency, LatencyRow};
 use zeropoint_models::{ModelDirectory, Task};
-use zeropoint_pipeline::{BenchRequest, Cancel, PipelineError, Sources, bench as measure};
+use zeropoint_pipeline::{
+    BenchRequest, Cancel, PipelineError, Sources, bench as measure, bench_texts as measure_texts, read_texts,
+};
 
 use crate::Outcome;
 use crate::args::BenchArgs;
@@ -34,7 +36,17 @@ pub(crate) fn bench(
         tokens: args.tokens.clone(),
         runs: args.runs,
     };
-    let found = measure(&model, directory.as_ref(), &request, terminal, cancel)?;
+    let found = match &args.texts {
+        None => measure(&model, directory.as_ref(), &request, terminal, cancel)?,
+        Some(texts) => {
+            let texts = match texts.to_str() {
+                Some(name) => sources.data(name)?.path,
+                None => texts.clone(),
+            };
+            let samples = read_texts(&texts, &model)?;
+            measure_texts(&model, directory.as_ref(), &samples, &request, terminal, cancel)?
+        }
+    };
     if args.json {
         print_json(&json!(found.rows), terminal)?;
     } else {
@@ -48,21 +60,31 @@ fn render(found: &Latency) -> String {
     let processor = found.processor.as_deref().unwrap_or("processor of no known name");
     let isa = found.rows.first().map_or("", |row| row.isa.as_str());
     let _ = writeln!(text, "{processor}, {} processors, instruction set {isa}\n", found.processors);
-    let head =
-        ["threads", "batch", "tokens", "engine", "median ms", "quartiles", "tokens/s", "runs", "against f32"];
+    let texts = found.rows.iter().any(|row| row.texts.is_some());
+    let head = [
+        "threads",
+        "batch",
+        if texts { "texts" } else { "tokens" },
+        "engine",
+        "median ms",
+        "quartiles",
+        if texts { "texts/s" } else { "tokens/s" },
+        "runs",
+        "against f32",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for row in &found.rows {
         rows.push(vec![
             row.threads.to_string(),
             row.batch.to_string(),
-            row.tokens.to_string(),
+            row.texts.or(row.tokens).unwrap_or_default().to_string(),
             match row.engine {
                 Engine::Int8 => "int8".to_owned(),
                 Engine::F32 => "f32".to_owned(),
             },
             format!("{:.3}", row.median_ms),
             format!("{:.3} to {:.3}", row.q1_ms, row.q3_ms),
-            format!("{:.0}", row.tokens_per_s),
+            format!("{:.0}", row.texts_per_s.unwrap_or(row.tokens_per_s)),
             row.runs.to_string(),
             ratio(row, &found.rows).unwrap_or_default(),
         ]);
@@ -89,11 +111,13 @@ mod tests {
             isa: "avx2".to_owned(),
             threads,
             batch: 32,
-            tokens: 128,
+            tokens: Some(128),
+            texts: None,
             median_ms,
             q1_ms: median_ms - 1.0,
             q3_ms: median_ms + 2.0,
             tokens_per_s: 4096.0 / median_ms * 1e3,
+            texts_per_s: None,
             runs: 9,
         };
         let rows = vec![

@@ -72,6 +72,33 @@ fn images_are_measured_in_their_own_rows() {
 }
 
 #[test]
+fn texts_are_measured_as_they_are_encoded() {
+    let scene = Scene::new();
+    scene.write("config.toml", "version = 1\nmodel.source = 'embedded'\n");
+    quantized(&scene, "out", "embedded");
+    scene.write("texts.txt", "the river is on fire\n\nwhat\nthe river\n");
+    let arguments = ["bench", "out/model", "--against", "embedded", "--texts", "texts.txt", "--runs", "2"];
+    let shapes = ["--threads", "1", "--batch", "1,2"];
+    let json = stdout(&scene.succeeds(arguments.iter().chain(&shapes).chain(&["--json"])));
+    let rows: Value = serde_json::from_str(&json).expect("it is JSON");
+    let rows = rows.as_array().expect("a list");
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+    let places: Vec<_> = rows.iter().map(|row| (row["engine"].as_str(), row["batch"].as_u64())).collect();
+    let of_batch = |batch| [(Some("int8"), Some(batch)), (Some("f32"), Some(batch))];
+    assert_eq!(places, [of_batch(1), of_batch(2)].concat());
+    // The same tokens in batches of any size.
+    let tokens = |row: &Value| number(row, "tokens_per_s") * number(row, "median_ms") / 1e3;
+    for row in rows {
+        assert_eq!((&row["tokens"], &row["texts"], &row["runs"]), (&Value::Null, &3.into(), &2.into()));
+        let texts = number(row, "texts_per_s") * number(row, "median_ms") / 1e3;
+        assert!((texts - 3.0).abs() < 1e-6, "{row}");
+        assert!((tokens(row) - tokens(&rows[0])).abs() < 1e-6 && tokens(row) > 3.0, "{row}");
+    }
+    let table = stdout(&scene.succeeds(arguments.iter().chain(&shapes)));
+    assert!(table.contains("texts/s") && !table.contains("tokens"), "{table}");
+}
+
+#[test]
 fn mistakes() {
     let mut answers = Answers::new();
     quantized(&answers.scene, "out", "embedded");
@@ -94,6 +121,12 @@ fn mistakes() {
     answers.refused(1, "a model that is not quantised", &["bench", "other"]);
     answers.refused(2, "more tokens than the model takes", &["bench", model, "--tokens", "32,100000"]);
     answers.refused(2, "no tokens", &["bench", model, "--tokens", "0"]);
+    answers.scene.write("texts.txt", "the river\n");
+    answers.scene.write("empty.txt", "\n\n");
+    answers.refused(2, "texts and tokens", &["bench", model, "--texts", "texts.txt", "--tokens", "32"]);
+    answers.refused(2, "texts that are not there", &["bench", model, "--texts", "nowhere.txt"]);
+    answers.refused(1, "no texts", &["bench", model, "--texts", "empty.txt"]);
+    answers.refused(2, "batches of no text", &["bench", model, "--texts", "texts.txt", "--batch", "0"]);
     answers.refused(2, "tokens of images", &["bench", "images/model", "--tokens", "32"]);
     answers.refused(2, "an empty batch", &["bench", model, "--batch", "0"]);
     answers.refused(2, "a batch beyond memory", &["bench", model, "--batch", "1000000"]);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use zeropoint_calibrator::dataset::Sample;
 use zeropoint_core::Rng;
 use zeropoint_evaluator::report::{Engine, Latency, LatencyRow};
 use zeropoint_models::{
@@ -11,6 +12,7 @@ use zeropoint_models::{
 use zeropoint_runtime::QuantizedModel;
 
 use crate::PipelineError;
+use crate::encode::batches;
 use crate::events::{Cancel, Event, Events};
 use crate::system::processor;
 
@@ -57,10 +59,50 @@ pub fn bench(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Latency, PipelineError> {
-    let shapes = shapes(quantized.directory(), request)?;
-    let spec = quantized.directory().spec();
-    let float = original.map(|directory| load_original(directory, spec)).transpose()?;
-    measure(quantized, float.as_ref(), request, &shapes, events, cancel)
+    let cases = cases(quantized.directory(), request)?;
+    let float =
+        original.map(|directory| load_original(directory, quantized.directory().spec())).transpose()?;
+    measure(quantized, float.as_ref(), request, &cases, events, cancel)
+}
+
+/// As [`bench`], with passes over all of these samples, in batches of like length as [`encode`](crate::encode) makes them, in
+/// place of single batches. `request.tokens` is not used.
+pub fn bench_texts(
+    quantized: &QuantizedModel,
+    original: Option<&ModelDirectory>,
+    samples: &[Sample],
+    request: &BenchRequest,
+    events: &dyn Events,
+    cancel: &Cancel,
+) -> Result<Latency, PipelineError> {
+    check(request, &[quantized.directory().max_tokens()])?;
+    let of_batch = |&batch: &usize| -> Result<Case, PipelineError> {
+        let (batches, rows) = batches(quantized, samples, batch)?;
+        Ok(Case { batch, tokens: None, texts: Some(samples.len()), rows, work: Work::Batches(batches) })
+    };
+    let cases = request.batches.iter().map(of_batch).collect::<Result<Vec<_>, _>>()?;
+    let float =
+        original.map(|directory| load_original(directory, quantized.directory().spec())).transpose()?;
+    measure(quantized, float.as_ref(), request, &cases, events, cancel)
+}
+
+/// What is measured with each number of threads.
+struct Case {
+    /// Samples in a batch.
+    batch: usize,
+    /// Tokens of each, where they are of one length.
+    tokens: Option<usize>,
+    /// Samples of a file.
+    texts: Option<usize>,
+    /// Rows of a pass.
+    rows: usize,
+    work: Work,
+}
+
+enum Work {
+    /// Random samples, made when their turn comes.
+    Random,
+    Batches(Vec<PackedBatch>),
 }
 
 /// What a report has: [`BenchRequest::default`], with the original that the run has loaded.
@@ -71,8 +113,8 @@ pub(crate) fn latency(
     cancel: &Cancel,
 ) -> Result<Latency, PipelineError> {
     let request = BenchRequest::default();
-    let shapes = shapes(quantized.directory(), &request)?;
-    measure(quantized, Some(original), &request, &shapes, events, cancel)
+    let cases = cases(quantized.directory(), &request)?;
+    measure(quantized, Some(original), &request, &cases, events, cancel)
 }
 
 /// The combinations that [`latency`] measures of a model, as threads, batch and tokens.
@@ -87,34 +129,43 @@ fn measure(
     quantized: &QuantizedModel,
     original: Option<&Model>,
     request: &BenchRequest,
-    shapes: &[[usize; 2]],
+    cases: &[Case],
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Latency, PipelineError> {
     let mut engines: Vec<(Engine, &Model)> = vec![(Engine::Int8, quantized.model())];
     engines.extend(original.map(|model| (Engine::F32, model)));
 
-    let total = request.threads.len() * shapes.len();
+    let total = request.threads.len() * cases.len();
     let mut rows = Vec::with_capacity(total * engines.len());
     for &threads in &request.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|error| {
             PipelineError::Io { path: "threads".into(), source: std::io::Error::other(error) }
         })?;
-        for &[batch, tokens] in shapes {
-            let inputs = inputs(quantized.directory().spec(), batch, tokens)?;
-            let times = pool.install(|| alternate(&engines, &inputs, request.runs, cancel))?;
+        for case in cases {
+            let random;
+            let work = match (&case.work, case.tokens) {
+                (Work::Batches(batches), _) => batches.as_slice(),
+                (Work::Random, tokens) => {
+                    random = [inputs(quantized.directory().spec(), case.batch, tokens.unwrap_or_default())?];
+                    &random
+                }
+            };
+            let times = pool.install(|| alternate(&engines, work, request.runs, cancel))?;
             let row = |((engine, _), times): (&(Engine, &Model), Vec<Duration>)| {
                 let [q1, median, q3] = quartiles(&times).map(|time| time.as_secs_f64());
                 LatencyRow {
                     engine: *engine,
                     isa: quantized.model().isa().to_string(),
                     threads: threads as u64,
-                    batch: batch as u64,
-                    tokens: tokens as u64,
+                    batch: case.batch as u64,
+                    tokens: case.tokens.map(|tokens| tokens as u64),
+                    texts: case.texts.map(|texts| texts as u64),
                     median_ms: median * 1e3,
                     q1_ms: q1 * 1e3,
                     q3_ms: q3 * 1e3,
-                    tokens_per_s: (batch * tokens) as f64 / median,
+                    tokens_per_s: case.rows as f64 / median,
+                    texts_per_s: case.texts.map(|texts| texts as f64 / median),
                     runs: times.len() as u64,
                 }
             };
@@ -130,7 +181,19 @@ fn refused(option: &'static str, reason: String) -> PipelineError {
     PipelineError::Option { option, reason }
 }
 
-/// The batches that are measured, as samples and their tokens.
+/// The batches that are measured.
+fn cases(directory: &ModelDirectory, request: &BenchRequest) -> Result<Vec<Case>, PipelineError> {
+    let case = |[batch, tokens]: [usize; 2]| Case {
+        batch,
+        tokens: Some(tokens),
+        texts: None,
+        rows: batch * tokens,
+        work: Work::Random,
+    };
+    Ok(shapes(directory, request)?.into_iter().map(case).collect())
+}
+
+/// The same as samples and their tokens.
 fn shapes(directory: &ModelDirectory, request: &BenchRequest) -> Result<Vec<[usize; 2]>, PipelineError> {
     let lengths = lengths(directory.spec(), directory.max_tokens(), request)?;
     check(request, &lengths)?;
@@ -234,16 +297,18 @@ fn inputs(spec: &ModelSpec, batch: usize, tokens: usize) -> Result<PackedBatch, 
 /// The times of each engine, which take turns.
 fn alternate(
     engines: &[(Engine, &Model)],
-    batch: &PackedBatch,
+    batches: &[PackedBatch],
     runs: Option<usize>,
     cancel: &Cancel,
 ) -> Result<Vec<Vec<Duration>>, PipelineError> {
     let time = |model: &Model| -> Result<Duration, PipelineError> {
-        if cancel.is_requested() {
-            return Err(PipelineError::Cancelled);
-        }
         let clock = Instant::now();
-        std::hint::black_box(model.forward(batch)?);
+        for batch in batches {
+            if cancel.is_requested() {
+                return Err(PipelineError::Cancelled);
+            }
+            std::hint::black_box(model.forward(batch)?);
+        }
         Ok(clock.elapsed())
     };
     let mut slowest = Duration::ZERO;

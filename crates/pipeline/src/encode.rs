@@ -184,6 +184,27 @@ pub fn encode(
     Ok(())
 }
 
+/// The batches that all samples go through, in the order that [`encode`] takes them in, and the rows of all.
+pub(crate) fn batches(
+    model: &QuantizedModel,
+    samples: &[Sample],
+    batch_size: usize,
+) -> Result<(Vec<PackedBatch>, usize), PipelineError> {
+    let options = EncodeOptions { batch_size, prompt: PromptChoice::ModelDefault };
+    let encoder = Encoder::new(model, &options)?;
+    let mut inputs = Vec::with_capacity(samples.len());
+    for (i, sample) in samples.iter().enumerate() {
+        encoder.check(sample)?;
+        inputs.extend(encoder.located_pieces(i, sample)?.into_iter().map(|piece| piece.input));
+    }
+    let inputs: Vec<&ModelInput> = inputs.iter().collect();
+    let spec = model.directory().spec();
+    let rows = inputs.iter().map(|input| input.rows(spec)).sum();
+    let plan = BatchPlan::new(&inputs, batch_size);
+    let batches = plan.batches().iter().map(|indices| PackedBatch::new(indices.iter().map(|&i| inputs[i])));
+    Ok((batches.collect::<Result<_, _>>()?, rows))
+}
+
 /// A model with what is needed to read its outputs.
 pub(crate) struct Encoder<'a> {
     model: &'a QuantizedModel,
@@ -270,15 +291,7 @@ impl<'a> Encoder<'a> {
     ) -> Result<Vec<Record>, PipelineError> {
         let mut pieces = Vec::with_capacity(samples.len());
         for (i, sample) in samples.iter().enumerate() {
-            let located = |error: ModelError| {
-                // An image's own file is named already.
-                let reason = match sample.image {
-                    Some(_) => error.to_string(),
-                    None => format!("{}: {error}", place(sample)),
-                };
-                PipelineError::from(ModelError::Sample { reason })
-            };
-            pieces.extend(self.pieces(i, sample).map_err(located)?);
+            pieces.extend(self.located_pieces(i, sample)?);
         }
         let all: Vec<&ModelInput> = pieces.iter().map(|piece| &piece.input).collect();
         let mut parts: Vec<Option<Part>> = pieces.iter().map(|_| None).collect();
@@ -302,6 +315,18 @@ impl<'a> Encoder<'a> {
             of_samples[piece.sample].extend(part);
         }
         Ok(samples.iter().zip(of_samples).map(|(sample, parts)| self.record(sample, parts)).collect())
+    }
+
+    /// As [`Encoder::pieces`], with the sample's place in an error.
+    fn located_pieces(&self, index: usize, sample: &Sample) -> Result<Vec<Piece>, PipelineError> {
+        self.pieces(index, sample).map_err(|error| {
+            // An image's own file is named already.
+            let reason = match sample.image {
+                Some(_) => error.to_string(),
+                None => format!("{}: {error}", place(sample)),
+            };
+            ModelError::Sample { reason }.into()
+        })
     }
 
     fn pieces(&self, sample: usize, texts: &Sample) -> Result<Vec<Piece>, ModelError> {

@@ -38,7 +38,7 @@ mod stages;
 mod statistics;
 mod system;
 
-pub use bench::{BenchRequest, bench};
+pub use bench::{BenchRequest, bench, bench_texts};
 pub use check::LayerErrors;
 pub use compare::{COMPARE_MARKER, compare, write_comparison};
 pub use deploy::MODEL_DIR;

@@ -14,7 +14,7 @@ pub struct Latency {
     pub processor: Option<String>,
     /// Threads that the machine runs at once.
     pub processors: u64,
-    /// By threads, batch and tokens in the order asked for, INT8 before f32.
+    /// By threads, batch and tokens (or one file of texts) in the order asked for, INT8 before f32.
     pub rows: Vec<LatencyRow>,
 }
 
@@ -29,9 +29,12 @@ pub struct LatencyRow {
     pub threads: u64,
     /// Samples in the batch.
     pub batch: u64,
-    /// Tokens, or rows of an image, of each sample.
-    pub tokens: u64,
-    /// Median time of a forward pass over the batch, in milliseconds.
+    /// Tokens, or rows of an image, of each sample; `None` where each has its own.
+    pub tokens: Option<u64>,
+    /// Texts of a file that are run, in batches; `None` where a single batch is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<u64>,
+    /// Median time of a forward pass over the batch, or over all texts, in milliseconds.
     #[serde(with = "number")]
     pub median_ms: f64,
     /// First quartile of that time.
@@ -40,9 +43,12 @@ pub struct LatencyRow {
     /// Third quartile.
     #[serde(with = "number")]
     pub q3_ms: f64,
-    /// Tokens of the batch over the median time.
+    /// Tokens of the batch, or of all texts, over the median time.
     #[serde(with = "number")]
     pub tokens_per_s: f64,
+    /// Texts of the file over the median time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts_per_s: Option<f64>,
     /// Measured passes.
     pub runs: u64,
 }
@@ -71,7 +77,7 @@ pub(super) struct LatencyView<'a> {
 #[derive(Serialize)]
 struct Comparison {
     batch: u64,
-    tokens: u64,
+    tokens: Option<u64>,
     threads: u64,
     float: String,
     int8: String,
@@ -81,12 +87,12 @@ struct Comparison {
 /// The median times of both engines beside each other, by batch, tokens and threads, with their numbers put as `number`
 /// says; one that was not measured is NaN to it.
 pub(super) fn view(latency: &Latency, number: fn(f64) -> String) -> LatencyView<'_> {
-    let mut medians: BTreeMap<[u64; 3], [f64; 2]> = BTreeMap::new();
+    let mut medians: BTreeMap<(u64, Option<u64>, u64), [f64; 2]> = BTreeMap::new();
     for row in &latency.rows {
-        let of_both = medians.entry([row.batch, row.tokens, row.threads]).or_insert([f64::NAN; 2]);
+        let of_both = medians.entry((row.batch, row.tokens, row.threads)).or_insert([f64::NAN; 2]);
         of_both[usize::from(row.engine == Engine::Int8)] = row.median_ms;
     }
-    let rows = medians.into_iter().map(|([batch, tokens, threads], [float, int8])| Comparison {
+    let rows = medians.into_iter().map(|((batch, tokens, threads), [float, int8])| Comparison {
         batch,
         tokens,
         threads,

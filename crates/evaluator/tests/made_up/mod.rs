@@ -65,11 +65,13 @@ pub(crate) fn latency_row(engine: Engine, threads: u64, batch: u64, median_ms: f
         isa: "avx2".to_owned(),
         threads,
         batch,
-        tokens: 32,
+        tokens: Some(32),
+        texts: None,
         median_ms,
         q1_ms: median_ms * 0.75,
         q3_ms: median_ms * 1.5,
         tokens_per_s: (batch * 32) as f64 / median_ms * 1e3,
+        texts_per_s: None,
         runs: 101,
     }
 }
