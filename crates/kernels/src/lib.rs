@@ -55,11 +55,15 @@ pub use activation::{Activation, activate, add_in_place, sigmoid_in_place, swish
 pub use attention::{AttentionPrecision, AttentionScratch, HeadInput, attend};
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};
-pub use linear::{Epilogue, RowParams, dequantize_sums, linear};
+pub use linear::{
+    Epilogue, RowParams, dequantize_sums, linear, linear_added, linear_measured, linear_quantized,
+};
 pub use memory::AlignedMemory;
 pub use norm::{layer_norm, layer_norm_in_place};
 pub use pack::{PackError, PackedWeights};
-pub use quantize::{NonFinite, dequantize, quantize_static, quantize_tokens};
+pub use quantize::{
+    NonFinite, RowMagnitudes, dequantize, quantize_measured, quantize_static, quantize_tokens,
+};
 pub use statistics::{
     Extremes, LogBins, channel_absmax, count_columns, extremes, histogram, row_extremes, sum_squared_error,
 };

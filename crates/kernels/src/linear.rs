@@ -6,8 +6,9 @@ use zeropoint_core::QuantParams;
 
 use crate::activation::{Activation, GeluErf, GeluTanh, Identity, Map, Relu};
 use crate::gemm::{Aligned, Finish, PANEL, multiply};
+use crate::quantize::{Quantizer, RowMagnitudes};
 use crate::simd::{Kernel, LANES, Simd};
-use crate::{Isa, PackedWeights};
+use crate::{Isa, NonFinite, PackedWeights};
 
 /// The quantisation parameters of the input rows.
 #[derive(Debug, Clone, Copy)]
@@ -49,18 +50,90 @@ pub fn linear(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    assert_eq!(epilogue.weight_scales.len(), w.outputs(), "a weight scale for each output");
-    assert!(epilogue.bias.is_none_or(|bias| bias.len() == w.outputs()), "a bias for each output");
-    if let RowParams::PerToken(params) = epilogue.input {
-        assert_eq!(params.len(), rows, "quantisation parameters for each row");
-    }
+    check(rows, w, epilogue);
     assert!(out_stride >= columns.len(), "a row of `out` holds all columns");
     if rows == 0 || columns.is_empty() {
         return;
     }
     assert!(out.len() >= (rows - 1) * out_stride + columns.len(), "`out` holds all rows");
 
-    let to = Out { data: out, stride: out_stride, first_column: columns.start };
+    run(
+        a,
+        rows,
+        w,
+        columns.clone(),
+        epilogue,
+        Values { out, stride: out_stride, first_column: columns.start },
+    );
+}
+
+/// As [`linear`] over all outputs, added to `x`, `[rows, outputs]`: the residual connection, with the bits of
+/// [`add_in_place`](crate::add_in_place).
+pub fn linear_added(a: &[i8], rows: usize, w: &PackedWeights, epilogue: &Epilogue<'_>, x: &mut [f32]) {
+    check(rows, w, epilogue);
+    assert_eq!(x.len(), rows * w.outputs(), "`x` is [rows, outputs]");
+    run(a, rows, w, 0..w.outputs(), epilogue, Added { x, stride: w.outputs() });
+}
+
+/// As [`linear`] over all outputs, keeping what [`quantize_measured`](crate::quantize_measured) asks of the rows: `out` is
+/// `[rows, outputs]`.
+pub fn linear_measured(
+    a: &[i8],
+    rows: usize,
+    w: &PackedWeights,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+    magnitudes: &mut RowMagnitudes,
+) {
+    check(rows, w, epilogue);
+    assert_eq!(out.len(), rows * w.outputs(), "`out` is [rows, outputs]");
+    let values = Values { out, stride: w.outputs(), first_column: 0 };
+    run(a, rows, w, 0..w.outputs(), epilogue, Measured { values, magnitudes: magnitudes.begin(rows) });
+}
+
+/// [`linear`] over all outputs and [`quantize_static`](crate::quantize_static) of its result in one: `out`, `[rows, outputs]`, has
+/// the same integers. `magnitudes` is memory to work in.
+///
+/// On an error `out` is complete, as of `quantize_static`.
+pub fn linear_quantized(
+    a: &[i8],
+    rows: usize,
+    w: &PackedWeights,
+    epilogue: &Epilogue<'_>,
+    params: QuantParams,
+    out: &mut [i8],
+    magnitudes: &mut RowMagnitudes,
+) -> Result<(), NonFinite> {
+    check(rows, w, epilogue);
+    assert_eq!(out.len(), rows * w.outputs(), "`out` is [rows, outputs]");
+    let stride = w.outputs();
+    run(
+        a,
+        rows,
+        w,
+        0..stride,
+        epilogue,
+        Requantized { params, out, stride, magnitudes: magnitudes.begin(rows) },
+    );
+    magnitudes.check(w.isa())
+}
+
+fn check(rows: usize, w: &PackedWeights, epilogue: &Epilogue<'_>) {
+    assert_eq!(epilogue.weight_scales.len(), w.outputs(), "a weight scale for each output");
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() == w.outputs()), "a bias for each output");
+    if let RowParams::PerToken(params) = epilogue.input {
+        assert_eq!(params.len(), rows, "quantisation parameters for each row");
+    }
+}
+
+fn run<T: Rows>(
+    a: &[i8],
+    rows: usize,
+    w: &PackedWeights,
+    columns: Range<usize>,
+    epilogue: &Epilogue<'_>,
+    to: T,
+) {
     match epilogue.activation {
         Activation::None => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, Identity)),
         Activation::Relu => multiply(a, rows, w, columns, Dequantize::new(epilogue, to, Relu)),
@@ -112,10 +185,113 @@ impl Kernel for DequantizeSums<'_> {
     }
 }
 
-struct Out<'a> {
-    data: &'a mut [f32],
+/// What becomes of the finished values.
+trait Rows {
+    /// Takes a row's values of some columns, [`PANEL`] at most; vectors past them hold no values of the result.
+    fn take<S: Simd>(&mut self, s: S, row: usize, columns: &Range<usize>, values: [S::F; VECTORS]);
+}
+
+/// Vectors of a panel.
+const VECTORS: usize = PANEL / LANES;
+
+struct Values<'a> {
+    out: &'a mut [f32],
     stride: usize,
     first_column: usize,
+}
+
+impl Rows for Values<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, s: S, row: usize, columns: &Range<usize>, values: [S::F; VECTORS]) {
+        let out = &mut self.out[row * self.stride + columns.start - self.first_column..][..columns.len()];
+        match out.first_chunk_mut::<PANEL>() {
+            Some(whole) => {
+                for (out, values) in whole.as_chunks_mut::<LANES>().0.iter_mut().zip(values) {
+                    s.store(values, out);
+                }
+            }
+            None => {
+                for (out, values) in out.chunks_mut(LANES).zip(values) {
+                    s.store_some(values, out);
+                }
+            }
+        }
+    }
+}
+
+struct Added<'a> {
+    x: &'a mut [f32],
+    stride: usize,
+}
+
+impl Rows for Added<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, s: S, row: usize, columns: &Range<usize>, values: [S::F; VECTORS]) {
+        let x = &mut self.x[row * self.stride + columns.start..][..columns.len()];
+        match x.first_chunk_mut::<PANEL>() {
+            Some(whole) => {
+                for (x, values) in whole.as_chunks_mut::<LANES>().0.iter_mut().zip(values) {
+                    s.store(s.add(s.load(x), values), x);
+                }
+            }
+            None => {
+                for (x, values) in x.chunks_mut(LANES).zip(values) {
+                    s.store_some(s.add(s.load_some(x, 0.0), values), x);
+                }
+            }
+        }
+    }
+}
+
+struct Measured<'a> {
+    values: Values<'a>,
+    magnitudes: &'a mut [[i32; LANES]],
+}
+
+impl Rows for Measured<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, s: S, row: usize, columns: &Range<usize>, values: [S::F; VECTORS]) {
+        measure(s, &mut self.magnitudes[row], values);
+        self.values.take(s, row, columns, values);
+    }
+}
+
+struct Requantized<'a> {
+    params: QuantParams,
+    out: &'a mut [i8],
+    stride: usize,
+    magnitudes: &'a mut [[i32; LANES]],
+}
+
+impl Rows for Requantized<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, s: S, row: usize, columns: &Range<usize>, values: [S::F; VECTORS]) {
+        measure(s, &mut self.magnitudes[row], values);
+        let quantizer = Quantizer::new(s, self.params);
+        let mut quantized = [s.splat_i32(0); VECTORS];
+        for (quantized, values) in quantized.iter_mut().zip(values) {
+            *quantized = quantizer.quantize(values);
+        }
+        let out = &mut self.out[row * self.stride + columns.start..][..columns.len()];
+        match out.first_chunk_mut() {
+            Some(whole) => s.store_i8_of_four(quantized, whole),
+            None => {
+                let Aligned(whole) = &mut Aligned([0; PANEL]);
+                s.store_i8_of_four(quantized, whole);
+                out.copy_from_slice(&whole[..out.len()]);
+            }
+        }
+    }
+}
+
+/// The columns past the last have a scale and a bias of 0, and every activation keeps 0: they add nothing.
+#[inline(always)]
+fn measure<S: Simd>(s: S, magnitude: &mut [i32; LANES], values: [S::F; VECTORS]) {
+    let mut largest = s.load_i32(magnitude);
+    for values in values {
+        largest = s.max_i32(largest, s.magnitude_bits(values));
+    }
+    s.store_i32(largest, magnitude);
 }
 
 /// The epilogue of one panel, padded to whole vectors.
@@ -127,37 +303,39 @@ struct Panel {
     columns: Range<usize>,
 }
 
-struct Dequantize<'a, M> {
+struct Dequantize<'a, T, M> {
     epilogue: &'a Epilogue<'a>,
-    out: Out<'a>,
+    to: T,
     activation: M,
     panel: Panel,
 }
 
-impl<'a, M> Dequantize<'a, M> {
-    fn new(epilogue: &'a Epilogue<'a>, out: Out<'a>, activation: M) -> Self {
+impl<'a, T, M> Dequantize<'a, T, M> {
+    fn new(epilogue: &'a Epilogue<'a>, to: T, activation: M) -> Self {
         let panel =
             Panel { columns: 0..0, column_sums: [0; PANEL], scales: [0.0; PANEL], bias: [0.0; PANEL] };
-        Self { epilogue, out, activation, panel }
+        Self { epilogue, to, activation, panel }
     }
 }
 
-impl<M: Map> Finish for Dequantize<'_, M> {
+impl<T: Rows, M: Map> Finish for Dequantize<'_, T, M> {
     #[inline(always)]
     fn begin_panel(&mut self, columns: Range<usize>, column_sums: &[i32; PANEL]) {
         let panel = &mut self.panel;
+        let count = columns.len();
         panel.columns = columns.clone();
         panel.column_sums = *column_sums;
-        panel.scales[..columns.len()].copy_from_slice(&self.epilogue.weight_scales[columns.clone()]);
+        panel.scales[..count].copy_from_slice(&self.epilogue.weight_scales[columns.clone()]);
+        panel.scales[count..].fill(0.0);
         if let Some(bias) = self.epilogue.bias {
-            panel.bias[..columns.len()].copy_from_slice(&bias[columns]);
+            panel.bias[..count].copy_from_slice(&bias[columns]);
+            panel.bias[count..].fill(0.0);
         }
     }
 
     #[inline(always)]
     fn finish<S: Simd>(&mut self, simd: S, first_row: usize, sums: &[[i32; PANEL]]) {
         let panel = &self.panel;
-        let offset = panel.columns.start - self.out.first_column;
         for (row, sums) in (first_row..).zip(sums) {
             let QuantParams { scale, zero_point } = match self.epilogue.input {
                 RowParams::PerTensor(params) => params,
@@ -170,15 +348,8 @@ impl<M: Map> Finish for Dequantize<'_, M> {
                 panel.take_off(simd, zero_point, sums, corrected);
                 corrected
             };
-            let out = &mut self.out.data[row * self.out.stride + offset..][..panel.columns.len()];
-            match out.first_chunk_mut() {
-                Some(whole) => panel.dequantize(simd, exact, scale, self.activation, whole),
-                None => {
-                    let Aligned(whole) = &mut Aligned([0.0; PANEL]);
-                    panel.dequantize(simd, exact, scale, self.activation, whole);
-                    out.copy_from_slice(&whole[..out.len()]);
-                }
-            }
+            let values = panel.dequantize(simd, exact, scale, self.activation);
+            self.to.take(simd, row, &panel.columns, values);
         }
     }
 }
@@ -204,16 +375,15 @@ impl Panel {
         exact: &[i32; PANEL],
         scale: f32,
         activation: M,
-        out: &mut [f32; PANEL],
-    ) {
+    ) -> [S::F; VECTORS] {
         let scale = s.splat(scale);
         let constants = vectors_f32(&self.scales).iter().zip(vectors_f32(&self.bias));
-        let out = out.as_chunks_mut::<LANES>().0;
-        for ((out, exact), (scales, bias)) in out.iter_mut().zip(vectors(exact)).zip(constants) {
+        let mut values = [s.splat(0.0); VECTORS];
+        for ((value, exact), (scales, bias)) in values.iter_mut().zip(vectors(exact)).zip(constants) {
             let product = s.mul(s.to_f32(s.load_i32(exact)), scale);
-            let y = s.mul_add(product, s.load(scales), s.load(bias));
-            s.store(activation.apply(s, y), out);
+            *value = activation.apply(s, s.mul_add(product, s.load(scales), s.load(bias)));
         }
+        values
     }
 }
 
@@ -230,7 +400,8 @@ mod tests {
     use super::*;
     use crate::Isa;
     use crate::activation::activate;
-    use zeropoint_core::Rng;
+    use crate::{add_in_place, quantize_measured, quantize_static, quantize_tokens};
+    use zeropoint_core::{Rng, Symmetry};
 
     struct Layer {
         a: Vec<i8>,
@@ -368,6 +539,56 @@ mod tests {
             whole_by_isa.push(whole);
         }
         assert!(whole_by_isa.iter().all(|whole| *whole == whole_by_isa[0]), "all instruction sets agree");
+    }
+
+    #[test]
+    fn what_is_done_at_once_is_what_is_done_after() {
+        for (rows, inputs, outputs) in [(7, 50, 200), (13, 64, 64), (1, 9, 3), (2, 5, 129)] {
+            let mut l = layer(&mut Rng::new(6), rows, inputs, outputs);
+            for (isa, bad) in
+                Isa::available().into_iter().flat_map(|isa| [(isa, None), (isa, Some(rows - 1))])
+            {
+                if let Some(row) = bad {
+                    l.params[row].scale = f32::INFINITY;
+                }
+                for activation in [Activation::None, Activation::GeluErf] {
+                    let packed = PackedWeights::pack(isa, &l.w, outputs, inputs).unwrap();
+                    let input = RowParams::PerToken(&l.params);
+                    let epilogue =
+                        Epilogue { input, weight_scales: &l.scales, bias: Some(&l.bias), activation };
+                    let mut whole = vec![0.0; rows * outputs];
+                    linear(&l.a, rows, &packed, 0..outputs, &epilogue, &mut whole, outputs);
+                    let (mut out, mut expected) = (vec![0; whole.len()], vec![1; whole.len()]);
+                    let mut magnitudes = RowMagnitudes::default();
+
+                    let params = QuantParams { scale: 0.03, zero_point: -5 };
+                    let found =
+                        linear_quantized(&l.a, rows, &packed, &epilogue, params, &mut out, &mut magnitudes);
+                    let after = quantize_static(isa, &whole, outputs, params, &mut expected);
+                    assert_eq!((found, &out), (after, &expected), "{isa}");
+
+                    let mut measured = vec![0.0; rows * outputs];
+                    linear_measured(&l.a, rows, &packed, &epilogue, &mut measured, &mut magnitudes);
+                    let bits =
+                        |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&measured), bits(&whole), "{isa}");
+                    let (mut sum, mut added) = (vec![0.25; rows * outputs], vec![0.25; rows * outputs]);
+                    linear_added(&l.a, rows, &packed, &epilogue, &mut added);
+                    add_in_place(isa, &mut sum, &whole);
+                    assert_eq!(bits(&added), bits(&sum), "{isa}");
+
+                    let mut of_rows = [vec![params; rows], vec![params; rows]];
+                    let [found_params, params] = &mut of_rows;
+                    let found =
+                        quantize_measured(isa, &measured, outputs, &magnitudes, &mut out, found_params);
+                    let after =
+                        quantize_tokens(isa, &whole, outputs, Symmetry::Symmetric, &mut expected, params);
+                    assert_eq!((found, found_params, &out), (after, params, &expected), "{isa}");
+                    assert_eq!(found.is_err(), bad.is_some(), "{isa}");
+                }
+                l = layer(&mut Rng::new(6), rows, inputs, outputs);
+            }
+        }
     }
 
     #[test]

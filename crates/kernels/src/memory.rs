@@ -16,7 +16,7 @@ pub struct AlignedMemory<T> {
 impl<T: Copy + Default> AlignedMemory<T> {
     /// The first `len` numbers, whatever they hold.
     pub fn room(&mut self, len: usize) -> &mut [T] {
-        let surplus = LINE / size_of::<T>().max(1);
+        let surplus = (LINE / size_of::<T>().max(1)).max(1);
         if self.memory.len() < len + surplus {
             // Nothing of the old is wanted: growing in place would copy it.
             self.memory.clear();

@@ -3,9 +3,9 @@
 use thiserror::Error;
 use zeropoint_core::{QMAX, QMIN, QuantParams, Symmetry};
 
-use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::statistics::{Extremes, extremes_of};
+use crate::{AlignedMemory, Isa};
 
 /// The bits of infinity: those of a finite magnitude are less.
 const INFINITY_BITS: i32 = f32::INFINITY.to_bits() as i32;
@@ -57,6 +57,54 @@ pub fn quantize_tokens(
     isa.run(QuantizeTokens { x, columns, symmetry, out, params })
 }
 
+/// As [`quantize_tokens`] with symmetric parameters, where [`linear_measured`](crate::linear_measured) has computed `x` and
+/// found the rows' largest magnitudes with it.
+pub fn quantize_measured(
+    isa: Isa,
+    x: &[f32],
+    columns: usize,
+    magnitudes: &RowMagnitudes,
+    out: &mut [i8],
+    params: &mut [QuantParams],
+) -> Result<(), NonFinite> {
+    assert!(columns > 0, "a row has at least one column");
+    assert_eq!(x.len(), params.len() * columns, "`x` is [params.len(), columns]");
+    assert_eq!(x.len(), out.len(), "`out` is as long as `x`");
+    let magnitudes = magnitudes.rows();
+    assert_eq!(magnitudes.len(), params.len(), "a magnitude for each row");
+    isa.run(QuantizeMeasured { x, columns, magnitudes, out, params })
+}
+
+/// The largest magnitude of each row of an output, found while it was computed.
+#[derive(Debug, Clone, Default)]
+pub struct RowMagnitudes {
+    /// The bits of the largest magnitude among the values that each lane has seen.
+    memory: AlignedMemory<[i32; LANES]>,
+    rows: usize,
+}
+
+impl RowMagnitudes {
+    /// Forgets what was found.
+    pub(crate) fn begin(&mut self, rows: usize) -> &mut [[i32; LANES]] {
+        self.rows = rows;
+        let memory = self.memory.room(rows);
+        memory.fill([0; LANES]);
+        memory
+    }
+
+    fn rows(&self) -> &[[i32; LANES]] {
+        &self.memory[..self.rows]
+    }
+
+    /// Whether all rows are finite.
+    pub(crate) fn check(&self, isa: Isa) -> Result<(), NonFinite> {
+        match isa.run(FirstNonFinite { magnitudes: self.rows() }) {
+            Some(row) => Err(NonFinite { row }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// `out[i] = zeropoint_core::dequantize(q[i], params)`.
 pub fn dequantize(isa: Isa, q: &[i8], params: QuantParams, out: &mut [f32]) {
     assert_eq!(q.len(), out.len(), "`out` is as long as `q`");
@@ -73,7 +121,7 @@ const GROUP: usize = 4 * LANES;
 /// Elementary Functions on the IBM RISC System/6000 Processor", IBM Journal of Research and Development 34, 1990).
 /// Quotients so small that a remainder underflows round to the zero point either way.
 #[derive(Clone, Copy)]
-struct Quantizer<S: Simd> {
+pub(crate) struct Quantizer<S: Simd> {
     s: S,
     scale: S::F,
     /// `-scale`.
@@ -90,7 +138,7 @@ struct Quantizer<S: Simd> {
 
 impl<S: Simd> Quantizer<S> {
     #[inline(always)]
-    fn new(s: S, params: QuantParams) -> Self {
+    pub(crate) fn new(s: S, params: QuantParams) -> Self {
         /// `2^-80` and `2^80`.
         const ORDINARY: std::ops::RangeInclusive<f32> = 8.271_806e-25..=1.208_925_8e24;
         let zero_point = f32::from(params.zero_point);
@@ -108,7 +156,7 @@ impl<S: Simd> Quantizer<S> {
 
     /// NaN gives the lowest integer: `max` returns its second operand then.
     #[inline(always)]
-    fn quantize(self, x: S::F) -> S::I {
+    pub(crate) fn quantize(self, x: S::F) -> S::I {
         let Self { s, negated, reciprocal, .. } = self;
         if self.extreme {
             let steps = s.add(s.div(x, self.scale), self.zero_point);
@@ -210,6 +258,47 @@ impl Kernel for QuantizeTokens<'_> {
             quantize_row::<S, false>(Quantizer::new(s, *params), x, out);
         }
         Ok(())
+    }
+}
+
+struct QuantizeMeasured<'a> {
+    x: &'a [f32],
+    columns: usize,
+    magnitudes: &'a [[i32; LANES]],
+    out: &'a mut [i8],
+    params: &'a mut [QuantParams],
+}
+
+impl Kernel for QuantizeMeasured<'_> {
+    type Output = Result<(), NonFinite>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Result<(), NonFinite> {
+        let rows = self.x.chunks_exact(self.columns).zip(self.out.chunks_exact_mut(self.columns));
+        for (row, (((x, out), params), magnitude)) in rows.zip(self.params).zip(self.magnitudes).enumerate() {
+            let largest = f32::from_bits(s.largest_i32(s.load_i32(magnitude)) as u32);
+            *params = QuantParams::symmetric(largest).map_err(|_| NonFinite { row })?;
+            quantize_row::<S, false>(Quantizer::new(s, *params), x, out);
+        }
+        Ok(())
+    }
+}
+
+struct FirstNonFinite<'a> {
+    magnitudes: &'a [[i32; LANES]],
+}
+
+impl Kernel for FirstNonFinite<'_> {
+    type Output = Option<usize>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Option<usize> {
+        for (row, magnitude) in self.magnitudes.iter().enumerate() {
+            if s.largest_i32(s.load_i32(magnitude)) >= INFINITY_BITS {
+                return Some(row);
+            }
+        }
+        None
     }
 }
 

@@ -65,8 +65,8 @@ pub fn bench(
     measure(quantized, float.as_ref(), request, &cases, events, cancel)
 }
 
-/// As [`bench`], with passes over all of these samples, in batches of like length as [`encode`](crate::encode) makes them, in
-/// place of single batches. `request.tokens` is not used.
+/// As [`bench`], with passes over all of these samples in place of single batches: sorted by length, tokenised before.
+/// `request.tokens` is not used.
 pub fn bench_texts(
     quantized: &QuantizedModel,
     original: Option<&ModelDirectory>,

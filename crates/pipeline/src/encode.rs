@@ -184,7 +184,7 @@ pub fn encode(
     Ok(())
 }
 
-/// The batches that all samples go through, in the order that [`encode`] takes them in, and the rows of all.
+/// All samples in batches of like length, and their rows.
 pub(crate) fn batches(
     model: &QuantizedModel,
     samples: &[Sample],

@@ -242,7 +242,7 @@ fn latency_is_measured_when_it_is_asked_for_and_is_no_part_of_the_product() {
     for threads in [1, 2] {
         for batch in [1, 32] {
             // The model takes no more than 64.
-            for tokens in [32, 64] {
+            for tokens in [32, 64].map(Some) {
                 expected.extend([Engine::Int8, Engine::F32].map(|engine| (engine, threads, batch, tokens)));
             }
         }

@@ -178,7 +178,7 @@ impl Engine {
 
     fn finish(&self, x: &mut [f32]) {
         if let Some(norm) = &self.final_norm {
-            block::normalise(norm, x, None);
+            block::normalise(norm, x);
         }
     }
 

@@ -1,9 +1,13 @@
 //! One Linear in integers.
 
 use rayon::prelude::*;
+use zeropoint_core::{QuantParams, Symmetry};
 use zeropoint_formats::compressed_tensors::QuantizedLinear;
-use zeropoint_kernels::{Activation, Epilogue, Isa, PackError, PackedWeights, RowParams, linear};
-use zeropoint_models::{ActivationFn, apply_activation};
+use zeropoint_kernels::{
+    Activation, AlignedMemory, Epilogue, Isa, NonFinite, PackError, PackedWeights, RowMagnitudes, RowParams,
+    linear, linear_added, linear_measured, linear_quantized, quantize_measured, quantize_tokens,
+};
+use zeropoint_models::{ActivationFn, ActivationQuantizer, apply_activation};
 
 /// Rows that one task multiplies: enough to use a panel of weights several times while it is in cache.
 const ROWS_PER_TASK: usize = 48;
@@ -84,6 +88,46 @@ impl IntegerLinear {
         if self.after != ActivationFn::Identity {
             for row in out.chunks_mut(stride).take(rows) {
                 apply_activation(self.weights.isa(), &mut row[..outputs], self.after);
+            }
+        }
+    }
+
+    /// Whether its whole epilogue is part of the product, so that [`IntegerLinear::forward_quantized`] can run it.
+    pub(crate) fn is_fused(&self) -> bool {
+        self.after == ActivationFn::Identity
+    }
+
+    /// Adds its output to `x`, `[rows, outputs]`, on the calling thread. It must be fused.
+    pub(crate) fn add_into(&self, a: &[i8], rows: usize, input: RowParams<'_>, x: &mut [f32]) {
+        linear_added(a, rows, &self.weights, &self.epilogue(input), x);
+    }
+
+    /// As [`IntegerLinear::forward_into`] without a gap between rows, and quantised by `quantizer`, in memory for the values
+    /// between. It must be fused.
+    pub(crate) fn forward_quantized(
+        &self,
+        a: &[i8],
+        rows: usize,
+        input: RowParams<'_>,
+        quantizer: ActivationQuantizer,
+        memory: (&mut AlignedMemory<f32>, &mut RowMagnitudes),
+        out: (&mut [i8], &mut [QuantParams]),
+    ) -> Result<(), NonFinite> {
+        let (isa, outputs, epilogue) = (self.weights.isa(), self.outputs(), self.epilogue(input));
+        let ((values, magnitudes), (quantized, params)) = (memory, out);
+        match quantizer {
+            ActivationQuantizer::Static(static_params) => {
+                linear_quantized(a, rows, &self.weights, &epilogue, static_params, quantized, magnitudes)
+            }
+            ActivationQuantizer::Dynamic(Symmetry::Symmetric) => {
+                let values = values.room(rows * outputs);
+                linear_measured(a, rows, &self.weights, &epilogue, values, magnitudes);
+                quantize_measured(isa, values, outputs, magnitudes, quantized, params)
+            }
+            ActivationQuantizer::Dynamic(Symmetry::Asymmetric) => {
+                let values = values.room(rows * outputs);
+                self.forward_into(a, rows, input, values, outputs);
+                quantize_tokens(isa, values, outputs, Symmetry::Asymmetric, quantized, params)
             }
         }
     }

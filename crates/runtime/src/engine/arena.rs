@@ -1,7 +1,7 @@
 //! The memory that a forward works in, kept between calls.
 
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{AlignedMemory, AttentionScratch};
+use zeropoint_kernels::{AlignedMemory, AttentionScratch, RowMagnitudes};
 
 /// Memory of one worker.
 #[derive(Default)]
@@ -19,12 +19,15 @@ pub(super) struct Work {
     pub(super) params: Vec<QuantParams>,
     /// The heads' outputs.
     pub(super) context: AlignedMemory<f32>,
+    /// The input of the last product of a feed-forward half, and how each row was quantised.
+    pub(super) inner: AlignedMemory<i8>,
+    pub(super) inner_params: Vec<QuantParams>,
+    /// Of the widened rows.
+    pub(super) magnitudes: RowMagnitudes,
     /// The widened rows of a feed-forward half.
     pub(super) wide: AlignedMemory<f32>,
     /// The gated ones.
     pub(super) gated: AlignedMemory<f32>,
-    /// What is added to the residual stream.
-    pub(super) delta: AlignedMemory<f32>,
     /// Normalised rows on their way to a quantiser.
     pub(super) normed: AlignedMemory<f32>,
     pub(super) attention: AttentionScratch,

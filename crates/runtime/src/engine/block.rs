@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{HeadInput, Isa, NonFinite, add_in_place, attend, layer_norm_in_place};
+use zeropoint_kernels::{HeadInput, Isa, NonFinite, attend, layer_norm_in_place};
 use zeropoint_models::{
     ActivationFn, ActivationQuantizer, BlockSpec, INT8_ATTENTION, LayerNorm, LinearId, ModelSpec,
     NormPlacement, Positions, Projection, SiteId, apply_activation,
@@ -33,6 +33,12 @@ struct Stage {
     width: usize,
 }
 
+/// The Linear that ends a half of a block.
+struct Output {
+    quantizer: ActivationQuantizer,
+    linear: Arc<IntegerLinear>,
+}
+
 pub(super) struct Block {
     placement: NormPlacement,
     attention: Attention,
@@ -51,14 +57,14 @@ struct Attention {
     positions: Positions,
     /// First columns of query, key and value among the outputs of `input`.
     columns: [usize; 3],
-    output: Stage,
+    output: Output,
 }
 
 struct Mlp {
     input: Stage,
     up: Range<usize>,
     gate: Option<(Range<usize>, ActivationFn)>,
-    down: Stage,
+    down: Output,
 }
 
 impl Stage {
@@ -94,6 +100,21 @@ impl Stage {
     }
 }
 
+impl Output {
+    /// `None` where several Linears read the activation, or one with an activation of its own behind it.
+    fn new(stage: Stage) -> Option<Self> {
+        let Stage { quantizer, linears, .. } = stage;
+        let [(_, linear)] = <[_; 1]>::try_from(linears).ok()?;
+        linear.is_fused().then_some(Self { quantizer, linear })
+    }
+
+    /// Adds the outputs of the first rows to `x`, `[rows, outputs]`.
+    fn add(&self, rows: usize, quantized: &[i8], params: &[QuantParams], x: &mut [f32]) {
+        let quantized = &quantized[..rows * self.linear.inputs()];
+        self.linear.add_into(quantized, rows, params_of(self.quantizer, &params[..rows]), x);
+    }
+}
+
 impl Block {
     /// `None` where a Linear is not integer, or those of one activation want it quantised in different ways.
     pub(super) fn new(
@@ -115,14 +136,14 @@ impl Block {
             scale: attention.scale,
             around: attention.reach.around(),
             positions: attention.positions,
-            output: stage(attention.context)?,
+            output: Output::new(stage(attention.context)?)?,
         };
         let input = stage(mlp.input)?;
         let gate = match &mlp.gate {
             None => None,
             Some(gate) => Some((input.columns(&gate.projection)?, gate.activation)),
         };
-        let mlp = Mlp { up: input.columns(&mlp.up)?, gate, input, down: stage(mlp.inner)? };
+        let mlp = Mlp { up: input.columns(&mlp.up)?, gate, input, down: Output::new(stage(mlp.inner)?)? };
         Some(Self { placement: spec.placement, attention, attention_norm, mlp, mlp_norm })
     }
 
@@ -150,7 +171,7 @@ impl Block {
                 rows.isa,
                 &mut x[part.start * hidden..part.end * hidden],
                 hidden,
-                Join::Nothing,
+                None,
                 work,
             )?;
             self.project(&rows.part(&part), work, &mut out[part.start * width..][..count * width]);
@@ -173,10 +194,10 @@ impl Block {
         for part in rows.parts() {
             let x = &mut x[part.start * hidden..part.end * hidden];
             let here = rows.part(&part);
-            self.attend(&here, projections, work)?;
+            self.attend(&here, projections, work, x)?;
             let after = self.after(self.attention_norm.as_ref());
             self.mlp_input().settle(rows.isa, x, hidden, after, work)?;
-            self.feed_forward(rows.isa, part.len(), work)?;
+            self.feed_forward(rows.isa, part.len(), work, x)?;
             let after = self.after(Some(&self.mlp_norm));
             match next {
                 Some(next) => {
@@ -190,12 +211,9 @@ impl Block {
         Ok(())
     }
 
-    /// How the output of a half joins the stream.
-    fn after<'a>(&self, norm: Option<&'a LayerNorm>) -> Join<'a> {
-        match norm.filter(|_| self.placement == NormPlacement::Post) {
-            Some(norm) => Join::Normalise(norm),
-            None => Join::Add,
-        }
+    /// What normalises the stream after a half.
+    fn after<'a>(&self, norm: Option<&'a LayerNorm>) -> Option<&'a LayerNorm> {
+        norm.filter(|_| self.placement == NormPlacement::Post)
     }
 
     fn attention_input(&self) -> Input<'_> {
@@ -226,8 +244,14 @@ impl Block {
         }
     }
 
-    /// The output of the attention half, for the rows, in `work.delta`.
-    fn attend(&self, rows: &Rows<'_>, projections: &[f32], work: &mut Work) -> Result<(), NonFinite> {
+    /// Adds the output of the attention half to the rows' stream `x`.
+    fn attend(
+        &self,
+        rows: &Rows<'_>,
+        projections: &[f32],
+        work: &mut Work,
+        x: &mut [f32],
+    ) -> Result<(), NonFinite> {
         let Attention { heads, head_dim, scale, around, positions, columns, input, output } = &self.attention;
         let (count, width, stride) = (rows.span.len(), heads * head_dim, input.width);
         let context = work.context.room(count * width);
@@ -258,18 +282,39 @@ impl Block {
         let quantized = work.quantized.room(count * width);
         let params = room_for_params(&mut work.params, count);
         quantize_rows(rows.isa, output.quantizer, context, width, quantized, params)?;
-        output.run(count, quantized, params, work.delta.room(count * output.width));
+        output.add(count, quantized, params, x);
         Ok(())
     }
 
-    /// The output of the feed-forward half for the rows whose input stands in `work`, in `work.delta`.
-    fn feed_forward(&self, isa: Isa, count: usize, work: &mut Work) -> Result<(), NonFinite> {
+    /// Adds the output of the feed-forward half to the stream `x` of the rows whose input stands in `work`.
+    fn feed_forward(&self, isa: Isa, count: usize, work: &mut Work, x: &mut [f32]) -> Result<(), NonFinite> {
         let Mlp { input, up, gate, down } = &self.mlp;
+        let inner = down.linear.inputs();
+        let quantized = work.inner.room(count * inner);
+        let params = room_for_params(&mut work.inner_params, count);
+        match &input.linears[..] {
+            // The product itself leaves what the next one reads.
+            [(_, widen)] if gate.is_none() && *up == (0..input.width) && widen.is_fused() => {
+                let a = &work.quantized[..count * input.inputs];
+                let read = params_of(input.quantizer, &work.params[..count]);
+                let memory = (&mut work.wide, &mut work.magnitudes);
+                widen.forward_quantized(a, count, read, down.quantizer, memory, (quantized, params))?;
+            }
+            _ => self.widen(isa, count, work)?,
+        }
+        down.add(count, &work.inner, &work.inner_params, x);
+        Ok(())
+    }
+
+    /// The first products of a feed-forward half with what stands between them and the last one, for the rows whose input
+    /// stands in `work`; the input of the last one is left there.
+    fn widen(&self, isa: Isa, count: usize, work: &mut Work) -> Result<(), NonFinite> {
+        let Mlp { input, up, gate, down } = &self.mlp;
+        let inner = down.linear.inputs();
         let wide = work.wide.room(count * input.width);
         input.run(count, &work.quantized, &work.params, wide);
-        let inner = down.inputs;
-        let quantized = work.quantized.room(count * inner);
-        let params = room_for_params(&mut work.params, count);
+        let quantized = work.inner.room(count * inner);
+        let params = room_for_params(&mut work.inner_params, count);
         if gate.is_none() && *up == (0..input.width) {
             quantize_rows(isa, down.quantizer, wide, inner, quantized, params)?;
         } else {
@@ -289,20 +334,8 @@ impl Block {
                     .map_err(|_| NonFinite { row })?;
             }
         }
-        down.run(count, &work.quantized, &work.params, work.delta.room(count * down.width));
         Ok(())
     }
-}
-
-/// What becomes of the stream and the last half's output, which stands in the arena.
-#[derive(Clone, Copy)]
-enum Join<'a> {
-    /// There is none yet.
-    Nothing,
-    /// Their sum.
-    Add,
-    /// The norm of their sum.
-    Normalise(&'a LayerNorm),
 }
 
 /// What a half reads: the stream, normalised or not, quantised.
@@ -315,13 +348,13 @@ impl Input<'_> {
     /// Nothing reads the stream.
     const NONE: Self = Self { norm: None, quantizer: None };
 
-    /// Joins `work.delta` and the stream `x`, and leaves what a half reads of it in `work`.
+    /// Normalises the stream `x` where `after` says so, and leaves what a half reads of it in `work`.
     fn settle(
         &self,
         isa: Isa,
         x: &mut [f32],
         hidden: usize,
-        after: Join<'_>,
+        after: Option<&LayerNorm>,
         work: &mut Work,
     ) -> Result<(), NonFinite> {
         let count = x.len() / hidden;
@@ -331,10 +364,8 @@ impl Input<'_> {
             let rows = start..count.min(start + HOT_ROWS);
             let values = start * hidden..rows.end * hidden;
             let x = &mut x[values.clone()];
-            match after {
-                Join::Nothing => {}
-                Join::Normalise(norm) => normalise(norm, x, Some(&work.delta[values.clone()])),
-                Join::Add => add_in_place(isa, x, &work.delta[values.clone()]),
+            if let Some(norm) = after {
+                normalise(norm, x);
             }
             let Some(quantizer) = self.quantizer else { continue };
             let (quantized, params) = (&mut quantized[values], &mut params[rows]);
@@ -343,7 +374,7 @@ impl Input<'_> {
                 Some(norm) => {
                     let normed = work.normed.room(x.len());
                     normed.copy_from_slice(x);
-                    normalise(norm, normed, None);
+                    normalise(norm, normed);
                     quantize_rows(isa, quantizer, normed, hidden, quantized, params)
                 }
             }
@@ -353,9 +384,9 @@ impl Input<'_> {
     }
 }
 
-/// The norm of `x + delta` in the place of `x`.
-pub(super) fn normalise(norm: &LayerNorm, x: &mut [f32], delta: Option<&[f32]>) {
-    layer_norm_in_place(norm.isa, x, delta, norm.gain.len(), &norm.gain, &norm.shift, norm.eps);
+/// The norm of `x` in its place.
+pub(super) fn normalise(norm: &LayerNorm, x: &mut [f32]) {
+    layer_norm_in_place(norm.isa, x, None, norm.gain.len(), &norm.gain, &norm.shift, norm.eps);
 }
 
 impl<'a> Rows<'a> {
