@@ -161,6 +161,7 @@ pub(crate) fn exp_nonpositive<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) fn exp2_nonpositive<S: Simd>(s: S, x: S::F) -> S::F {
     /// `(2^r - 1) / r` for `|r| <= 1/2`; the relative error of `2^r` is 1.1e-7.
+    #[expect(clippy::approx_constant, reason = "fitted, near the first of the series")]
     const EXP2: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_336, 0.009_671_513, 0.001_326_472_6];
     const LOWEST: f32 = -126.0;
     let within = s.max(s.splat(LOWEST), x);

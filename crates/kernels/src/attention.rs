@@ -305,7 +305,7 @@ impl Attend<'_, '_> {
                 let low = s.load_some(part(query, channel), 0.0);
                 let high = s.load_some(part(query, channel + LANES), 0.0);
                 if F::PAIRED {
-                    let to = &mut self.query_pairs[(row * width + channel) / 2..];
+                    let to = &mut self.query_pairs[row * (width / 2) + channel / 2..];
                     store_pairs(s, s.pairs_in_order(low, high), to);
                 } else {
                     let to = &mut self.queries[row * width + channel..][..PANEL];

@@ -273,13 +273,12 @@ impl Rows for Requantized<'_> {
             *quantized = quantizer.quantize(values);
         }
         let out = &mut self.out[row * self.stride + columns.start..][..columns.len()];
-        match out.first_chunk_mut() {
-            Some(whole) => s.store_i8_of_four(quantized, whole),
-            None => {
-                let Aligned(whole) = &mut Aligned([0; PANEL]);
-                s.store_i8_of_four(quantized, whole);
-                out.copy_from_slice(&whole[..out.len()]);
-            }
+        if let Some(whole) = out.first_chunk_mut() {
+            s.store_i8_of_four(quantized, whole);
+        } else {
+            let Aligned(whole) = &mut Aligned([0; PANEL]);
+            s.store_i8_of_four(quantized, whole);
+            out.copy_from_slice(&whole[..out.len()]);
         }
     }
 }

@@ -65,7 +65,7 @@ pub fn bench(
     measure(quantized, float.as_ref(), request, &cases, events, cancel)
 }
 
-/// As [`bench`], with passes over all of these samples in place of single batches: sorted by length, tokenised before.
+/// As [`bench()`], with passes over all of these samples in place of single batches: sorted by length, tokenised before.
 /// `request.tokens` is not used.
 pub fn bench_texts(
     quantized: &QuantizedModel,
