@@ -69,6 +69,9 @@ fn any_number_of_shards_merged_in_any_order_is_one_run() {
             assert_eq!(merge_statistics(&files, &merged).expect("they belong together"), header);
             let same = fs::read(&merged).expect("it is there") == fs::read(&whole).expect("it is there");
             assert!(same, "{model}: {of} shards are not one run, merged as {files:?}");
+            for file in files {
+                fs::remove_file(file).expect("it can be removed");
+            }
         }
     }
 }

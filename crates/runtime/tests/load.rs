@@ -428,3 +428,24 @@ fn one_linear_is_a_candle_module() {
         }
     }
 }
+
+#[test]
+fn a_forward_after_the_first_allocates_no_memory_for_its_blocks() {
+    let deployed = Deployed::new("bert-mean", Box::new(|_: &str| Some(DYNAMIC)));
+    let loaded = deployed.load().unwrap();
+    let hidden = loaded.directory().spec().towers[0].hidden;
+    let texts: Vec<(&str, Option<&str>)> = TEXTS.iter().cycle().take(200).map(|text| (*text, None)).collect();
+    let tokenizer = loaded.directory().tokenizer(None).expect("a tokenizer");
+    let batch = PackedBatch::new(&tokenizer.encode_all(&texts).expect("tokens")).expect("a batch");
+    // One thread, so that all of the work is counted.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let bytes =
+        || pool.install(|| allocation_counter::measure(|| drop(loaded.forward(&batch).unwrap())).bytes_total);
+    let (first, _, later) = (bytes(), bytes(), bytes());
+    // What is left are the stream, the numbers of the rows that are looked up, and the vectors.
+    let stream = (batch.tokens() * hidden * size_of::<f32>()) as u64;
+    let vectors = (texts.len() * hidden * size_of::<f32>()) as u64;
+    let rows = 8 * (batch.tokens() * size_of::<u32>()) as u64;
+    assert!(later < stream + 3 * vectors + rows + 4096, "{later} bytes of {stream} and {vectors}");
+    assert!(first > later + stream, "{first} bytes at first, {later} later");
+}
