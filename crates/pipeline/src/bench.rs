@@ -75,7 +75,7 @@ pub fn bench_texts(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Latency, PipelineError> {
-    check(request, &[quantized.directory().max_tokens()])?;
+    check(request)?;
     let of_batch = |&batch: &usize| -> Result<Case, PipelineError> {
         let (batches, rows) = batches(quantized, samples, batch)?;
         Ok(Case { batch, tokens: None, texts: Some(samples.len()), rows, work: Work::Batches(batches) })
@@ -195,8 +195,16 @@ fn cases(directory: &ModelDirectory, request: &BenchRequest) -> Result<Vec<Case>
 
 /// The same as samples and their tokens.
 fn shapes(directory: &ModelDirectory, request: &BenchRequest) -> Result<Vec<[usize; 2]>, PipelineError> {
+    check(request)?;
     let lengths = lengths(directory.spec(), directory.max_tokens(), request)?;
-    check(request, &lengths)?;
+    let longest = lengths.iter().copied().max().unwrap_or(1);
+    let most = MOST_TOKENS / longest.max(1);
+    if let Some(bad) = request.batches.iter().find(|&&batch| batch > most) {
+        return Err(refused(
+            "--batch",
+            format!("{bad} is not from 1 to {most}, the most with {longest} tokens each"),
+        ));
+    }
     let of_batch = |&batch: &usize| lengths.iter().map(move |&tokens| [batch, tokens]);
     Ok(request.batches.iter().flat_map(of_batch).collect())
 }
@@ -227,17 +235,12 @@ fn lengths(spec: &ModelSpec, most: usize, request: &BenchRequest) -> Result<Vec<
     }
 }
 
-fn check(request: &BenchRequest, lengths: &[usize]) -> Result<(), PipelineError> {
+fn check(request: &BenchRequest) -> Result<(), PipelineError> {
     if let Some(bad) = request.threads.iter().find(|&&threads| threads == 0 || threads > MOST_THREADS) {
         return Err(refused("--threads", format!("{bad} is not from 1 to {MOST_THREADS}")));
     }
-    let longest = lengths.iter().copied().max().unwrap_or(1);
-    let most = MOST_TOKENS / longest.max(1);
-    if let Some(bad) = request.batches.iter().find(|&&batch| batch == 0 || batch > most) {
-        return Err(refused(
-            "--batch",
-            format!("{bad} is not from 1 to {most}, the most with {longest} tokens each"),
-        ));
+    if request.batches.contains(&0) {
+        return Err(refused("--batch", "0 is not at least 1".to_owned()));
     }
     if request.runs == Some(0) {
         return Err(refused("--runs", "0 is not at least 1".to_owned()));

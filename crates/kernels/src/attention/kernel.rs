@@ -1,0 +1,447 @@
+//! Blocks of queries against panels of keys: scores, softmax and the mix of values.
+
+use std::array::from_fn;
+use std::f32::consts::LOG2_E;
+use std::ops::Range;
+
+use super::{AttentionPrecision, HeadInput};
+use crate::activation::exp2_nonpositive;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Queries whose scores are held at a time.
+pub(super) const ROWS: usize = 6;
+/// Vectors of keys, or of a head's channels, that a block of queries is multiplied with at a time.
+const VECTORS: usize = 2;
+/// Keys of such a step.
+pub(super) const PANEL: usize = VECTORS * LANES;
+
+/// [`attend`](super::attend) on the memory that it works in, as [`AttentionScratch`](super::AttentionScratch) describes it.
+pub(super) struct Attend<'a, 'i> {
+    pub(super) input: &'a HeadInput<'i>,
+    /// Tokens rounded up to whole panels.
+    pub(super) padded: usize,
+    pub(super) keys: &'a mut [f32],
+    pub(super) values: &'a mut [f32],
+    pub(super) scores: &'a mut [f32],
+    pub(super) queries: &'a mut [f32],
+    pub(super) key_pairs: &'a mut [i32],
+    pub(super) value_pairs: &'a mut [i32],
+    pub(super) query_pairs: &'a mut [i32],
+    pub(super) share_pairs: &'a mut [i32],
+    pub(super) out: &'a mut [f32],
+    pub(super) out_stride: usize,
+}
+
+/// What the products read.
+trait Factors {
+    /// bfloat16 numbers, in memory as f32: neighbours have changed places, so that the second of a pair comes first.
+    const ROUNDED: bool;
+    /// Pairs of bfloat16 numbers.
+    const PAIRED: bool;
+}
+
+struct Single;
+struct Rounded;
+struct Paired;
+
+impl Factors for Single {
+    const ROUNDED: bool = false;
+    const PAIRED: bool = false;
+}
+
+impl Factors for Rounded {
+    const ROUNDED: bool = true;
+    const PAIRED: bool = false;
+}
+
+impl Factors for Paired {
+    const ROUNDED: bool = false;
+    const PAIRED: bool = true;
+}
+
+impl Kernel for Attend<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        match self.input.precision {
+            AttentionPrecision::F32 => self.all::<S, Single>(s),
+            AttentionPrecision::Bf16 if S::BF16 => self.all::<S, Paired>(s),
+            AttentionPrecision::Bf16 => self.all::<S, Rounded>(s),
+        }
+    }
+}
+
+impl Attend<'_, '_> {
+    #[inline(always)]
+    fn all<S: Simd, F: Factors>(&mut self, s: S) {
+        self.pack_keys::<S, F>(s);
+        self.pack_values::<S, F>(s);
+        let queries = self.input.queries.clone();
+        for first in queries.clone().step_by(ROWS) {
+            match queries.end - first {
+                1 => self.block::<S, F, 1>(s, first),
+                2 => self.block::<S, F, 2>(s, first),
+                3 => self.block::<S, F, 3>(s, first),
+                4 => self.block::<S, F, 4>(s, first),
+                5 => self.block::<S, F, 5>(s, first),
+                _ => self.block::<S, F, ROWS>(s, first),
+            }
+        }
+    }
+
+    /// The keys by channel; columns past the last token hold zeros.
+    #[inline(always)]
+    fn pack_keys<S: Simd, F: Factors>(&mut self, s: S) {
+        let HeadInput { key, stride, tokens, head_dim, .. } = *self.input;
+        for token in (0..self.padded).step_by(LANES) {
+            for channel in (0..head_dim).step_by(LANES) {
+                let width = LANES.min(head_dim - channel);
+                let mut square = [s.splat(0.0); LANES];
+                for (row, at) in square.iter_mut().zip(token..tokens) {
+                    *row = s.load_some(&key[at * stride + channel..][..width], 0.0);
+                }
+                let columns = s.transpose(square);
+                let even = width.next_multiple_of(2);
+                if F::PAIRED {
+                    for (i, pair) in columns.as_chunks::<2>().0.iter().enumerate().take(even / 2) {
+                        let to = &mut self.key_pairs[(channel / 2 + i) * self.padded + token..];
+                        store_pairs(s, s.pairs(pair[0], pair[1]), to);
+                    }
+                    continue;
+                }
+                for (i, column) in columns.into_iter().enumerate().take(if F::ROUNDED { even } else { width })
+                {
+                    let (column, i) = if F::ROUNDED { (s.bf16(column), i ^ 1) } else { (column, i) };
+                    s.store_some(column, &mut self.keys[(channel + i) * self.padded + token..][..LANES]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_values<S: Simd, F: Factors>(&mut self, s: S) {
+        let HeadInput { value, stride, tokens, head_dim, .. } = *self.input;
+        let width = head_dim.next_multiple_of(LANES);
+        let row = |token: usize| if token < tokens { &value[token * stride..][..head_dim] } else { &[] };
+        if F::PAIRED {
+            for (pair, to) in self.value_pairs.chunks_exact_mut(width).enumerate() {
+                for channel in (0..head_dim).step_by(LANES) {
+                    let low = s.load_some(part(row(2 * pair), channel), 0.0);
+                    let high = s.load_some(part(row(2 * pair + 1), channel), 0.0);
+                    store_pairs(s, s.pairs(low, high), &mut to[channel..]);
+                }
+            }
+            return;
+        }
+        for (token, to) in self.values.chunks_exact_mut(width).enumerate() {
+            let row = row(if F::ROUNDED { token ^ 1 } else { token });
+            for (i, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let v = s.load_some(part(row, i * LANES), 0.0);
+                s.store(if F::ROUNDED { s.bf16(v) } else { v }, to);
+            }
+        }
+    }
+
+    /// The queries `first..first + R`.
+    #[inline(always)]
+    fn block<S: Simd, F: Factors, const R: usize>(&mut self, s: S, first: usize) {
+        let HeadInput { tokens, head_dim, before, after, .. } = *self.input;
+        let at = first - self.input.queries.start;
+        self.pack_queries::<S, F, R>(s, at);
+        // The panels with keys that any of the queries reaches.
+        let end = (first + R).saturating_add(after).min(tokens);
+        let panels = first.saturating_sub(before) / PANEL..end.div_ceil(PANEL);
+        for panel in panels.clone() {
+            let vectors = filled(panel, end);
+            if S::WIDE && vectors == VECTORS {
+                self.score::<S, F, R, VECTORS>(s, at, panel, 0);
+            } else {
+                for vector in 0..vectors {
+                    self.score::<S, F, R, 1>(s, at, panel, vector);
+                }
+            }
+        }
+        let factors = self.softmax::<S, F, R>(s, first, (panels.clone(), end));
+        let width = head_dim.next_multiple_of(LANES);
+        let mut channel = 0;
+        while channel < width {
+            if S::WIDE && width - channel >= PANEL {
+                self.mix::<S, F, R, VECTORS>(s, at, channel, (panels.clone(), end), &factors);
+                channel += PANEL;
+            } else {
+                self.mix::<S, F, R, 1>(s, at, channel, (panels.clone(), end), &factors);
+                channel += LANES;
+            }
+        }
+    }
+
+    /// The queries from `at` on, rounded; f32 ones are read where they are.
+    #[inline(always)]
+    fn pack_queries<S: Simd, F: Factors, const R: usize>(&mut self, s: S, at: usize) {
+        let HeadInput { query, stride, head_dim, .. } = *self.input;
+        if !F::ROUNDED && !F::PAIRED {
+            return;
+        }
+        let width = head_dim.next_multiple_of(PANEL);
+        for row in 0..R {
+            let query = &query[(at + row) * stride..][..head_dim];
+            for channel in (0..head_dim).step_by(PANEL) {
+                let low = s.load_some(part(query, channel), 0.0);
+                let high = s.load_some(part(query, channel + LANES), 0.0);
+                if F::PAIRED {
+                    let to = &mut self.query_pairs[row * (width / 2) + channel / 2..];
+                    store_pairs(s, s.pairs_in_order(low, high), to);
+                } else {
+                    let to = &mut self.queries[row * width + channel..][..PANEL];
+                    s.store_some(s.bf16(low), &mut to[..LANES]);
+                    s.store_some(s.bf16(high), &mut to[LANES..]);
+                }
+            }
+        }
+    }
+
+    /// Scores of R queries from `at` on and V vectors of keys of a panel.
+    #[inline(always)]
+    fn score<S: Simd, F: Factors, const R: usize, const V: usize>(
+        &mut self,
+        s: S,
+        at: usize,
+        panel: usize,
+        vector: usize,
+    ) {
+        let HeadInput { query, stride, head_dim, .. } = *self.input;
+        let from = panel * PANEL + vector * LANES;
+        let width = head_dim.next_multiple_of(PANEL);
+        let mut sums = [[s.splat(0.0); V]; R];
+        if F::PAIRED {
+            let pairs = head_dim.div_ceil(2);
+            let queries: [&[i32]; R] = from_fn(|row| &self.query_pairs[row * width / 2..][..pairs]);
+            for (pair, keys) in self.key_pairs.chunks_exact(self.padded).enumerate() {
+                let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
+                let keys: [S::I; V] = from_fn(|vector| s.load_i32(&keys[vector]));
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    let query = s.splat_i32(query[pair]);
+                    for (sum, keys) in sums.iter_mut().zip(keys) {
+                        *sum = s.dot_pairs(*sum, keys, query);
+                    }
+                }
+            }
+        } else {
+            let channels = if F::ROUNDED { head_dim.next_multiple_of(2) } else { head_dim };
+            let queries: [&[f32]; R] = from_fn(|row| {
+                if F::ROUNDED {
+                    &self.queries[row * width..][..channels]
+                } else {
+                    &query[(at + row) * stride..][..channels]
+                }
+            });
+            for (channel, keys) in self.keys.chunks_exact(self.padded).enumerate().take(channels) {
+                let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
+                let keys: [S::F; V] = from_fn(|vector| s.load(&keys[vector]));
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    let query = s.splat(query[if F::ROUNDED { channel ^ 1 } else { channel }]);
+                    for (sum, keys) in sums.iter_mut().zip(keys) {
+                        *sum = s.mul_add(query, keys, *sum);
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            let (scores, _) = self.scores[(panel * ROWS + row) * PANEL..][..PANEL].as_chunks_mut::<LANES>();
+            for (sum, scores) in sums.into_iter().zip(&mut scores[vector..]) {
+                s.store(sum, scores);
+            }
+        }
+    }
+
+    /// Replaces the scores of R queries in some panels, up to the key `end`, by exponentials, 0 where a query does not reach,
+    /// and returns what makes each row's sum 1. One step for all rows before the next, so that no row waits for another.
+    #[inline(always)]
+    fn softmax<S: Simd, F: Factors, const R: usize>(
+        &mut self,
+        s: S,
+        first: usize,
+        (panels, end): (Range<usize>, usize),
+    ) -> [f32; R] {
+        // In powers of two.
+        let scale = if self.input.bias.is_some() { 1.0 } else { self.input.scale } * LOG2_E;
+        let mut largest = [0.0; R];
+        for (row, largest) in largest.iter_mut().enumerate() {
+            *largest = self.reach(s, first + row, row, (panels.clone(), end));
+        }
+        let mut sums = [s.splat(0.0); R];
+        for (row, (sum, largest)) in sums.iter_mut().zip(largest).enumerate() {
+            let (scale, shift) = (s.splat(scale), s.splat(-largest * scale));
+            for panel in panels.clone() {
+                let at = panel * ROWS + row;
+                let scores = &mut self.scores[at * PANEL..][..filled(panel, end) * LANES];
+                let (vectors, _) = scores.as_chunks_mut::<LANES>();
+                if F::PAIRED {
+                    let mut pair = [s.splat(0.0); VECTORS];
+                    for (vector, shares) in vectors.iter().zip(&mut pair) {
+                        *shares = exp2_nonpositive(s, s.mul_add(s.load(vector), scale, shift));
+                        *sum = s.add(*sum, *shares);
+                    }
+                    let pairs = s.pairs_in_order(pair[0], pair[1]);
+                    store_pairs(s, pairs, &mut self.share_pairs[at * PANEL / 2..]);
+                    continue;
+                }
+                *sum = match vectors.first_chunk_mut::<VECTORS>() {
+                    Some(whole) => exponentials_of::<S, F>(s, whole, (scale, shift), *sum),
+                    None => exponentials_of::<S, F>(s, vectors, (scale, shift), *sum),
+                };
+            }
+        }
+        let mut factors = [0.0; R];
+        for (factor, sum) in factors.iter_mut().zip(sums) {
+            *factor = 1.0 / s.sum(sum);
+        }
+        factors
+    }
+
+    /// Adds the bias to a query's scores, gives those that it does not reach negative infinity, and returns the largest.
+    #[inline(always)]
+    fn reach<S: Simd>(
+        &mut self,
+        s: S,
+        query: usize,
+        row: usize,
+        (panels, end): (Range<usize>, usize),
+    ) -> f32 {
+        let HeadInput { tokens, scale, before, after, bias, .. } = *self.input;
+        let reached = query.saturating_sub(before)..query.saturating_add(after).saturating_add(1).min(tokens);
+        let mut largest = s.splat(f32::NEG_INFINITY);
+        // Panels of which every key is reached as it is.
+        let whole = if bias.is_some() || reached.start > panels.start * PANEL {
+            panels.start
+        } else {
+            panels.end.min(reached.end / PANEL)
+        };
+        for panel in panels.start..whole {
+            let scores = &self.scores[(panel * ROWS + row) * PANEL..][..PANEL];
+            largest = largest_of(s, scores.as_chunks::<LANES>().0, largest);
+        }
+        for panel in whole..panels.end {
+            let first = panel * PANEL;
+            let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
+            let last = first + scores.len();
+            let inside = reached.start.clamp(first, last) - first..reached.end.clamp(first, last) - first;
+            if let Some(bias) = bias {
+                // The bias of key j stands at distance j - query.
+                let scores = &mut scores[inside.clone()];
+                let bias = &bias[tokens - 1 - query + first + inside.start..][..scores.len()];
+                for (scores, bias) in scores.chunks_mut(LANES).zip(bias.chunks(LANES)) {
+                    let sum = s.mul_add(s.load_some(scores, 0.0), s.splat(scale), s.load_some(bias, 0.0));
+                    s.store_some(sum, scores);
+                }
+            }
+            if inside != (0..scores.len()) {
+                scores[..inside.start].fill(f32::NEG_INFINITY);
+                scores[inside.end..].fill(f32::NEG_INFINITY);
+            }
+            let (vectors, _) = scores.as_chunks::<LANES>();
+            largest = match vectors.first_chunk::<VECTORS>() {
+                Some(whole) => largest_of(s, whole, largest),
+                None => largest_of(s, vectors, largest),
+            };
+        }
+        s.largest(largest)
+    }
+
+    /// R rows of the output from `at` on, up to V vectors of channels.
+    #[inline(always)]
+    fn mix<S: Simd, F: Factors, const R: usize, const V: usize>(
+        &mut self,
+        s: S,
+        at: usize,
+        channel: usize,
+        (panels, end): (Range<usize>, usize),
+        factors: &[f32; R],
+    ) {
+        let width = self.input.head_dim.next_multiple_of(LANES);
+        let mut sums = [[s.splat(0.0); V]; R];
+        for panel in panels {
+            let count = (end - panel * PANEL).min(PANEL);
+            if F::PAIRED {
+                let shares = &self.share_pairs[panel * ROWS * PANEL / 2..][..ROWS * PANEL / 2];
+                let rows = self.value_pairs[panel * PANEL / 2 * width..].chunks_exact(width);
+                for (i, row) in rows.enumerate().take(count.div_ceil(2)) {
+                    let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();
+                    let values: [S::I; V] = from_fn(|vector| s.load_i32(&values[vector]));
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let share = s.splat_i32(shares[row * PANEL / 2 + i]);
+                        for (sum, values) in sums.iter_mut().zip(values) {
+                            *sum = s.dot_pairs(*sum, share, values);
+                        }
+                    }
+                }
+                continue;
+            }
+            let count = if F::ROUNDED { count.next_multiple_of(2) } else { count };
+            let shares = &self.scores[panel * ROWS * PANEL..][..ROWS * PANEL];
+            let rows = self.values[panel * PANEL * width..].chunks_exact(width);
+            for (i, row) in rows.enumerate().take(count) {
+                let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();
+                let values: [S::F; V] = from_fn(|vector| s.load(&values[vector]));
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let share = s.splat(shares[row * PANEL + if F::ROUNDED { i ^ 1 } else { i }]);
+                    for (sum, values) in sums.iter_mut().zip(values) {
+                        *sum = s.mul_add(share, values, *sum);
+                    }
+                }
+            }
+        }
+        let width = (self.input.head_dim - channel).min(V * LANES);
+        for (row, (sums, factor)) in sums.into_iter().zip(factors).enumerate() {
+            let out = &mut self.out[(at + row) * self.out_stride + channel..][..width];
+            for (sum, out) in sums.into_iter().zip(out.chunks_mut(LANES)) {
+                s.store_some(s.mul(sum, s.splat(*factor)), out);
+            }
+        }
+    }
+}
+
+/// The vector of a row that begins at a channel, shorter at its end.
+#[inline(always)]
+fn part(row: &[f32], channel: usize) -> &[f32] {
+    &row[channel.min(row.len())..(channel + LANES).min(row.len())]
+}
+
+#[inline(always)]
+fn store_pairs<S: Simd>(s: S, pairs: S::I, to: &mut [i32]) {
+    if let Some(to) = to.first_chunk_mut() {
+        s.store_i32(pairs, to);
+    }
+}
+
+/// Of lanes and `largest`.
+#[inline(always)]
+fn largest_of<S: Simd>(s: S, vectors: &[[f32; LANES]], mut largest: S::F) -> S::F {
+    for v in vectors {
+        largest = s.max(s.load(v), largest);
+    }
+    largest
+}
+
+/// Replaces scores by exponentials and adds them to `sum`.
+#[inline(always)]
+fn exponentials_of<S: Simd, F: Factors>(
+    s: S,
+    vectors: &mut [[f32; LANES]],
+    (scale, shift): (S::F, S::F),
+    mut sum: S::F,
+) -> S::F {
+    for v in vectors {
+        let e = exp2_nonpositive(s, s.mul_add(s.load(v), scale, shift));
+        s.store(if F::ROUNDED { s.bf16(e) } else { e }, v);
+        sum = s.add(sum, e);
+    }
+    sum
+}
+
+/// Vectors of a panel that hold keys before `end`.
+#[inline(always)]
+fn filled(panel: usize, end: usize) -> usize {
+    (end - panel * PANEL).div_ceil(LANES).min(VECTORS)
+}
