@@ -9,7 +9,7 @@ use zeropoint_core::{QuantParams, Rng, Symmetry};
 use zeropoint_kernels::{
     Activation, AttentionPrecision, AttentionScratch, Epilogue, HeadInput, Isa, PackedWeights, RowParams,
     activate, attend, channel_absmax, dequantize, extremes, histogram, layer_norm, linear, quantize_static,
-    quantize_tokens, sum_squared_error, tanh_in_place,
+    quantize_tokens, rms_norm, sum_squared_error, tanh_in_place,
 };
 
 fn main() {
@@ -122,7 +122,8 @@ fn bench_attention(bencher: Bencher<'_, '_>, text: &str, precision: AttentionPre
                 key: part(1),
                 value: part(2),
                 queries: 0..tokens,
-                stride,
+                query_stride: stride,
+                kv_stride: stride,
                 tokens,
                 head_dim,
                 scale: 0.125,
@@ -195,13 +196,16 @@ fn tanh(bencher: Bencher<'_, '_>, name: &str) {
     bench_in_place(bencher, |x| tanh_in_place(isa, x));
 }
 
-#[divan::bench(args = names())]
-fn layer_norm_with_residual(bencher: Bencher<'_, '_>, name: &str) {
-    let (isa, gamma, residual) = (isa(name), normal(COLUMNS), normal(ROWS * COLUMNS));
-    let mut out = vec![0.0; ROWS * COLUMNS];
-    bench_values(bencher, |x| {
-        layer_norm(isa, x, Some(&residual), COLUMNS, &gamma, &gamma, 1e-12, &mut out);
-    });
+#[divan::bench(args = names(), name = "layer_norm")]
+fn layer(bencher: Bencher<'_, '_>, name: &str) {
+    let (isa, gamma) = (isa(name), normal(COLUMNS));
+    bench_in_place(bencher, |x| layer_norm(isa, x, &gamma, &gamma, 1e-12));
+}
+
+#[divan::bench(args = names(), name = "rms_norm")]
+fn rms(bencher: Bencher<'_, '_>, name: &str) {
+    let (isa, gamma) = (isa(name), normal(COLUMNS));
+    bench_in_place(bencher, |x| rms_norm(isa, x, &gamma, 1e-6));
 }
 
 #[divan::bench(args = names(), name = "extremes")]

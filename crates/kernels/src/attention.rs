@@ -18,8 +18,8 @@ pub enum AttentionPrecision {
     Bf16,
 }
 
-/// One head's part of a sequence. The rows of query, key and value, one a token, begin every `stride` values, so that the
-/// slices may lie in one fused projection of all heads.
+/// One head's part of a sequence. Rows, one a token, begin every so many values, so that the slices may lie in one fused
+/// projection of all heads; heads that share keys and values read the same ones.
 #[derive(Debug, Clone)]
 pub struct HeadInput<'a> {
     /// The head's values of the tokens in `queries`, from the first one's first on.
@@ -30,8 +30,10 @@ pub struct HeadInput<'a> {
     pub value: &'a [f32],
     /// The tokens whose output is asked for.
     pub queries: Range<usize>,
-    /// Values from one token's row to the next.
-    pub stride: usize,
+    /// Values from one token's row of `query` to the next.
+    pub query_stride: usize,
+    /// The same of `key` and of `value`.
+    pub kv_stride: usize,
     /// Tokens of the sequence, at least 1.
     pub tokens: usize,
     /// Channels of the head, at least 1.
@@ -90,16 +92,16 @@ pub fn attend(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let HeadInput { stride, tokens, head_dim, scale, .. } = *input;
+    let HeadInput { query_stride, kv_stride, tokens, head_dim, scale, .. } = *input;
     let queries = input.queries.clone();
     assert!(tokens > 0 && head_dim > 0, "there is something to attend to");
-    assert!(stride >= head_dim && out_stride >= head_dim, "rows do not overlap");
+    assert!(query_stride.min(kv_stride).min(out_stride) >= head_dim, "rows do not overlap");
     assert!(scale > 0.0 && scale.is_finite(), "`scale` is positive and finite");
     assert!(queries.start < queries.end && queries.end <= tokens, "the queries are tokens, at least one");
     let least = |rows: usize, stride: usize| (rows - 1) * stride + head_dim;
-    assert!(input.query.len() >= least(queries.len(), stride), "`query` holds all rows");
+    assert!(input.query.len() >= least(queries.len(), query_stride), "`query` holds all rows");
     for (name, rows) in [("key", input.key), ("value", input.value)] {
-        assert!(rows.len() >= least(tokens, stride), "`{name}` holds all rows");
+        assert!(rows.len() >= least(tokens, kv_stride), "`{name}` holds all rows");
     }
     assert!(input.bias.is_none_or(|bias| bias.len() == 2 * tokens - 1), "a bias for each distance");
     assert!(out.len() >= least(queries.len(), out_stride), "`out` holds all rows");
@@ -133,8 +135,8 @@ mod tests {
 
     /// The definition in f64.
     fn exact(input: &HeadInput<'_>) -> Vec<f64> {
-        let HeadInput { stride, tokens, head_dim, .. } = *input;
-        let row = |rows: &[f32], token: usize| -> Vec<f64> {
+        let HeadInput { query_stride, kv_stride, tokens, head_dim, .. } = *input;
+        let row = |rows: &[f32], token: usize, stride: usize| -> Vec<f64> {
             rows[token * stride..][..head_dim].iter().map(|&v| f64::from(v)).collect()
         };
         let mut out = Vec::new();
@@ -145,8 +147,11 @@ mod tests {
             let scores: Vec<f64> = reached
                 .iter()
                 .map(|&j| {
-                    let dot: f64 =
-                        row(input.query, i).iter().zip(row(input.key, j)).map(|(q, k)| q * k).sum();
+                    let dot: f64 = row(input.query, i, query_stride)
+                        .iter()
+                        .zip(row(input.key, j, kv_stride))
+                        .map(|(q, k)| q * k)
+                        .sum();
                     let bias = input.bias.map_or(0.0, |bias| f64::from(bias[tokens - 1 + j - i]));
                     dot * f64::from(input.scale) + bias
                 })
@@ -155,8 +160,11 @@ mod tests {
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
             for channel in 0..head_dim {
-                let sum: f64 =
-                    reached.iter().zip(&weights).map(|(&j, w)| w * row(input.value, j)[channel]).sum();
+                let sum: f64 = reached
+                    .iter()
+                    .zip(&weights)
+                    .map(|(&j, w)| w * row(input.value, j, kv_stride)[channel])
+                    .sum();
                 out.push(sum / total);
             }
         }
@@ -168,6 +176,7 @@ mod tests {
         tokens: usize,
         head_dim: usize,
         gap: usize,
+        apart: bool,
         before: usize,
         after: usize,
         bias: bool,
@@ -183,11 +192,12 @@ mod tests {
         let reach = || prop_oneof![Just(usize::MAX), 0usize..20];
         let head_dim = prop_oneof![1usize..70, Just(32), Just(64)];
         let precision = prop_oneof![Just(AttentionPrecision::F32), Just(AttentionPrecision::Bf16)];
-        (tokens, head_dim, 0usize..9, reach(), reach(), any::<bool>(), precision).prop_map(
-            |(tokens, head_dim, gap, before, after, bias, precision)| Shape {
+        (tokens, head_dim, 0usize..9, any::<bool>(), reach(), reach(), any::<bool>(), precision).prop_map(
+            |(tokens, head_dim, gap, apart, before, after, bias, precision)| Shape {
                 tokens,
                 head_dim,
                 gap,
+                apart,
                 before,
                 after,
                 bias,
@@ -201,22 +211,26 @@ mod tests {
 
         #[test]
         fn every_instruction_set_gives_the_same_bits_near_the_definition(shape in shapes(), seed: u64) {
-            let Shape { tokens, head_dim, gap, before, after, bias, precision } = shape;
+            let Shape { tokens, head_dim, gap, apart, before, after, bias, precision } = shape;
             let mut rng = Rng::new(seed);
             let mut normal = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal() as f32).collect() };
-            // Query, key and value side by side, as a fused projection has them.
+            // Query, key and value side by side, as a fused projection has them, or keys and values by themselves.
             let stride = 3 * head_dim + gap;
+            let kv_stride = if apart { 2 * head_dim } else { stride };
             let fused = normal(tokens * stride);
+            let own = normal(if apart { tokens * kv_stride } else { 0 });
+            let (key, value) =
+                if apart { (&own[..], &own[head_dim..]) } else { (&fused[head_dim..], &fused[2 * head_dim..]) };
             let bias = bias.then(|| normal(2 * tokens - 1));
             let input = HeadInput {
-                query: &fused, key: &fused[head_dim..], value: &fused[2 * head_dim..],
-                queries: 0..tokens, stride, tokens, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), before, after, bias: bias.as_deref(), precision,
+                query: &fused, key, value,
+                queries: 0..tokens, query_stride: stride, kv_stride, tokens, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), before, after, bias: bias.as_deref(), precision,
             };
             // A share is rounded once more, to one part in 512.
-            let factors: Vec<f32> = fused.iter().map(|value| rounded(*value)).collect();
+            let factors = [&fused[..], key, value].map(|rows| rows.iter().map(|v| rounded(*v)).collect::<Vec<f32>>());
             let (expected, bound) = match precision {
                 AttentionPrecision::F32 => (exact(&input), 1e-5),
-                AttentionPrecision::Bf16 => (exact(&HeadInput { query: &factors, key: &factors[head_dim..], value: &factors[2 * head_dim..], ..input.clone() }), 0.02),
+                AttentionPrecision::Bf16 => (exact(&HeadInput { query: &factors[0], key: &factors[1], value: &factors[2], ..input.clone() }), 0.02),
             };
             let out_stride = head_dim + 2;
             let mut first: Option<Vec<f32>> = None;
@@ -266,7 +280,8 @@ mod tests {
             key: &key,
             value: &value,
             queries: 0..tokens,
-            stride: head_dim,
+            query_stride: head_dim,
+            kv_stride: head_dim,
             tokens,
             head_dim,
             scale: 0.2,

@@ -59,7 +59,7 @@ pub use linear::{
     Epilogue, RowParams, dequantize_sums, linear, linear_added, linear_measured, linear_quantized,
 };
 pub use memory::AlignedMemory;
-pub use norm::{layer_norm, layer_norm_in_place};
+pub use norm::{layer_norm, rms_norm};
 pub use pack::{PackError, PackedWeights};
 pub use quantize::{
     NonFinite, RowMagnitudes, dequantize, quantize_measured, quantize_static, quantize_tokens,

@@ -1,81 +1,91 @@
-//! Layer normalisation.
+//! Layer normalisation and root mean square normalisation.
 
 use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// `out = (v - mean(v)) / sqrt(variance(v) + eps) * gamma + beta` for each row `v` of `x + residual`.
+/// `(v - mean(v)) / sqrt(variance(v) + eps) * gamma + beta` in the place of each row `v` of `x` (Ba and others, "Layer
+/// Normalization", 2016).
 ///
-/// `x`, `residual` and `out` are `[rows, columns]`, `gamma` and `beta` have `columns` values. The variance (over
-/// `columns`, not `columns - 1`) is taken around the mean and then corrected by the rounding of that mean (T. Chan and
-/// others, "Algorithms for Computing the Sample Variance", The American Statistician 37, 1983), so that an offset common
-/// to the row costs only what rounding `x + residual` itself does: the error is at most
-/// `1e-6 * (|gamma| * (1 + |normalised| + |v| / sqrt(variance + eps)) + |beta|)`.
-#[allow(clippy::too_many_arguments)]
-pub fn layer_norm(
-    isa: Isa,
-    x: &[f32],
-    residual: Option<&[f32]>,
-    columns: usize,
-    gamma: &[f32],
-    beta: &[f32],
-    eps: f32,
-    out: &mut [f32],
-) {
-    assert!(columns > 0, "a row has at least one column");
-    assert!(x.len().is_multiple_of(columns), "`x` is [rows, columns]");
-    assert!(residual.is_none_or(|residual| residual.len() == x.len()), "`residual` is as long as `x`");
-    assert!(
-        gamma.len() == columns && beta.len() == columns,
-        "`gamma` and `beta` have a value for each column"
-    );
-    assert_eq!(x.len(), out.len(), "`out` is as long as `x`");
-    out.copy_from_slice(x);
-    layer_norm_in_place(isa, out, residual, columns, gamma, beta, eps);
+/// `x` is `[rows, columns]`, `gamma` and `beta` have `columns` values. The variance (over `columns`, not `columns - 1`) is
+/// taken around the mean and then corrected by the rounding of that mean (T. Chan and others, "Algorithms for Computing
+/// the Sample Variance", The American Statistician 37, 1983), so that an offset common to the row costs little: the error
+/// is at most `1e-6 * (|gamma| * (1 + |normalised| + |v| / sqrt(variance + eps)) + |beta|)`.
+pub fn layer_norm(isa: Isa, x: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
+    assert!(!gamma.is_empty(), "a row has at least one column");
+    assert!(x.len().is_multiple_of(gamma.len()), "`x` is [rows, columns]");
+    assert_eq!(beta.len(), gamma.len(), "`gamma` and `beta` have a value for each column");
+    isa.run(Layer { x, gamma, beta, eps });
 }
 
-/// As [`layer_norm`] of `x + delta`, with the same bits, in the memory of `x`: the residual stream after a half of a block.
-#[allow(clippy::too_many_arguments)]
-pub fn layer_norm_in_place(
-    isa: Isa,
-    x: &mut [f32],
-    delta: Option<&[f32]>,
-    columns: usize,
-    gamma: &[f32],
-    beta: &[f32],
-    eps: f32,
-) {
-    assert!(columns > 0, "a row has at least one column");
-    assert!(x.len().is_multiple_of(columns), "`x` is [rows, columns]");
-    assert!(delta.is_none_or(|delta| delta.len() == x.len()), "`delta` is as long as `x`");
-    assert!(
-        gamma.len() == columns && beta.len() == columns,
-        "`gamma` and `beta` have a value for each column"
-    );
-    isa.run(InPlace { x, delta, gamma, beta, eps });
+/// `v / sqrt(mean(v^2) + eps) * gamma` in the place of each row `v` of `x` (Zhang and Sennrich, "Root Mean Square Layer
+/// Normalization", 2019, equation 4, with `eps` as decoders add it).
+///
+/// `x` is `[rows, columns]`, `gamma` has `columns` values. The relative error of a value is at most `1e-6` where `mean(v^2)` is
+/// within f32's normal numbers.
+pub fn rms_norm(isa: Isa, x: &mut [f32], gamma: &[f32], eps: f32) {
+    assert!(!gamma.is_empty(), "a row has at least one column");
+    assert!(x.len().is_multiple_of(gamma.len()), "`x` is [rows, columns]");
+    isa.run(Rms { x, gamma, eps });
 }
 
-struct InPlace<'a> {
+struct Layer<'a> {
     x: &'a mut [f32],
-    delta: Option<&'a [f32]>,
     gamma: &'a [f32],
     beta: &'a [f32],
     eps: f32,
 }
 
-impl Kernel for InPlace<'_> {
+impl Kernel for Layer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for x in self.x.chunks_exact_mut(self.gamma.len()) {
+            let sum = sum_of(s, x);
+            normalise(s, x, sum, self.gamma, self.beta, self.eps);
+        }
+    }
+}
+
+struct Rms<'a> {
+    x: &'a mut [f32],
+    gamma: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for Rms<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let columns = self.gamma.len();
-        for (row, x) in self.x.chunks_exact_mut(columns).enumerate() {
-            let sum = match self.delta {
-                Some(delta) => add_and_sum(s, x, &delta[row * columns..][..columns]),
-                None => sum_of(s, x),
-            };
-            normalise(s, x, sum, self.gamma, self.beta, self.eps);
+        for x in self.x.chunks_exact_mut(columns) {
+            let mean = sum_of_squares(s, x) / columns as f32;
+            let factor = s.splat(1.0 / (mean + self.eps).sqrt());
+            for (x, gamma) in x.chunks_mut(LANES).zip(self.gamma.chunks(LANES)) {
+                let v = s.mul(s.load_some(x, 0.0), factor);
+                s.store_some(s.mul(v, s.load_some(gamma, 0.0)), x);
+            }
         }
     }
+}
+
+/// The sum of a row's squares.
+#[inline(always)]
+fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let mut sums = [s.splat(0.0); SUMS];
+    let (groups, rest) = x.as_chunks::<GROUP>();
+    for group in groups {
+        for (x, sum) in group.as_chunks::<LANES>().0.iter().zip(&mut sums) {
+            let v = s.load(x);
+            *sum = s.mul_add(v, v, *sum);
+        }
+    }
+    for (x, sum) in rest.chunks(LANES).zip(&mut sums) {
+        let v = s.load_some(x, 0.0);
+        *sum = s.mul_add(v, v, *sum);
+    }
+    fold(s, sums)
 }
 
 /// Running sums of a row, so that an addition need not wait for the one before.
@@ -102,28 +112,6 @@ fn sum_of<S: Simd>(s: S, x: &[f32]) -> f32 {
     }
     for (x, sum) in rest.chunks(LANES).zip(&mut sums) {
         *sum = s.add(*sum, s.load_some(x, 0.0));
-    }
-    fold(s, sums)
-}
-
-/// `x += delta`, and the sum.
-#[inline(always)]
-fn add_and_sum<S: Simd>(s: S, x: &mut [f32], delta: &[f32]) -> f32 {
-    let mut sums = [s.splat(0.0); SUMS];
-    let (groups, rest) = x.as_chunks_mut::<GROUP>();
-    let (delta_groups, delta_rest) = delta.as_chunks::<GROUP>();
-    for (x, delta) in groups.iter_mut().zip(delta_groups) {
-        let vectors = x.as_chunks_mut::<LANES>().0.iter_mut().zip(delta.as_chunks::<LANES>().0);
-        for ((x, delta), sum) in vectors.zip(&mut sums) {
-            let v = s.add(s.load(x), s.load(delta));
-            s.store(v, x);
-            *sum = s.add(*sum, v);
-        }
-    }
-    for ((x, delta), sum) in rest.chunks_mut(LANES).zip(delta_rest.chunks(LANES)).zip(&mut sums) {
-        let v = s.add(s.load_some(x, 0.0), s.load_some(delta, 0.0));
-        s.store_some(v, x);
-        *sum = s.add(*sum, v);
     }
     fold(s, sums)
 }
@@ -168,59 +156,118 @@ mod tests {
     use super::*;
     use zeropoint_core::Rng;
 
+    const ROWS: usize = 3;
+    const WIDTHS: [usize; 8] = [1, 2, 15, 16, 17, 100, 768, 4096];
+
     struct Case {
         columns: usize,
         offset: f64,
         spread: f64,
         eps: f32,
-        residual: bool,
+    }
+
+    fn cases() -> impl Iterator<Item = Case> {
+        WIDTHS.into_iter().flat_map(|columns| {
+            [(0.0, 1.0), (3.0, 0.1), (-1000.0, 1.0), (0.0, 1e-4), (0.0, 1e4)].into_iter().flat_map(
+                move |(offset, spread)| [1e-12, 1e-5].map(|eps| Case { columns, offset, spread, eps }),
+            )
+        })
+    }
+
+    fn normal(rng: &mut Rng, len: usize, offset: f64, spread: f64) -> Vec<f32> {
+        (0..len).map(|_| (offset + spread * rng.normal()) as f32).collect()
+    }
+
+    /// Checks that all instruction sets agree, and every value of `norm` against `exact`: of a row and a column the right
+    /// value and its bound.
+    fn check(
+        case: &Case,
+        x: &[f32],
+        norm: impl Fn(Isa, &mut [f32]),
+        exact: impl Fn(&[f32], usize) -> (f64, f64),
+    ) {
+        let mut first: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            let mut out = x.to_vec();
+            norm(isa, &mut out);
+            for (row, out) in x.chunks_exact(case.columns).zip(out.chunks_exact(case.columns)) {
+                for (c, &out) in out.iter().enumerate() {
+                    let (exact, bound) = exact(row, c);
+                    let error = (f64::from(out) - exact).abs();
+                    assert!(
+                        error <= bound,
+                        "{isa}: {} columns, {} +- {}: {error:e} > {bound:e}",
+                        case.columns,
+                        case.offset,
+                        case.spread
+                    );
+                }
+            }
+            assert_eq!(first.get_or_insert_with(|| out.clone()), &out, "{isa} has the bits of scalar");
+        }
     }
 
     #[test]
     fn layer_norm_keeps_its_error_against_f64() {
         let mut rng = Rng::new(6);
-        for columns in [1, 2, 15, 16, 17, 100, 768, 4096] {
-            for (offset, spread) in [(0.0, 1.0), (3.0, 0.1), (-1000.0, 1.0), (0.0, 1e-4), (0.0, 1e4)] {
-                for (eps, residual) in [(1e-12, false), (1e-5, true)] {
-                    check(&mut rng, &Case { columns, offset, spread, eps, residual });
-                }
-            }
+        for case in cases() {
+            let Case { columns, offset, spread, eps } = case;
+            let x = normal(&mut rng, ROWS * columns, offset, spread);
+            let (gamma, beta) = (normal(&mut rng, columns, 1.0, 0.3), normal(&mut rng, columns, 0.0, 0.3));
+            check(
+                &case,
+                &x,
+                |isa, x| layer_norm(isa, x, &gamma, &beta, eps),
+                |row, c| {
+                    let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / columns as f64;
+                    let variance =
+                        row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / columns as f64;
+                    let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+                    let (v, g, b) = (f64::from(row[c]), f64::from(gamma[c]), f64::from(beta[c]));
+                    let normalised = (v - mean) * factor;
+                    let bound = 1e-6 * (g.abs() * (1.0 + normalised.abs() + v.abs() * factor) + b.abs());
+                    (normalised * g + b, bound)
+                },
+            );
         }
     }
 
-    fn check(rng: &mut Rng, case: &Case) {
-        let &Case { columns, offset, spread, eps, residual } = case;
-        let rows = 3;
-        let mut normal = |len: usize, offset: f64, spread: f64| {
-            (0..len).map(|_| (offset + spread * rng.normal()) as f32).collect::<Vec<f32>>()
-        };
-        let x = normal(rows * columns, offset, spread);
-        let y = residual.then(|| normal(rows * columns, 0.0, spread));
-        let (gamma, beta) = (normal(columns, 1.0, 0.3), normal(columns, 0.0, 0.3));
-        let mut first: Option<Vec<f32>> = None;
+    #[test]
+    fn rms_norm_keeps_its_error_against_f64() {
+        let mut rng = Rng::new(7);
+        for case in cases() {
+            let Case { columns, offset, spread, eps } = case;
+            let x = normal(&mut rng, ROWS * columns, offset, spread);
+            let gamma = normal(&mut rng, columns, 1.0, 0.3);
+            check(
+                &case,
+                &x,
+                |isa, x| rms_norm(isa, x, &gamma, eps),
+                |row, c| {
+                    let mean = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / columns as f64;
+                    let exact = f64::from(row[c]) / (mean + f64::from(eps)).sqrt() * f64::from(gamma[c]);
+                    (exact, 1e-6 * exact.abs())
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_in_its_row() {
         for isa in Isa::available() {
-            let mut out = vec![f32::NAN; x.len()];
-            layer_norm(isa, &x, y.as_deref(), columns, &gamma, &beta, eps, &mut out);
-            for (r, out) in out.chunks_exact(columns).enumerate() {
-                let at = |c: usize| {
-                    let i = r * columns + c;
-                    f64::from(x[i]) + y.as_ref().map_or(0.0, |y| f64::from(y[i]))
-                };
-                let mean = (0..columns).map(at).sum::<f64>() / columns as f64;
-                let variance = (0..columns).map(|c| (at(c) - mean).powi(2)).sum::<f64>() / columns as f64;
-                let factor = 1.0 / (variance + f64::from(eps)).sqrt();
-                for (c, &out) in out.iter().enumerate() {
-                    let (g, b) = (f64::from(gamma[c]), f64::from(beta[c]));
-                    let normalised = (at(c) - mean) * factor;
-                    let bound = 1e-6 * (g.abs() * (1.0 + normalised.abs() + at(c).abs() * factor) + b.abs());
-                    let error = (f64::from(out) - (normalised * g + b)).abs();
-                    assert!(
-                        error <= bound,
-                        "{isa}: {columns} columns, {offset} +- {spread}: {error:e} > {bound:e}"
-                    );
+            for bad in [f32::NAN, f32::INFINITY] {
+                let gamma = [1.0; 20];
+                let mut x = vec![0.5; 60];
+                x[23] = bad;
+                let mut layer = x.clone();
+                rms_norm(isa, &mut x, &gamma, 1e-6);
+                layer_norm(isa, &mut layer, &gamma, &[0.0; 20], 1e-6);
+                for out in [x, layer] {
+                    let finite: Vec<bool> =
+                        out.chunks(20).map(|row| row.iter().all(|v| v.is_finite())).collect();
+                    assert_eq!(finite, [true, false, true], "{isa}");
                 }
             }
-            assert_eq!(first.get_or_insert_with(|| out.clone()), &out, "{isa} has the bits of scalar");
         }
     }
 }

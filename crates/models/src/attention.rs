@@ -9,7 +9,7 @@ use zeropoint_kernels::{AttentionPrecision, AttentionScratch, HeadInput, Isa, at
 
 use crate::ops::{ROWS_PER_TASK, contiguous_mut, rows_of};
 use crate::positions::PositionTables;
-use crate::spec::{AttentionSpec, Positions, Reach};
+use crate::spec::{AttentionSpec, Positions, Reach, Rotary};
 
 /// Queries of one sequence whose output one task computes. Fixed, so that the split never depends on the number of threads.
 const QUERIES_PER_TASK: usize = 64;
@@ -54,7 +54,8 @@ impl<'a> AttentionContext<'a> {
         Self { isa, precision, tasks: attention_tasks(offsets), places, tables }
     }
 
-    /// Scaled dot-product attention within each sequence; `[tokens, heads * head_dim]` in and out.
+    /// Scaled dot-product attention within each sequence: queries `[tokens, heads * head_dim]`, keys and values
+    /// `[tokens, kv_heads * head_dim]`; as the queries out.
     pub(crate) fn attend(
         &self,
         spec: &AttentionSpec,
@@ -64,25 +65,33 @@ impl<'a> AttentionContext<'a> {
     ) -> Result<Tensor> {
         // In the memory of the projections, which nothing else reads: parts of a fused one do not overlap.
         let (query, key) = (query.contiguous()?, key.contiguous()?);
-        if let Positions::Rotary { theta } = spec.positions {
-            let rotate = Rotate { theta, places: &self.places, tables: self.tables };
+        if let Positions::Rotary(rotary) = spec.positions {
+            let rotate = Rotate { rotary, places: &self.places, tables: self.tables };
             query.inplace_op1(&rotate)?;
             key.inplace_op1(&rotate)?;
         }
-        let (rows, width) = query.dims2()?;
+        let ((rows, width), kv_width) = (query.dims2()?, key.dim(1)?);
         let mut out = vec![0f32; rows * width];
         let value = value.contiguous()?;
         rows_of(&query, |query| {
-            rows_of(&key, |key| rows_of(&value, |value| self.run(spec, [query, key, value], width, &mut out)))
+            rows_of(&key, |key| {
+                rows_of(&value, |value| self.run(spec, [query, key, value], [width, kv_width], &mut out))
+            })
         })???;
         Tensor::from_vec(out, (rows, width), &Device::Cpu)
     }
 
-    fn run(&self, spec: &AttentionSpec, [query, key, value]: [&[f32]; 3], stride: usize, out: &mut [f32]) {
+    fn run(
+        &self,
+        spec: &AttentionSpec,
+        [query, key, value]: [&[f32]; 3],
+        [width, kv_width]: [usize; 2],
+        out: &mut [f32],
+    ) {
         let mut parts = Vec::with_capacity(self.tasks.len());
         let mut rest = out;
         for task in &self.tasks {
-            let (part, behind) = rest.split_at_mut(task.queries.len() * stride);
+            let (part, behind) = rest.split_at_mut(task.queries.len() * width);
             parts.push((task, part));
             rest = behind;
         }
@@ -90,13 +99,14 @@ impl<'a> AttentionContext<'a> {
             let (start, tokens) = (task.sequence.start, task.sequence.len());
             let (before, after) = spec.reach.around();
             for head in 0..spec.heads {
-                let at = |row: usize| (start + row) * stride + head * spec.head_dim;
+                let shared = head / (spec.heads / spec.kv_heads) * spec.head_dim;
                 let input = HeadInput {
-                    query: &query[at(task.queries.start)..],
-                    key: &key[at(0)..],
-                    value: &value[at(0)..],
+                    query: &query[(start + task.queries.start) * width + head * spec.head_dim..],
+                    key: &key[start * kv_width + shared..],
+                    value: &value[start * kv_width + shared..],
                     queries: task.queries.clone(),
-                    stride,
+                    query_stride: width,
+                    kv_stride: kv_width,
                     tokens,
                     head_dim: spec.head_dim,
                     scale: spec.scale,
@@ -105,7 +115,7 @@ impl<'a> AttentionContext<'a> {
                     bias: self.tables.bias(spec.positions, head, tokens),
                     precision: self.precision,
                 };
-                attend(self.isa, &input, scratch, &mut out[head * spec.head_dim..], stride);
+                attend(self.isa, &input, scratch, &mut out[head * spec.head_dim..], width);
             }
         });
     }
@@ -118,13 +128,14 @@ impl Reach {
             Self::Full => (usize::MAX, usize::MAX),
             Self::Window(width) => (width, width),
             Self::Causal => (usize::MAX, 0),
+            Self::CausalWindow(width) => (width, 0),
         }
     }
 }
 
 /// Turns queries or keys, `[tokens, heads * head_dim]`, by their places.
 struct Rotate<'a> {
-    theta: f32,
+    rotary: Rotary,
     places: &'a [usize],
     tables: &'a PositionTables,
 }
@@ -140,7 +151,7 @@ impl InplaceOp1 for Rotate<'_> {
         x.par_chunks_mut(columns * ROWS_PER_TASK).zip(self.places.par_chunks(ROWS_PER_TASK)).for_each(
             |(x, places)| {
                 for (row, place) in x.chunks_exact_mut(columns).zip(places) {
-                    self.tables.rotate(self.theta, *place, row);
+                    self.tables.rotate(&self.rotary, *place, row);
                 }
             },
         );

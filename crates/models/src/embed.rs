@@ -8,7 +8,7 @@ use zeropoint_kernels::{Isa, add_in_place};
 use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
 use crate::model::{Model, Pass, read_finite, read_matrix};
-use crate::ops::{LayerNorm, ROWS_PER_TASK, rows_of};
+use crate::ops::{Norm, ROWS_PER_TASK, rows_of};
 use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, NormSpec, TextInput, Tower};
 
 /// Where a model's embedding tables come from.
@@ -33,7 +33,7 @@ pub(crate) struct Embedding {
     /// Of an image: what stands before its patches, row-major, and the positions of both, `[rows, hidden]`.
     lead: Vec<f32>,
     positions: Vec<f32>,
-    norm: Option<LayerNorm>,
+    norm: Option<Norm>,
 }
 
 impl Embedding {

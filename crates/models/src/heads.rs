@@ -15,6 +15,8 @@ pub enum Task {
     TokenClassification,
     /// One row of logits over the vocabulary a token.
     MaskedLm,
+    /// One row of logits over the vocabulary a token, for the token that follows it.
+    CausalLm,
     /// For each token, the logits of an answer that starts and one that ends there.
     QuestionAnswering,
 }
@@ -28,6 +30,7 @@ impl Task {
             Self::Classification => "classification",
             Self::TokenClassification => "token-classification",
             Self::MaskedLm => "masked-lm",
+            Self::CausalLm => "causal-lm",
             Self::QuestionAnswering => "question-answering",
         }
     }
@@ -139,6 +142,8 @@ pub enum HeadOutput {
     },
     /// A row of logits over the vocabulary for each token.
     MaskedLm,
+    /// A row of logits over the vocabulary for each token: of the one that follows it.
+    CausalLm,
     /// Two logits for each token: that an answer starts there, that it ends there.
     QuestionAnswering,
 }
@@ -160,6 +165,7 @@ impl HeadSpec {
             HeadOutput::Classification { .. } => Task::Classification,
             HeadOutput::TokenClassification { .. } => Task::TokenClassification,
             HeadOutput::MaskedLm => Task::MaskedLm,
+            HeadOutput::CausalLm => Task::CausalLm,
             HeadOutput::QuestionAnswering => Task::QuestionAnswering,
         }
     }

@@ -38,7 +38,7 @@ pub use heads::{
 };
 pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
 pub use model::{BlockRunner, INT8_ATTENTION, Model, Outputs, SiteOpFactory, SiteSink};
-pub use ops::{LayerNorm, apply_activation, rows_of};
+pub use ops::{Norm, apply_activation, rows_of};
 pub use positions::{BiasTable, PositionTables};
 pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use sites::{
@@ -48,7 +48,7 @@ pub use sites::{
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{
     ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, Gate, ImageInput, InputSpec,
-    LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, Positions, Projection,
-    Reach, RelativeBias, Site, SiteId, TextInput, Tower,
+    LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Positions,
+    Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId, TextInput, Tower,
 };
 pub use tokenizer::{AlignedTokens, MaskToken, TextPart, Tokenizer};

@@ -12,7 +12,7 @@ use crate::ModelError;
 use crate::attention::{AttentionContext, part};
 use crate::batch::PackedBatch;
 use crate::embed::{Embedding, Tables};
-use crate::ops::{ActivateInPlace, AddInPlace, LayerNorm, MultiplyInPlace};
+use crate::ops::{ActivateInPlace, AddInPlace, MultiplyInPlace, Norm};
 use crate::output::Head;
 use crate::positions::{BiasTable, PositionTables};
 use crate::sites::{FloatLinear, FloatSite, SiteOp};
@@ -66,15 +66,15 @@ impl Outputs {
 }
 
 struct BlockNorms {
-    attention: Option<LayerNorm>,
-    mlp: LayerNorm,
+    attention: Option<Norm>,
+    mlp: Norm,
 }
 
 /// The float parts of a tower.
 struct TowerParts {
     embedding: Embedding,
     norms: Vec<BlockNorms>,
-    final_norm: Option<LayerNorm>,
+    final_norm: Option<Norm>,
     bias: Option<BiasTable>,
     head: Head,
     runner: Option<Box<dyn BlockRunner>>,
@@ -411,13 +411,13 @@ fn read_elements(checkpoint: &Checkpoint, name: &str, part: &Range<usize>) -> Re
 
 impl NormSpec {
     /// Reads gain and shift, of which every value is finite; a shift that is not there is zeros.
-    pub fn read(&self, checkpoint: &Checkpoint, isa: Isa) -> Result<LayerNorm, ModelError> {
+    pub fn read(&self, checkpoint: &Checkpoint, isa: Isa) -> Result<Norm, ModelError> {
         let gain = read_finite(checkpoint, &self.weight)?;
         let shift = match &self.bias {
             Some(bias) => read_finite(checkpoint, bias)?,
             None => vec![0.0; gain.len()],
         };
-        Ok(LayerNorm { isa, gain, shift, eps: self.eps })
+        Ok(Norm { isa, kind: self.kind, gain, shift, eps: self.eps })
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{
 use rayon::prelude::*;
 use zeropoint_kernels::{self as kernels, Activation, Isa};
 
-use crate::spec::ActivationFn;
+use crate::spec::{ActivationFn, NormKind};
 
 /// Rows handled by one task. Fixed, so that the split never depends on the number of threads.
 pub(crate) const ROWS_PER_TASK: usize = 32;
@@ -34,45 +34,43 @@ pub fn rows_of<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     Ok(f(contiguous(storage, layout)?))
 }
 
-/// `LayerNorm`, of the input or of the sum of input and residual.
+/// A norm, of the input or of the sum of input and residual.
 #[derive(Debug, Clone)]
-pub struct LayerNorm {
+pub struct Norm {
     /// The instruction set that it runs on.
     pub isa: Isa,
+    /// What it computes.
+    pub kind: NormKind,
     /// Factor of each channel.
     pub gain: Vec<f32>,
-    /// Added to each channel.
+    /// Added to each channel; zeros where the kind adds nothing.
     pub shift: Vec<f32>,
-    /// Added to the variance.
+    /// Added to the variance, or to the mean square.
     pub eps: f32,
 }
 
-impl LayerNorm {
-    /// Normalises the rows of `x` in place.
+impl Norm {
+    /// Normalises the rows of `x` in place, on the calling thread.
+    pub fn apply(&self, x: &mut [f32]) {
+        match self.kind {
+            NormKind::Layer => kernels::layer_norm(self.isa, x, &self.gain, &self.shift, self.eps),
+            NormKind::Rms => kernels::rms_norm(self.isa, x, &self.gain, self.eps),
+        }
+    }
+
+    /// As [`Norm::apply`], on all threads.
     pub(crate) fn in_place(&self, x: &mut [f32]) {
-        let columns = self.gain.len();
-        x.par_chunks_mut(columns * ROWS_PER_TASK).for_each(|x| {
-            kernels::layer_norm_in_place(self.isa, x, None, columns, &self.gain, &self.shift, self.eps);
-        });
+        x.par_chunks_mut(self.gain.len() * ROWS_PER_TASK).for_each(|x| self.apply(x));
     }
 
     fn run(&self, x: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
-        let columns = self.gain.len();
-        let task = columns * ROWS_PER_TASK;
-        let mut out = vec![0f32; x.len()];
+        let task = self.gain.len() * ROWS_PER_TASK;
+        let mut out = x.to_vec();
         out.par_chunks_mut(task).enumerate().for_each(|(i, out)| {
-            let part = i * task..i * task + out.len();
-            let residual = residual.map(|r| &r[part.clone()]);
-            kernels::layer_norm(
-                self.isa,
-                &x[part],
-                residual,
-                columns,
-                &self.gain,
-                &self.shift,
-                self.eps,
-                out,
-            );
+            if let Some(residual) = residual {
+                kernels::add_in_place(self.isa, out, &residual[i * task..][..out.len()]);
+            }
+            self.apply(out);
         });
         out
     }
@@ -85,9 +83,9 @@ impl LayerNorm {
     }
 }
 
-impl CustomOp1 for LayerNorm {
+impl CustomOp1 for Norm {
     fn name(&self) -> &'static str {
-        "layer-norm"
+        "norm"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -95,9 +93,9 @@ impl CustomOp1 for LayerNorm {
     }
 }
 
-impl CustomOp2 for LayerNorm {
+impl CustomOp2 for Norm {
     fn name(&self) -> &'static str {
-        "residual-layer-norm"
+        "residual-norm"
     }
 
     fn cpu_fwd(

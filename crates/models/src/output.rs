@@ -8,7 +8,7 @@ use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
 use crate::heads::{HeadOutput, HeadSpec, RowSelection, SentenceStep};
 use crate::model::{Outputs, Pass};
-use crate::ops::LayerNorm;
+use crate::ops::Norm;
 use crate::pooling::{normalize_rows, pool};
 use crate::sites::FloatLinear;
 
@@ -16,7 +16,7 @@ use crate::sites::FloatLinear;
 pub(crate) struct Head {
     isa: Isa,
     /// For each branch, the norms of its steps.
-    norms: Vec<Vec<Option<LayerNorm>>>,
+    norms: Vec<Vec<Option<Norm>>>,
     /// The Linears of the dense steps, in order.
     dense: Vec<FloatLinear>,
 }

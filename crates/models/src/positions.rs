@@ -4,7 +4,7 @@ use zeropoint_formats::Checkpoint;
 
 use crate::ModelError;
 use crate::model::read_finite;
-use crate::spec::{Positions, RelativeBias, Tower};
+use crate::spec::{Positions, RelativeBias, Rotary, RotaryScaling, Tower};
 
 /// The values of a [`RelativeBias`].
 #[derive(Debug, Clone)]
@@ -52,16 +52,16 @@ impl RelativeBias {
 #[derive(Debug, Clone, Default)]
 pub struct PositionTables {
     longest: usize,
-    /// For each base that occurs.
+    /// For each kind that occurs.
     rotations: Vec<Rotation>,
     /// For each head by distance, `-(longest - 1)` first; none where the tower has no such bias.
     biases: Vec<Vec<f32>>,
 }
 
-/// Cosines and sines of one base's angles.
+/// Cosines and sines of one kind's angles.
 #[derive(Debug, Clone)]
 struct Rotation {
-    theta: f32,
+    rotary: Rotary,
     /// Half a head's channels.
     half: usize,
     /// `[longest, half]`, cosine and sine.
@@ -73,10 +73,10 @@ impl PositionTables {
     pub fn new(tower: &Tower, bias: Option<&BiasTable>, longest: usize) -> Self {
         let mut rotations: Vec<Rotation> = Vec::new();
         for spec in tower.blocks.iter().map(|block| &block.attention) {
-            if let Positions::Rotary { theta } = spec.positions
-                && rotations.iter().all(|known| known.theta != theta)
+            if let Positions::Rotary(rotary) = spec.positions
+                && rotations.iter().all(|known| known.rotary != rotary)
             {
-                rotations.push(Rotation::new(theta, spec.head_dim, longest));
+                rotations.push(Rotation::new(rotary, spec.head_dim, longest));
             }
         }
         let biases = bias.filter(|_| longest > 0).map(|bias| bias.by_distance(longest)).unwrap_or_default();
@@ -89,9 +89,9 @@ impl PositionTables {
     }
 
     /// Turns each head in `row` (queries or keys of one token, whole heads) by its place in the sequence, which is less than
-    /// [`PositionTables::longest`]. `theta` is a base that a block of the tower names.
-    pub fn rotate(&self, theta: f32, place: usize, row: &mut [f32]) {
-        let Some(rotation) = self.rotations.iter().find(|known| known.theta == theta) else { return };
+    /// [`PositionTables::longest`]. `rotary` is what a block of the tower has.
+    pub fn rotate(&self, rotary: &Rotary, place: usize, row: &mut [f32]) {
+        let Some(rotation) = self.rotations.iter().find(|known| known.rotary == *rotary) else { return };
         let half = rotation.half;
         let turns = &rotation.turns[place * half..(place + 1) * half];
         for head in row.chunks_exact_mut(2 * half) {
@@ -113,16 +113,37 @@ impl PositionTables {
 }
 
 impl Rotation {
-    fn new(theta: f32, head_dim: usize, longest: usize) -> Self {
+    fn new(rotary: Rotary, head_dim: usize, longest: usize) -> Self {
         let half = head_dim / 2;
         // In f32 as the reference computes them: far positions turn by the rounded frequency's multiple.
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
+        let frequency = |i| 1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32);
+        let frequencies: Vec<f32> = (0..half).map(|i| rotary.scaling.apply(frequency(i))).collect();
         let turns = (0..longest)
             .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
             .map(|angle| (angle.cos(), angle.sin()))
             .collect();
-        Self { theta, half, turns }
+        Self { rotary, half, turns }
+    }
+}
+
+impl RotaryScaling {
+    /// A frequency, in radians a token, as stretched.
+    fn apply(self, frequency: f32) -> f32 {
+        match self {
+            Self::None => frequency,
+            Self::Linear { factor } => frequency / factor,
+            Self::Llama3 { factor, low, high, original } => {
+                let length = 2.0 * std::f32::consts::PI / frequency;
+                if length < original / high {
+                    frequency
+                } else if length > original / low {
+                    frequency / factor
+                } else {
+                    let kept = (original / length - low) / (high - low);
+                    (1.0 - kept) * (frequency / factor) + kept * frequency
+                }
+            }
+        }
     }
 }
 
@@ -160,7 +181,7 @@ mod tests {
     }
 
     fn rotary(head_dim: usize, longest: usize) -> PositionTables {
-        let rotations = vec![Rotation::new(10_000.0, head_dim, longest)];
+        let rotations = vec![Rotation::new(Rotary::plain(10_000.0), head_dim, longest)];
         PositionTables { longest, rotations, biases: Vec::new() }
     }
 
@@ -171,7 +192,7 @@ mod tests {
         let tables = rotary(4, 106);
         let turned = |v: &[f32], place: usize| -> Vec<f32> {
             let mut row = v.to_vec();
-            tables.rotate(10_000.0, place, &mut row);
+            tables.rotate(&Rotary::plain(10_000.0), place, &mut row);
             row
         };
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();

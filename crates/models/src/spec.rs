@@ -135,16 +135,27 @@ pub struct EmbeddingTable {
     pub role: EmbeddingRole,
 }
 
-/// A `LayerNorm`.
+/// What a norm computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// Zero mean and unit variance, then gain and shift (`LayerNorm`).
+    Layer,
+    /// Unit mean square, then gain (`RMSNorm`).
+    Rms,
+}
+
+/// A norm over the channels of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormSpec {
+    /// What it computes.
+    pub kind: NormKind,
     /// Module path; its tensors are named by [`NormSpec::weight`] and [`NormSpec::bias`].
     pub path: String,
     /// Tensor of the gain, `[hidden]`.
     pub weight: String,
     /// Tensor of the shift, `[hidden]`, where there is one.
     pub bias: Option<String>,
-    /// Added to the variance.
+    /// Added to the variance, or to the mean square.
     pub eps: f32,
 }
 
@@ -193,8 +204,11 @@ pub struct Projection {
 /// Multi-head self-attention over whole sequences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionSpec {
-    /// Number of heads.
+    /// Number of heads of queries.
     pub heads: usize,
+    /// Number of heads of keys and values, a divisor of `heads`: that many queries in a row share each (Ainslie et al.
+    /// 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints").
+    pub kv_heads: usize,
     /// Channels of one head.
     pub head_dim: usize,
     /// Factor on the scores before softmax.
@@ -224,12 +238,50 @@ pub enum Positions {
     Embedded,
     /// Queries and keys are rotated (Su et al. 2021, "`RoFormer`: Enhanced Transformer with Rotary Position Embedding"):
     /// channels `i` and `i + head_dim / 2` turn by `position * theta^(-2i / head_dim)`.
-    Rotary {
-        /// Base of the frequencies.
-        theta: f32,
-    },
+    Rotary(Rotary),
     /// [`Tower::relative_bias`] is added.
     RelativeBias,
+}
+
+/// The frequencies of rotary positions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rotary {
+    /// Their base.
+    pub theta: f32,
+    /// How they are stretched for sequences longer than those of the training.
+    pub scaling: RotaryScaling,
+}
+
+impl Rotary {
+    /// Frequencies as they are.
+    pub fn plain(theta: f32) -> Self {
+        Self { theta, scaling: RotaryScaling::None }
+    }
+}
+
+/// How rotary frequencies are stretched; the names are `rope_type`'s of `transformers`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RotaryScaling {
+    /// Not at all: `default`.
+    None,
+    /// All divided by a factor: `linear` (Chen et al. 2023, "Extending Context Window of Large Language Models via
+    /// Positional Interpolation").
+    Linear {
+        /// What they are divided by.
+        factor: f32,
+    },
+    /// Slow ones divided by a factor, fast ones kept, and a ramp between: `llama3` (`_compute_llama3_parameters` of
+    /// `transformers`' `modeling_rope_utils.py`).
+    Llama3 {
+        /// What the slow ones are divided by.
+        factor: f32,
+        /// Turns within `original` tokens below which a frequency is slow.
+        low: f32,
+        /// Turns from which on it is fast.
+        high: f32,
+        /// Tokens of the longest sequence of the training.
+        original: f32,
+    },
 }
 
 /// Which tokens a token attends to.
@@ -241,6 +293,8 @@ pub enum Reach {
     Window(usize),
     /// Itself and those before it.
     Causal,
+    /// Itself and at most this many before it.
+    CausalWindow(usize),
 }
 
 /// A learnt bias for each head and each bucket of distances (Raffel et al. 2020, "Exploring the Limits of Transfer
@@ -416,14 +470,17 @@ pub enum Edge {
         /// Narrowing Linear.
         down: LinearId,
     },
-    /// Channel j of head h of `value` is channel `h * head_dim + j` of `output`'s input.
+    /// Channel j of head h of `value` is channel `g * head_dim + j` of `output`'s input, for each head g of the queries with
+    /// `g / (heads / kv_heads) == h`.
     ValueToOutput {
         /// Value projection.
         value: LinearId,
         /// Output projection.
         output: LinearId,
-        /// Number of heads.
+        /// Number of heads of queries.
         heads: usize,
+        /// Number of heads of values.
+        kv_heads: usize,
     },
 }
 

@@ -129,11 +129,93 @@ fn rotary_positions_that_are_scaled_are_refused() {
     }
 }
 
+#[test]
+fn a_decoder_config_that_does_not_fit_is_refused() {
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    });
+    let with = |key: &str, value: Value| {
+        let mut settings = llama3.clone();
+        settings[key] = value;
+        settings
+    };
+    let cases = [
+        (
+            "num_key_value_heads",
+            json!(3),
+            "`num_attention_heads` 4 is not a multiple of `num_key_value_heads` 3",
+        ),
+        ("num_key_value_heads", json!(0), "`num_key_value_heads` is 0; 1 to 65536 is allowed"),
+        ("num_key_value_heads", json!(1), "`model.layers.0.self_attn.k_proj.weight` has shape [12, 24]"),
+        ("head_dim", json!(7), "4 heads have 7 channels each; rotary positions need an even number"),
+        ("head_dim", json!(65_536), "all heads together have at most 65536"),
+        ("hidden_act", json!("mish"), "`hidden_act` `mish` is not supported"),
+        ("rms_norm_eps", json!(0.0), "`rms_norm_eps` is 0; it lies between 0 and 1"),
+        ("rope_scaling", json!("yarn"), "`rope_scaling` is \"yarn\"; an object or null is expected"),
+        (
+            "rope_scaling",
+            json!({ "type": "yarn", "factor": 4.0 }),
+            "`rope_scaling` has the type `yarn`; default, linear and llama3 are supported",
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "linear" }),
+            "`rope_scaling.factor` is missing or no number from 1 to 1e9",
+        ),
+        (
+            "rope_parameters",
+            with("factor", json!(0.5)),
+            "`rope_parameters.factor` is missing or no number from 1 to 1e9",
+        ),
+        (
+            "rope_parameters",
+            with("low_freq_factor", json!(4.0)),
+            "`rope_parameters.low_freq_factor` is 4, not below `high_freq_factor` 4",
+        ),
+        (
+            "rope_scaling",
+            with("rope_theta", json!(0.1)),
+            "`rope_scaling.rope_theta` is 0.1; a number from 1 to",
+        ),
+    ];
+    for (key, value, says) in cases {
+        let copy = Copy::of("llama-causal");
+        copy.set(key, value);
+        assert_says(copy.open(Task::Auto), &[says]);
+    }
+    let cases = [
+        ("mistral-causal", "sliding_window", json!(0), "`sliding_window` is 0; null or a number of tokens"),
+        (
+            "qwen2-causal",
+            "layer_types",
+            json!(["full_attention"]),
+            "`layer_types` has 1 entries for 2 layers",
+        ),
+        (
+            "qwen2-causal",
+            "layer_types",
+            json!(["full_attention", "chunked_attention"]),
+            "`layer_types` names `chunked_attention`; full_attention and sliding_attention are supported",
+        ),
+        ("qwen2-causal", "tie_word_embeddings", json!(false), "tensor `lm_head.weight` is missing"),
+    ];
+    for (fixture, key, value, says) in cases {
+        let copy = Copy::of(fixture);
+        copy.set(key, value);
+        assert_says(copy.open(Task::Auto), &[says]);
+    }
+    assert_says(
+        Copy::of("llama-causal").open(Task::MaskedLm),
+        &["`task = \"masked-lm\"` does not fit LlamaForCausalLM; `causal-lm`, `embedding` and `auto` fit"],
+    );
+}
+
 /// `transformers` lets a `rope_scaling` that holds anything take the place of `rope_parameters`.
 #[test]
 fn a_harmless_rope_scaling_still_takes_the_place_of_the_parameters() {
     let theta = |copy: &Copy| match copy.opened().spec().towers[0].blocks[0].attention.positions {
-        Positions::Rotary { theta } => theta,
+        Positions::Rotary(rotary) => rotary.theta,
         other => panic!("{other:?}"),
     };
     let copy = Copy::of("gte-mean");
@@ -206,8 +288,8 @@ fn a_config_that_is_not_there_or_not_json_is_named() {
     assert_says(copy.open(Task::Auto), &["config.json: neither `architectures` nor `model_type` is given"]);
     copy.write("config.json", "{\"model_type\": \"bert\"}");
     assert_says(copy.open(Task::Auto), &["config.json: missing field `hidden_size`"]);
-    copy.write("config.json", "{\"model_type\": \"llama\"}");
-    assert_says(copy.open(Task::Auto), &["architecture `llama` is not supported"]);
+    copy.write("config.json", "{\"model_type\": \"gpt2\"}");
+    assert_says(copy.open(Task::Auto), &["architecture `gpt2` is not supported"]);
     assert_says(
         copy.remove("config.json").open(Task::Auto),
         &["holds no config.json, so it is not a model directory"],

@@ -59,6 +59,10 @@ const FIXTURES: &[&str] = &[
     "bert-regression",
     "bert-multilabel",
     "bert-dense",
+    "llama-causal",
+    "llama-scaled",
+    "mistral-causal",
+    "qwen2-causal",
 ];
 
 #[derive(Deserialize)]

@@ -19,6 +19,7 @@ pub(crate) fn task(task: ModelTask) -> Task {
         ModelTask::Classification => Task::Classification,
         ModelTask::TokenClassification => Task::TokenClassification,
         ModelTask::MaskedLm => Task::MaskedLm,
+        ModelTask::CausalLm => Task::CausalLm,
         ModelTask::QuestionAnswering => Task::QuestionAnswering,
     }
 }

@@ -171,6 +171,14 @@ pub fn encode(
     cancel: &Cancel,
     each: &mut dyn FnMut(Record) -> Result<(), PipelineError>,
 ) -> Result<(), PipelineError> {
+    let spec = model.directory().spec();
+    if spec.head().output == HeadOutput::CausalLm {
+        let reason = format!(
+            "{} continues texts, and what it gives is no output of a text; `zeropoint evaluate` measures it",
+            spec.architecture
+        );
+        return Err(ModelError::Sample { reason }.into());
+    }
     let encoder = Encoder::new(model, options)?;
     // What a text lacks is said before the first is encoded.
     for sample in samples {
@@ -385,7 +393,7 @@ impl<'a> Encoder<'a> {
                 }
                 vec![piece(sequence, Rows::Masks(rows))]
             }
-            HeadOutput::Embedding { .. } | HeadOutput::Classification { .. } => {
+            HeadOutput::Embedding { .. } | HeadOutput::Classification { .. } | HeadOutput::CausalLm => {
                 let mut text = texts.text();
                 text.prompt = self.prompt.as_deref();
                 vec![piece(tokenizer.encode_text(text)?, Rows::Whole)]
@@ -464,6 +472,7 @@ impl<'a> Encoder<'a> {
             HeadOutput::Classification { labels, problem } => self.classified(values, labels, *problem),
             HeadOutput::TokenClassification { .. } => Encoded::Tokens { tokens },
             HeadOutput::MaskedLm => Encoded::Masks { masks },
+            HeadOutput::CausalLm => unreachable!("`encode` refuses decoders"),
             HeadOutput::QuestionAnswering => answered(sample, &answers),
         };
         // A question's context is where the answer comes from, not a part of it.

@@ -153,6 +153,7 @@ fn model(source: &str, prepared: &Prepared) -> String {
         HeadOutput::Classification { .. } => "one class for each text",
         HeadOutput::TokenClassification { .. } => "one class for each token",
         HeadOutput::MaskedLm => "logits over the vocabulary for each token",
+        HeadOutput::CausalLm => "logits over the vocabulary for the token after each",
         HeadOutput::QuestionAnswering => "the span of a text that answers a question",
     };
     format!(
@@ -278,7 +279,7 @@ fn evaluation(prepared: &Prepared) -> String {
             "the fields text_a, text_b and score",
             "spearman",
         )),
-        HeadOutput::Classification { .. } => None,
+        HeadOutput::Classification { .. } | HeadOutput::CausalLm => None,
         HeadOutput::TokenClassification { .. } => Some((
             "Sentences with the label of each word say what INT8 costs where it is used:",
             "token-classification",

@@ -161,6 +161,7 @@ fn head_in_words(head: &HeadSpec) -> String {
             format!("token classification into {} labels", labels.len())
         }
         HeadOutput::MaskedLm => "masked language model".to_owned(),
+        HeadOutput::CausalLm => "decoder language model".to_owned(),
         HeadOutput::QuestionAnswering => "question answering: start and end of a span".to_owned(),
     }
 }

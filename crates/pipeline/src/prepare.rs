@@ -179,6 +179,7 @@ fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
         HeadOutput::Classification { .. } => config::ModelTask::Classification,
         HeadOutput::TokenClassification { .. } => config::ModelTask::TokenClassification,
         HeadOutput::MaskedLm => config::ModelTask::MaskedLm,
+        HeadOutput::CausalLm => config::ModelTask::CausalLm,
         HeadOutput::QuestionAnswering => config::ModelTask::QuestionAnswering,
     };
     let longest = spec.text().map_or(0, |_| directory.max_tokens());

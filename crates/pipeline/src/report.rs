@@ -312,6 +312,7 @@ fn auto_class(spec: &zeropoint_models::ModelSpec) -> &'static str {
         Task::Classification => "AutoModelForSequenceClassification",
         Task::TokenClassification => "AutoModelForTokenClassification",
         Task::MaskedLm => "AutoModelForMaskedLM",
+        Task::CausalLm => "AutoModelForCausalLM",
         Task::QuestionAnswering => "AutoModelForQuestionAnswering",
     }
 }

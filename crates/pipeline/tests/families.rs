@@ -60,6 +60,10 @@ const CASES: &[Case] = &[
     case("bert-multilabel", &["bert.pooler.dense", "classifier"]),
     case("bert-dense", &["pooler.dense"]),
     case("bert-prompts", &["pooler.dense"]),
+    case("llama-causal", &["lm_head"]),
+    case("llama-scaled", &["lm_head"]),
+    case("mistral-causal", &["lm_head"]),
+    case("qwen2-causal", &["lm_head"]),
 ];
 
 fn repository() -> PathBuf {

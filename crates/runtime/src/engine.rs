@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use zeropoint_formats::Checkpoint;
 use zeropoint_kernels::{Isa, NonFinite};
 use zeropoint_models::{
-    BiasTable, BlockRunner, BlockSpec, LayerNorm, ModelError, ModelSpec, NormSpec, PositionTables, Tower,
+    BiasTable, BlockRunner, BlockSpec, ModelError, ModelSpec, Norm, NormSpec, PositionTables, Tower,
 };
 
 use crate::site::IntegerSite;
@@ -33,7 +33,7 @@ pub(crate) struct Engine {
     tower: Tower,
     bias: Option<BiasTable>,
     blocks: Vec<Block>,
-    final_norm: Option<LayerNorm>,
+    final_norm: Option<Norm>,
     tables: RwLock<Arc<PositionTables>>,
     /// Memory of calls that have ended, for the next ones.
     arenas: Mutex<Vec<Arena>>,
@@ -42,8 +42,8 @@ pub(crate) struct Engine {
 /// The float parts of a tower's blocks.
 pub(crate) struct FloatParts {
     /// For each block the norms of its halves.
-    pub(crate) norms: Vec<(Option<LayerNorm>, LayerNorm)>,
-    pub(crate) final_norm: Option<LayerNorm>,
+    pub(crate) norms: Vec<(Option<Norm>, Norm)>,
+    pub(crate) final_norm: Option<Norm>,
     pub(crate) bias: Option<BiasTable>,
 }
 
@@ -178,7 +178,7 @@ impl Engine {
 
     fn finish(&self, x: &mut [f32]) {
         if let Some(norm) = &self.final_norm {
-            block::normalise(norm, x);
+            norm.apply(x);
         }
     }
 

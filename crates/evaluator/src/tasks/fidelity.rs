@@ -37,7 +37,8 @@ impl Kind {
             HeadOutput::Classification { problem: Problem::MultiLabel, .. } => Self::YesOrNo,
             HeadOutput::Classification { problem: Problem::SingleLabel, .. }
             | HeadOutput::TokenClassification { .. }
-            | HeadOutput::MaskedLm => Self::Distributions,
+            | HeadOutput::MaskedLm
+            | HeadOutput::CausalLm => Self::Distributions,
             HeadOutput::QuestionAnswering => Self::Span,
         }
     }

@@ -367,6 +367,7 @@ fn gives(output: &HeadOutput) -> &'static str {
         HeadOutput::Classification { .. } => "class logits",
         HeadOutput::TokenClassification { .. } => "class logits for each token",
         HeadOutput::MaskedLm => "logits over the vocabulary for each token",
+        HeadOutput::CausalLm => "logits over the vocabulary for each next token",
         HeadOutput::QuestionAnswering => "the logits of an answer's start and end",
     }
 }

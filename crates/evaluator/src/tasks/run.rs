@@ -86,7 +86,9 @@ impl Run<'_> {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
         let spec = self.models.original.spec();
         let widest = match spec.head().output {
-            HeadOutput::MaskedLm => spec.tables().map(|table| table.rows).max().unwrap_or(1),
+            HeadOutput::MaskedLm | HeadOutput::CausalLm => {
+                spec.tables().map(|table| table.rows).max().unwrap_or(1)
+            }
             _ => 1,
         };
         let longest = lengths.iter().copied().max().unwrap_or(1);

@@ -93,7 +93,7 @@ impl Attend<'_, '_> {
     /// The keys by channel; columns past the last token hold zeros.
     #[inline(always)]
     fn pack_keys<S: Simd, F: Factors>(&mut self, s: S) {
-        let HeadInput { key, stride, tokens, head_dim, .. } = *self.input;
+        let HeadInput { key, kv_stride: stride, tokens, head_dim, .. } = *self.input;
         for token in (0..self.padded).step_by(LANES) {
             for channel in (0..head_dim).step_by(LANES) {
                 let width = LANES.min(head_dim - channel);
@@ -121,7 +121,7 @@ impl Attend<'_, '_> {
 
     #[inline(always)]
     fn pack_values<S: Simd, F: Factors>(&mut self, s: S) {
-        let HeadInput { value, stride, tokens, head_dim, .. } = *self.input;
+        let HeadInput { value, kv_stride: stride, tokens, head_dim, .. } = *self.input;
         let width = head_dim.next_multiple_of(LANES);
         let row = |token: usize| if token < tokens { &value[token * stride..][..head_dim] } else { &[] };
         if F::PAIRED {
@@ -179,7 +179,7 @@ impl Attend<'_, '_> {
     /// The queries from `at` on, rounded; f32 ones are read where they are.
     #[inline(always)]
     fn pack_queries<S: Simd, F: Factors, const R: usize>(&mut self, s: S, at: usize) {
-        let HeadInput { query, stride, head_dim, .. } = *self.input;
+        let HeadInput { query, query_stride: stride, head_dim, .. } = *self.input;
         if !F::ROUNDED && !F::PAIRED {
             return;
         }
@@ -210,7 +210,7 @@ impl Attend<'_, '_> {
         panel: usize,
         vector: usize,
     ) {
-        let HeadInput { query, stride, head_dim, .. } = *self.input;
+        let HeadInput { query, query_stride: stride, head_dim, .. } = *self.input;
         let from = panel * PANEL + vector * LANES;
         let width = head_dim.next_multiple_of(PANEL);
         let mut sums = [[s.splat(0.0); V]; R];

@@ -287,7 +287,7 @@ fn describe_head(
     let hidden = config.hidden_size;
     let width = words.width;
     match task {
-        Task::Auto | Task::Embedding => {
+        Task::Auto | Task::Embedding | Task::CausalLm => {
             if dialect.kind != Kind::Electra {
                 build.idle_pooler("pooler.dense", hidden)?;
             }

@@ -11,7 +11,7 @@ use crate::heads::{
 };
 use crate::spec::{
     ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, LinearId, LinearRole,
-    LinearSpec, ModelSpec, NormPlacement, NormSpec, Projection, Site, SiteId, Tower,
+    LinearSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Projection, Site, SiteId, Tower,
 };
 
 /// Tensors beside the weight of a quantised Linear.
@@ -175,6 +175,11 @@ impl<'a> Builder<'a> {
         self.norm_at(&file, module, width, shift)
     }
 
+    /// An `RMSNorm` of the base model.
+    pub(super) fn rms_norm(&mut self, path: &str, width: usize) -> Result<NormSpec, ModelError> {
+        Ok(NormSpec { kind: NormKind::Rms, ..self.norm_without_shift(path, width, false)? })
+    }
+
     /// A norm outside the base model.
     pub(super) fn head_norm(
         &mut self,
@@ -200,7 +205,7 @@ impl<'a> Builder<'a> {
         if let Some(bias) = &bias {
             self.expect(bias, &[width])?;
         }
-        Ok(NormSpec { path, weight, bias, eps: self.eps })
+        Ok(NormSpec { kind: NormKind::Layer, path, weight, bias, eps: self.eps })
     }
 
     /// A Linear of the base model.
@@ -353,7 +358,7 @@ impl<'a> Builder<'a> {
         let mut residual_norm = feeding.map(|norm| norm.path.clone());
         let mut seen = BTreeSet::new();
         for block in blocks {
-            let AttentionSpec { query, key, value, output, heads, .. } = &block.attention;
+            let AttentionSpec { query, key, value, output, heads, kv_heads, .. } = &block.attention;
             let mut readers = vec![query.linear, key.linear, value.linear];
             readers.dedup();
             let post = block.placement == NormPlacement::Post;
@@ -387,6 +392,7 @@ impl<'a> Builder<'a> {
                         value: value.linear,
                         output: *output,
                         heads: *heads,
+                        kv_heads: *kv_heads,
                     });
                 }
                 if block.mlp.up.outputs.len() == self.linears[block.mlp.up.linear].outputs {
@@ -431,9 +437,8 @@ impl<'a> Builder<'a> {
         path: &str,
         biases: &[&str],
         table: &EmbeddingTable,
+        tied: bool,
     ) -> Result<LinearId, ModelError> {
-        let tied =
-            self.input.config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool) != Some(false);
         let own = format!("{path}.weight");
         let has_own = self.input.checkpoint.contains(&own);
         let mut biases: Vec<&str> =
@@ -466,6 +471,12 @@ impl<'a> Builder<'a> {
             site: None,
         };
         self.push(linear)
+    }
+
+    /// Whether config.json ties the output matrix to the word embeddings, where `default` is what its silence means.
+    pub(super) fn tied(&self, default: bool) -> bool {
+        let key = self.input.config.get("tie_word_embeddings");
+        key.and_then(serde_json::Value::as_bool).unwrap_or(default)
     }
 
     /// Label names in logit order: `id2label`, or as many `LABEL_i` as `num_labels` says (2 by default).

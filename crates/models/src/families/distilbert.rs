@@ -115,7 +115,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
         .collect::<Result<Vec<_>, _>>()?;
     build.connect(&blocks, Some(&norm));
     let head = match task {
-        Task::Auto | Task::Embedding => build.embedding_head(Pooling::Mean),
+        Task::Auto | Task::Embedding | Task::CausalLm => build.embedding_head(Pooling::Mean),
         Task::Classification => {
             let dense = build.head_step("pre_classifier", hidden, hidden, ActivationFn::Relu)?;
             build.sequence_head(RowSelection::Token(0), vec![dense], "classifier", hidden)?

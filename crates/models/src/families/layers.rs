@@ -55,6 +55,7 @@ impl Builder<'_> {
             placement,
             attention: AttentionSpec {
                 heads: sizes.heads,
+                kv_heads: sizes.heads,
                 head_dim: sizes.head_dim,
                 scale: 1.0 / (sizes.head_dim as f32).sqrt(),
                 input: self.site(vec![query, key, value]),
@@ -130,7 +131,7 @@ impl Builder<'_> {
         biases: &[&str],
         words: &EmbeddingTable,
     ) -> Result<HeadSpec, ModelError> {
-        let decoder = self.decoder(path, biases, words)?;
+        let decoder = self.decoder(path, biases, words, self.tied(true))?;
         steps.push(self.step(decoder, None));
         Ok(per_token(HeadOutput::MaskedLm, steps))
     }

@@ -4,11 +4,13 @@ mod albert;
 mod bert;
 mod builder;
 mod clip;
+mod decoder;
 mod distilbert;
 mod layers;
 mod modernbert;
 mod mpnet;
 mod nomic;
+mod rotary;
 mod vit;
 
 use std::path::Path;
@@ -175,6 +177,7 @@ enum Head {
     Sequence,
     Tokens,
     MaskedLm,
+    CausalLm,
     Span,
 }
 
@@ -185,6 +188,7 @@ impl Head {
             Self::Sequence => Task::Classification,
             Self::Tokens => Task::TokenClassification,
             Self::MaskedLm => Task::MaskedLm,
+            Self::CausalLm => Task::CausalLm,
             Self::Span => Task::QuestionAnswering,
         }
     }
@@ -229,6 +233,9 @@ const FAMILIES: &[Family] = &[
     clip::CLIP,
     clip::TEXT,
     clip::VISION,
+    decoder::LLAMA,
+    decoder::MISTRAL,
+    decoder::QWEN2,
 ];
 
 /// The description of the model in `input.dir`.

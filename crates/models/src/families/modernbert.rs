@@ -11,7 +11,7 @@ use crate::ModelError;
 use crate::heads::{HeadSpec, HeadStep, Pooling, RowSelection, Task};
 use crate::spec::{
     ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, EmbeddingTable, Gate, InputSpec, LinearRole,
-    MlpSpec, ModelSpec, NormPlacement, Positions, Projection, Reach, TextInput, Tower,
+    MlpSpec, ModelSpec, NormPlacement, Positions, Projection, Reach, Rotary, TextInput, Tower,
 };
 
 const BASE: &str = "ModernBertModel";
@@ -176,7 +176,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
     let norm = build.norm_without_shift("embeddings.norm", hidden, config.norm_bias)?;
     let mut blocks = Vec::with_capacity(windows.len());
     for (layer, window) in windows.into_iter().enumerate() {
-        let positions = Positions::Rotary { theta: thetas[usize::from(window)] };
+        let positions = Positions::Rotary(Rotary::plain(thetas[usize::from(window)]));
         let reach = if window { Reach::Window(config.local_attention / 2) } else { Reach::Full };
         blocks.push(block(&mut build, &config, layer, head_dim, activation, positions, reach)?);
     }
@@ -236,6 +236,7 @@ fn block(
         placement: NormPlacement::Pre,
         attention: AttentionSpec {
             heads: config.num_attention_heads,
+            kv_heads: config.num_attention_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             input: build.site(vec![qkv]),

@@ -129,7 +129,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
     build.connect(&blocks, Some(&norm));
     build.idle_pooler("pooler.dense", hidden)?;
     let head = match task {
-        Task::Auto | Task::Embedding => build.embedding_head(Pooling::Mean),
+        Task::Auto | Task::Embedding | Task::CausalLm => build.embedding_head(Pooling::Mean),
         Task::Classification => {
             let dense = build.head_step("classifier.dense", hidden, hidden, ActivationFn::Tanh)?;
             build.sequence_head(RowSelection::Token(0), vec![dense], "classifier.out_proj", hidden)?

@@ -16,7 +16,7 @@ use crate::ModelError;
 use crate::heads::{HeadSpec, Pooling, RowSelection, Task};
 use crate::spec::{
     ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, EmbeddingTable, Gate, InputSpec, LinearRole,
-    MlpSpec, ModelSpec, NormPlacement, NormSpec, Positions, Reach, TextInput, Tower,
+    MlpSpec, ModelSpec, NormPlacement, NormSpec, Positions, Reach, Rotary, TextInput, Tower,
 };
 
 pub(super) const NOMIC: Family = Family {
@@ -228,7 +228,7 @@ fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<Mo
         )));
     }
     let activation = config.activation(input, dialect)?;
-    let rotary = Positions::Rotary { theta: config.theta(input, dialect)? };
+    let rotary = Positions::Rotary(Rotary::plain(config.theta(input, dialect)?));
 
     let probe = "embeddings.word_embeddings.weight";
     let older = input.checkpoint.contains(&format!("{}{probe}", dialect.older_prefix));
@@ -321,6 +321,7 @@ fn block(
         placement: NormPlacement::Post,
         attention: AttentionSpec {
             heads: config.num_attention_heads,
+            kv_heads: config.num_attention_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             input: build.site(qkv.clone()),

@@ -232,6 +232,7 @@ fn block(
         placement: NormPlacement::Pre,
         attention: AttentionSpec {
             heads: config.num_attention_heads,
+            kv_heads: config.num_attention_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             input: build.site(vec![query, key, value]),

@@ -34,6 +34,8 @@ pub enum ModelTask {
     TokenClassification,
     /// Logits over the vocabulary for each token.
     MaskedLm,
+    /// Logits over the vocabulary for the token after each: a decoder language model.
+    CausalLm,
     /// The span of a text that answers a question.
     QuestionAnswering,
 }

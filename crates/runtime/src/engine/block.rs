@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{HeadInput, Isa, NonFinite, attend, layer_norm_in_place};
+use zeropoint_kernels::{HeadInput, Isa, NonFinite, attend};
 use zeropoint_models::{
-    ActivationFn, ActivationQuantizer, BlockSpec, INT8_ATTENTION, LayerNorm, LinearId, ModelSpec,
-    NormPlacement, Positions, Projection, SiteId, apply_activation,
+    ActivationFn, ActivationQuantizer, BlockSpec, INT8_ATTENTION, LinearId, ModelSpec, Norm, NormPlacement,
+    Positions, Projection, SiteId, apply_activation,
 };
 
 use super::arena::{Work, room_for_params};
@@ -42,14 +42,16 @@ struct Output {
 pub(super) struct Block {
     placement: NormPlacement,
     attention: Attention,
-    attention_norm: Option<LayerNorm>,
+    attention_norm: Option<Norm>,
     mlp: Mlp,
-    mlp_norm: LayerNorm,
+    mlp_norm: Norm,
 }
 
 struct Attention {
     input: Stage,
     heads: usize,
+    /// Heads of keys and values, a divisor of `heads`.
+    kv_heads: usize,
     head_dim: usize,
     scale: f32,
     /// Tokens before and after its own that a token attends to.
@@ -119,7 +121,7 @@ impl Block {
     /// `None` where a Linear is not integer, or those of one activation want it quantised in different ways.
     pub(super) fn new(
         spec: &BlockSpec,
-        (attention_norm, mlp_norm): (Option<LayerNorm>, LayerNorm),
+        (attention_norm, mlp_norm): (Option<Norm>, Norm),
         model: &ModelSpec,
         sites: &[Option<Arc<IntegerSite>>],
     ) -> Option<Self> {
@@ -132,6 +134,7 @@ impl Block {
             columns,
             input,
             heads: attention.heads,
+            kv_heads: attention.kv_heads,
             head_dim: attention.head_dim,
             scale: attention.scale,
             around: attention.reach.around(),
@@ -212,7 +215,7 @@ impl Block {
     }
 
     /// What normalises the stream after a half.
-    fn after<'a>(&self, norm: Option<&'a LayerNorm>) -> Option<&'a LayerNorm> {
+    fn after<'a>(&self, norm: Option<&'a Norm>) -> Option<&'a Norm> {
         norm.filter(|_| self.placement == NormPlacement::Post)
     }
 
@@ -231,14 +234,14 @@ impl Block {
         let attention = &self.attention;
         let count = rows.span.len();
         attention.input.run(count, &work.quantized, &work.params, out);
-        let Positions::Rotary { theta } = attention.positions else { return };
-        let turned = attention.heads * attention.head_dim;
+        let Positions::Rotary(rotary) = attention.positions else { return };
+        let turned = [attention.heads, attention.kv_heads].map(|heads| heads * attention.head_dim);
         for (sequence, asked) in rows.batch.sequences(&rows.span) {
             for row in asked {
                 let at = (row - rows.span.start) * attention.input.width;
-                for column in &attention.columns[..2] {
+                for (column, turned) in attention.columns.iter().zip(turned) {
                     let heads = &mut out[at + column..][..turned];
-                    rows.batch.tables.rotate(theta, row - sequence.start, heads);
+                    rows.batch.tables.rotate(&rotary, row - sequence.start, heads);
                 }
             }
         }
@@ -252,21 +255,25 @@ impl Block {
         work: &mut Work,
         x: &mut [f32],
     ) -> Result<(), NonFinite> {
-        let Attention { heads, head_dim, scale, around, positions, columns, input, output } = &self.attention;
+        let Attention { heads, kv_heads, head_dim, scale, around, positions, columns, input, output } =
+            &self.attention;
         let (count, width, stride) = (rows.span.len(), heads * head_dim, input.width);
         let context = work.context.room(count * width);
         for (sequence, asked) in rows.batch.sequences(&rows.span) {
             let tokens = sequence.len();
             let queries = asked.start - sequence.start..asked.end - sequence.start;
             for head in 0..*heads {
-                let from =
-                    |row: usize, column: usize| &projections[row * stride + column + head * head_dim..];
+                let from = |row: usize, column: usize, head: usize| {
+                    &projections[row * stride + column + head * head_dim..]
+                };
+                let shared = head / (heads / kv_heads);
                 let input = HeadInput {
-                    query: from(asked.start, columns[0]),
-                    key: from(sequence.start, columns[1]),
-                    value: from(sequence.start, columns[2]),
+                    query: from(asked.start, columns[0], head),
+                    key: from(sequence.start, columns[1], shared),
+                    value: from(sequence.start, columns[2], shared),
                     queries: queries.clone(),
-                    stride,
+                    query_stride: stride,
+                    kv_stride: stride,
                     tokens,
                     head_dim: *head_dim,
                     scale: *scale,
@@ -340,7 +347,7 @@ impl Block {
 
 /// What a half reads: the stream, normalised or not, quantised.
 struct Input<'a> {
-    norm: Option<&'a LayerNorm>,
+    norm: Option<&'a Norm>,
     quantizer: Option<ActivationQuantizer>,
 }
 
@@ -354,7 +361,7 @@ impl Input<'_> {
         isa: Isa,
         x: &mut [f32],
         hidden: usize,
-        after: Option<&LayerNorm>,
+        after: Option<&Norm>,
         work: &mut Work,
     ) -> Result<(), NonFinite> {
         let count = x.len() / hidden;
@@ -365,7 +372,7 @@ impl Input<'_> {
             let values = start * hidden..rows.end * hidden;
             let x = &mut x[values.clone()];
             if let Some(norm) = after {
-                normalise(norm, x);
+                norm.apply(x);
             }
             let Some(quantizer) = self.quantizer else { continue };
             let (quantized, params) = (&mut quantized[values], &mut params[rows]);
@@ -374,7 +381,7 @@ impl Input<'_> {
                 Some(norm) => {
                     let normed = work.normed.room(x.len());
                     normed.copy_from_slice(x);
-                    normalise(norm, normed);
+                    norm.apply(normed);
                     quantize_rows(isa, quantizer, normed, hidden, quantized, params)
                 }
             }
@@ -382,11 +389,6 @@ impl Input<'_> {
         }
         Ok(())
     }
-}
-
-/// The norm of `x` in its place.
-pub(super) fn normalise(norm: &LayerNorm, x: &mut [f32]) {
-    layer_norm_in_place(norm.isa, x, None, norm.gain.len(), &norm.gain, &norm.shift, norm.eps);
 }
 
 impl<'a> Rows<'a> {
