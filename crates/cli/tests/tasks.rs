@@ -519,3 +519,31 @@ fn encode_takes_the_first_row_of_csv_for_names() {
     let said = stderr(&scene.ends_with(2, ["encode", "out/model", "--data", "other.csv"]));
     assert!(said.contains("`text_a` or `text` is missing; the fields here are `id`, `sentence`"), "{said}");
 }
+
+/// What `transformers` says of the same windows, in float32: exp of the mean cross-entropy of every token but the first.
+#[test]
+fn perplexity_is_over_windows_of_the_whole_text() {
+    let scene = scene_of("llama-causal");
+    scene.write("text.txt", "the river is on fire\n\nit was a cold night for the model\r\n".repeat(4));
+    for (scheme, windows, expected) in [
+        ("w8a8-dynamic", "", 220.213_937_156_655_6),
+        ("w8a8-static", ",windows=2,stride=5", 204.504_732_686_400_47),
+    ] {
+        let task = format!("{{kind='perplexity',data='text.txt',window=16{windows}}}");
+        let report = run(&scene, "out", scheme, &task);
+        let metric = &report["metrics"][0];
+        assert_eq!(metric["name"], "perplexity");
+        assert!((number(&metric["original"]) / expected - 1.0).abs() < 1e-5, "{metric}");
+        assert!((quantized(&report, "perplexity") / expected - 1.0).abs() < 0.2);
+        assert!(quantized(&report, "kl_mean") > 0.0 && quantized(&report, "top1_agreement") > 0.5);
+    }
+    scene.write("one.txt", "t");
+    let mistake = |task: &str| {
+        let set = format!("evaluation.tasks=[{task}]");
+        stderr(&scene.ends_with(1, ["run", "config.toml", "--no-cache", "--out", "wrong", "--set", &set]))
+    };
+    let long = mistake("{kind='perplexity',data='text.txt',window=4096}");
+    assert!(long.contains("windows of 4096 tokens are asked for, and the model takes 2 to 48"), "{long}");
+    let short = mistake("{kind='perplexity',data='one.txt'}");
+    assert!(short.contains("has fewer than two tokens"), "{short}");
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Problem, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
 use zeropoint_core::ActivationMode;
-use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData};
+use zeropoint_evaluator::tasks::{self, ImageTask, Options, RankingPrompts, Task, TaskData, TaskError};
 use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
 use zeropoint_quantizer::Plan;
 
@@ -189,6 +189,7 @@ fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
     }
     for task in &mut config.evaluation.tasks {
         task.limit = task.most_samples();
+        task.settle_windows(longest);
     }
     config.quantization.ignore.get_or_insert_with(|| {
         let ignored = spec.linears.iter().filter(|linear| linear.role.default_ignore_reason().is_some());
@@ -359,6 +360,7 @@ fn read_task(
         config::TaskKind::Fidelity => TaskData::Fidelity(texts(spec.head().is_embedding())?),
         config::TaskKind::ZeroShot => no_data(task.kind),
         config::TaskKind::MaskedLm => TaskData::MaskedLm(texts(true)?),
+        config::TaskKind::Perplexity => TaskData::Perplexity(windows(task, directory, sources)?),
         config::TaskKind::TokenClassification => TaskData::TokenClassification(rows(task, limit, sources)?),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(rows(task, limit, sources)?),
         config::TaskKind::Reranking => {
@@ -378,6 +380,7 @@ fn no_data(kind: config::TaskKind) -> TaskData {
         config::TaskKind::TokenClassification => TaskData::TokenClassification(Vec::new()),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(Vec::new()),
         config::TaskKind::Reranking => TaskData::Reranking(Vec::new(), RankingPrompts::default()),
+        config::TaskKind::Perplexity => TaskData::Perplexity(Vec::new()),
         config::TaskKind::ZeroShot => TaskData::Images(zero_shot(None, None), Vec::new()),
     }
 }
@@ -394,6 +397,29 @@ fn image_task(task: &config::Task, spec: &ModelSpec) -> Option<ImageTask> {
 
 fn zero_shot(labels: Option<Vec<String>>, templates: Option<Vec<String>>) -> ImageTask {
     ImageTask::ZeroShot { labels: labels.unwrap_or_default(), templates: templates.unwrap_or_default() }
+}
+
+/// The windows of a perplexity task's text; the config has made sure that there is a file.
+fn windows(
+    task: &config::Task,
+    directory: &ModelDirectory,
+    sources: &Sources<'_>,
+) -> Result<Vec<Vec<u32>>, PipelineError> {
+    let (mut settled, most) = (task.clone(), directory.max_tokens());
+    settled.settle_windows(most);
+    let window = settled.window.unwrap_or(most);
+    if window > most {
+        return Err(TaskError::Window { task: task.name.clone(), window, most }.into());
+    }
+    let path = task.data.as_ref().map_or("", |source| source.path.as_str());
+    let file = sources.data(path)?.path;
+    let ids = directory.tokenizer(None)?.token_ids(&dataset::read_document(&file)?)?;
+    if ids.len() < 2 {
+        let origin = file.display().to_string();
+        return Err(TaskError::ShortText { task: task.name.clone(), origin }.into());
+    }
+    let stride = settled.stride.unwrap_or(window);
+    Ok(tasks::windows(&ids, window, stride, task.windows.unwrap_or(usize::MAX)))
 }
 
 /// Rows with lists; the config has made sure that there is a file.

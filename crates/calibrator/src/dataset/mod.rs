@@ -269,6 +269,25 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>, DatasetEr
     Ok(samples)
 }
 
+/// Reads a whole file as one text: UTF-8, with or without a byte order mark, every line end as it is. A file without text
+/// is an error, as is one over [`MAX_FILE_BYTES`].
+pub fn read_document(path: &Path) -> Result<String, DatasetError> {
+    let name: Arc<str> = path.display().to_string().into();
+    let failed = |line, problem| DatasetError::new(&name, line, problem);
+    let mut bytes = read_bytes(path).map_err(|problem| failed(0, problem))?;
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + String::from_utf8_lossy(before).matches('\n').count();
+        failed(line, Problem::NotUtf8)
+    })?;
+    if text.trim().is_empty() { Err(failed(0, Problem::Empty)) } else { Ok(text) }
+}
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 fn read_bytes(path: &Path) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Problem::Io)?;

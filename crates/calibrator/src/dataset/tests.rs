@@ -409,3 +409,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_document_is_one_text_with_its_line_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let read = |bytes: &[u8]| {
+        let path = dir.path().join("text.txt");
+        std::fs::write(&path, bytes).expect("written");
+        read_document(&path).map_err(|error| error.to_string())
+    };
+    assert_eq!(read(b"\xef\xbb\xbfa\r\n\n b ").as_deref(), Ok("a\r\n\n b "));
+    let latin = read(b"a\nb\n\xe9").expect_err("not UTF-8");
+    assert!(latin.contains(":3:") || latin.contains("line 3"), "{latin}");
+    assert!(read(b" \n\t").is_err());
+}

@@ -6,6 +6,7 @@ mod images;
 mod labels;
 mod masked_lm;
 pub mod names;
+mod perplexity;
 mod ranking;
 mod run;
 mod span;
@@ -25,6 +26,7 @@ use zeropoint_models::{
 };
 
 pub use images::ImageTask;
+pub use perplexity::windows;
 pub use ranking::RankingPrompts;
 
 use crate::report::Metric;
@@ -47,6 +49,8 @@ pub enum TaskData {
     MaskedLm(Vec<Sample>),
     /// The order of documents for a query, by cosine or by a cross-encoder.
     Reranking(Vec<Ranking>, RankingPrompts),
+    /// Windows of a text, token by token, each of at least two.
+    Perplexity(Vec<Vec<u32>>),
     /// A task of a model that takes images.
     Images(ImageTask, Vec<Sample>),
 }
@@ -120,6 +124,26 @@ pub enum TaskError {
         /// What is there.
         found: String,
     },
+    /// A window that the model cannot take.
+    #[error(
+        "task `{task}`: windows of {window} tokens are asked for, and the model takes 2 to {most}; set `window`"
+    )]
+    Window {
+        /// The task.
+        task: String,
+        /// Tokens of a window.
+        window: usize,
+        /// What the model takes.
+        most: usize,
+    },
+    /// A text that has no token to tell from those before it.
+    #[error("task `{task}`: {origin} has fewer than two tokens; a text is expected")]
+    ShortText {
+        /// The task.
+        task: String,
+        /// The file.
+        origin: String,
+    },
     /// A sample that the model cannot take.
     #[error("{origin}:{line}: {reason}")]
     Sample {
@@ -182,6 +206,7 @@ impl TaskData {
             Self::TokenClassification(sentences) => sentences.len(),
             Self::QuestionAnswering(questions) => questions.len(),
             Self::Reranking(rankings, _) => rankings.len(),
+            Self::Perplexity(windows) => windows.len(),
         }
     }
 
@@ -220,6 +245,11 @@ impl TaskData {
                     builder.field("row", format!("{question:?} {context:?} {answers:?}"));
                 }
             }
+            Self::Perplexity(windows) => {
+                for window in windows {
+                    builder.field("row", format!("{window:?}"));
+                }
+            }
             Self::Reranking(rankings, prompts) => {
                 builder.field("prompts", format!("{prompts:?}"));
                 for Ranking { query, positives, negatives, .. } in rankings {
@@ -245,6 +275,7 @@ impl TaskData {
                 ("question-answering", "the span of an answer (task `question-answering`)")
             }
             Self::MaskedLm(_) => ("masked-lm", "a masked language model (task `masked-lm`)"),
+            Self::Perplexity(_) => ("perplexity", "a decoder language model (task `causal-lm`)"),
             Self::Images(task, _) => task.kind(),
             Self::Reranking(..) => {
                 ("reranking", "sentence vectors (task `embedding`) or one score for a pair (a cross-encoder)")
@@ -286,6 +317,7 @@ impl Task {
             }
             (TaskData::QuestionAnswering(_), HeadOutput::QuestionAnswering) => Ok(span::METRICS),
             (TaskData::MaskedLm(_), HeadOutput::MaskedLm) => Ok(masked_lm::METRICS),
+            (TaskData::Perplexity(_), HeadOutput::CausalLm) => Ok(perplexity::METRICS),
             (TaskData::Fidelity(_), head) => Ok(fidelity::metrics(head)),
             (_, head) => wrong_head(gives(head)),
         }
@@ -344,6 +376,7 @@ impl Task {
             TaskData::Reranking(rankings, prompts) => {
                 ranking::sequences(rankings, prompts, encoder, tokenizer)?
             }
+            TaskData::Perplexity(windows) => perplexity::sequences(windows),
             TaskData::Images(..) => Vec::new(),
         })
     }
@@ -405,6 +438,7 @@ pub fn run_task(
         }
         (TaskData::QuestionAnswering(questions), _) => span::measure(&mut run, questions),
         (TaskData::MaskedLm(samples), _) => masked_lm::measure(&mut run, samples),
+        (TaskData::Perplexity(windows), _) => perplexity::measure(&mut run, windows),
         (TaskData::Images(task, samples), _) => images::measure(&mut run, task, samples),
         (TaskData::Reranking(rankings, prompts), _) => ranking::measure(&mut run, rankings, prompts),
         (TaskData::Fidelity(_) | TaskData::Classification(_), _) => {

@@ -22,6 +22,8 @@ pub const SPEARMAN: &str = "spearman";
 pub const MEAN_ABSOLUTE_ERROR: &str = "mean_absolute_error";
 /// Mean negative log-likelihood of a masked token in nats; lower is better.
 pub const LOSS: &str = "loss";
+/// Exponential of the mean negative log-likelihood of a token; lower is better.
+pub const PERPLEXITY: &str = "perplexity";
 /// Mean reciprocal rank.
 pub const MRR: &str = "mrr";
 /// Normalised discounted cumulative gain of the first ten.

@@ -35,15 +35,27 @@ pub struct AlignedTokens {
 }
 
 impl Tokenizer {
-    /// Tokens of one text or a pair with their places in it. Unlike [`Tokenizer::encode`] it cuts nothing:
-    /// [`AlignedTokens::split`] does.
-    pub fn align(&self, text: &str, pair: Option<&str>) -> Result<AlignedTokens, ModelError> {
-        let whole = self.whole.get_or_init(|| {
+    /// Token ids of a text of any length, without specials.
+    pub fn token_ids(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let whole = self.whole();
+        let encoding = self.library(|| whole.encode_fast(text, false))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokenizer that cuts nothing.
+    fn whole(&self) -> &tokenizers::Tokenizer {
+        self.whole.get_or_init(|| {
             let mut whole = self.inner.clone();
             // Only a length can be refused.
             let _ = whole.with_truncation(None);
             whole
-        });
+        })
+    }
+
+    /// Tokens of one text or a pair with their places in it. Unlike [`Tokenizer::encode`] it cuts nothing:
+    /// [`AlignedTokens::split`] does.
+    pub fn align(&self, text: &str, pair: Option<&str>) -> Result<AlignedTokens, ModelError> {
+        let whole = self.whole();
         let input: EncodeInput<'_> = match pair {
             Some(pair) => (text, pair).into(),
             None => text.into(),

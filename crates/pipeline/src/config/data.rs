@@ -86,6 +86,8 @@ pub(super) enum Use {
     Rows(&'static str),
     /// Images with a class.
     LabelledImages,
+    /// One text, the whole file.
+    Document,
 }
 
 const MOST_COLUMNS: usize = 10_000;
@@ -304,6 +306,12 @@ impl DataSource {
             Use::LabelledTexts => ("a classification task", &["text", "label"]),
             Use::Rows(kind) => return self.check_rows(at, kind),
             Use::LabelledImages => ("a zero-shot task", &["image", "label"]),
+            Use::Document if self.format == DataFormat::Txt => return Ok(()),
+            Use::Document => {
+                let message =
+                    format!("`{at}` is not txt, and a perplexity task reads the whole file as one text");
+                return Err(Problem::new(at, message).label("not txt").hint("allowed: a txt file"));
+            }
         };
         if self.format == DataFormat::Images && used_for != Use::ScoredPairs {
             return Ok(());

@@ -15,6 +15,9 @@ use super::error::{Problem, list, name_hint, not_blank, quoted, within};
 const FEWEST_RESAMPLES: usize = 100;
 const MOST_RESAMPLES: usize = 100_000;
 const LONGEST_NAME: usize = 64;
+const LONGEST_WINDOW: usize = 1 << 20;
+/// Tokens of a window where nothing is said.
+const DEFAULT_WINDOW: usize = 512;
 /// Largest `max_drop` of a metric that is no fraction.
 const LARGEST_RISE: f64 = 1e6;
 /// The sentence that CLIP's authors use where nothing is known of a data set.
@@ -57,6 +60,12 @@ pub struct Task {
     pub labels: Option<Vec<String>>,
     /// The sentences that a zero-shot task makes of each label.
     pub templates: Option<Vec<String>>,
+    /// Tokens of a window of a perplexity task; `None` where the model has not been asked yet.
+    pub window: Option<usize>,
+    /// Tokens from the start of a window to that of the next.
+    pub stride: Option<usize>,
+    /// Use only this many windows, the first.
+    pub windows: Option<usize>,
 }
 
 /// A task as it is written.
@@ -79,6 +88,16 @@ struct TaskKeys {
     /// zero-shot only: the sentences that are made of each label, with `{label}` in its place. Default:
     /// "a photo of a {label}.".
     templates: Option<Vec<String>>,
+    /// perplexity only: tokens of a window, of which every one but the first is told from those before it. Default: 512, or
+    /// what the model takes.
+    #[schemars(range(min = 2, max = LONGEST_WINDOW))]
+    window: Option<usize>,
+    /// perplexity only: tokens from the start of a window to that of the next. Default: `window`.
+    #[schemars(range(min = 1, max = LONGEST_WINDOW))]
+    stride: Option<usize>,
+    /// perplexity only: use only this many windows, the first; by default all.
+    #[schemars(range(min = 1, max = MOST_SAMPLES))]
+    windows: Option<usize>,
 }
 
 /// Samples of the calibration data that a task without data of its own takes, where it has no limit. The data may be a whole
@@ -88,16 +107,26 @@ const CALIBRATION_LIMIT: usize = 1000;
 impl Task {
     /// How many samples it uses at most: its limit, if it has one, else a default where it reads the calibration data.
     pub(crate) fn most_samples(&self) -> Option<usize> {
-        self.limit.or(self.data.is_none().then_some(CALIBRATION_LIMIT))
+        let has_limit = self.data.is_none() && self.kind != TaskKind::Perplexity;
+        self.limit.or(has_limit.then_some(CALIBRATION_LIMIT))
+    }
+
+    /// Fills in what the keys of a perplexity task leave open, for a model that takes so many tokens.
+    pub(crate) fn settle_windows(&mut self, longest: usize) {
+        if self.kind == TaskKind::Perplexity {
+            let window = *self.window.get_or_insert(DEFAULT_WINDOW.min(longest));
+            self.stride.get_or_insert(window);
+        }
     }
 }
 
 impl From<TaskKeys> for Task {
     fn from(keys: TaskKeys) -> Self {
-        let TaskKeys { kind, name, data, limit, labels, templates } = keys;
+        let TaskKeys { kind, name, data, limit, labels, templates, window, stride, windows } = keys;
         let plain = (kind == TaskKind::ZeroShot).then(|| vec![PLAIN_TEMPLATE.to_owned()]);
         let name = name.unwrap_or_else(|| kind.to_string());
-        Self { kind, name, data, limit, labels, templates: templates.or(plain) }
+        let templates = templates.or(plain);
+        Self { kind, name, data, limit, labels, templates, window, stride, windows }
     }
 }
 
@@ -117,6 +146,9 @@ pub enum TaskKind {
     MaskedLm,
     /// Whether the model ranks the documents that answer a query above the others, by cosine or score.
     Reranking,
+    /// How well a decoder tells each token of a text from those before it, and how near its distributions are to the
+    /// original's.
+    Perplexity,
     /// The quantised model's outputs against the original's; needs no gold answers.
     Fidelity,
     /// For a model of images and texts: the label whose sentence is nearest to each image against the gold one.
@@ -169,6 +201,8 @@ pub enum Metric {
     EntityF1,
     /// Mean negative log-likelihood of hidden tokens in nats; lower is better.
     Loss,
+    /// Exponential of the mean negative log-likelihood of a token; lower is better.
+    Perplexity,
     /// Mean reciprocal rank of the first document that answers a query.
     Mrr,
     /// Normalised discounted cumulative gain of the first ten documents.
@@ -209,6 +243,7 @@ impl TaskKind {
             Self::QuestionAnswering => &[Metric::ExactMatch, Metric::F1],
             Self::MaskedLm => &[Metric::Loss, Metric::Accuracy],
             Self::Reranking => &[Metric::Mrr, Metric::NdcgAt10],
+            Self::Perplexity => &[Metric::Perplexity, Metric::KlMean, Metric::Top1Agreement],
             Self::Fidelity => &[
                 Metric::CosineMean,
                 Metric::CosineMin,
@@ -232,6 +267,7 @@ impl TaskKind {
             Self::QuestionAnswering => "question-answering",
             Self::MaskedLm => "masked-lm",
             Self::Reranking => "reranking",
+            Self::Perplexity => "perplexity",
             Self::Fidelity => "fidelity",
             Self::ZeroShot => "zero-shot",
         }
@@ -259,6 +295,7 @@ impl Metric {
             Self::F1 => names::F1,
             Self::EntityF1 => names::ENTITY_F1,
             Self::Loss => names::LOSS,
+            Self::Perplexity => names::PERPLEXITY,
             Self::Mrr => names::MRR,
             Self::NdcgAt10 => names::NDCG,
             Self::CosineMean => names::COSINE_MEAN,
@@ -272,7 +309,10 @@ impl Metric {
 
     /// Whether it lies between 0 and 1, or -1 and 1, so that no loss of it above 1 can be meant.
     pub fn is_fraction(self) -> bool {
-        !matches!(self, Self::MeanAbsoluteError | Self::Loss | Self::KlMean | Self::DifferenceMean)
+        !matches!(
+            self,
+            Self::MeanAbsoluteError | Self::Loss | Self::Perplexity | Self::KlMean | Self::DifferenceMean
+        )
     }
 }
 
@@ -285,7 +325,9 @@ impl fmt::Display for Metric {
 impl Task {
     /// A task with every default, called as its kind is.
     pub fn new(kind: TaskKind) -> Self {
-        TaskKeys { kind, name: None, data: None, limit: None, labels: None, templates: None }.into()
+        let (name, data, limit, labels, templates) = (None, None, None, None, None);
+        let (window, stride, windows) = (None, None, None);
+        TaskKeys { kind, name, data, limit, labels, templates, window, stride, windows }.into()
     }
 
     fn check(&self, at: &str) -> Result<(), Problem> {
@@ -308,16 +350,23 @@ impl Task {
             TaskKind::TokenClassification => Use::Rows("token-classification"),
             TaskKind::QuestionAnswering => Use::Rows("question-answering"),
             TaskKind::Reranking => Use::Rows("reranking"),
+            TaskKind::Perplexity => Use::Document,
             TaskKind::ZeroShot => Use::LabelledImages,
         };
         self.check_zero_shot(at)?;
+        self.check_windows(at)?;
         match (&self.data, self.kind) {
             (Some(data), _) => data.check(&format!("{at}.data"), used_for),
             (None, TaskKind::Fidelity | TaskKind::MaskedLm) => Ok(()),
             (None, kind) => {
-                let message =
-                    format!("`{at}.data` is missing: the {kind} task needs samples with gold answers");
-                let formats = if matches!(used_for, Use::Rows(_)) { "jsonl" } else { "jsonl or csv" };
+                let needed =
+                    if kind == TaskKind::Perplexity { "a text" } else { "samples with gold answers" };
+                let message = format!("`{at}.data` is missing: the {kind} task needs {needed}");
+                let formats = match used_for {
+                    Use::Rows(_) => "jsonl",
+                    Use::Document => "txt",
+                    _ => "jsonl or csv",
+                };
                 Err(Problem::new(format!("{at}.data"), message)
                     .label("`data` belongs here")
                     .hint(format!("add `data = \"FILE\"`, {formats}")))
@@ -327,6 +376,29 @@ impl Task {
 }
 
 impl Task {
+    fn check_windows(&self, at: &str) -> Result<(), Problem> {
+        let given = [
+            ("window", self.window, 2..=LONGEST_WINDOW),
+            ("stride", self.stride, 1..=LONGEST_WINDOW),
+            ("windows", self.windows, 1..=MOST_SAMPLES),
+        ];
+        let is_perplexity = self.kind == TaskKind::Perplexity;
+        for (key, value, range) in given {
+            let (path, Some(value)) = (format!("{at}.{key}"), value) else { continue };
+            if !is_perplexity {
+                let message = format!("`{path}` is given, but only a perplexity task has windows");
+                return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
+            }
+            within(&path, value, range)?;
+        }
+        if is_perplexity && self.limit.is_some() {
+            let path = format!("{at}.limit");
+            let message = format!("`{path}` is given, but a perplexity task has one text and no samples");
+            return Err(Problem::new(path, message).hint("write `windows` for the number of windows"));
+        }
+        Ok(())
+    }
+
     fn check_zero_shot(&self, at: &str) -> Result<(), Problem> {
         let given = [("labels", self.labels.as_ref()), ("templates", self.templates.as_ref())];
         for (key, list) in given {

@@ -52,6 +52,26 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "allowed: `rtn`",
         },
         Case {
+            text: "[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.csv'",
+            display: "c.toml:3:8: `evaluation.tasks.0.data` is not txt, and a perplexity task reads the whole file as one text",
+            hint: "allowed: a txt file",
+        },
+        Case {
+            text: "[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nlimit = 4",
+            display: "c.toml:4:9: `evaluation.tasks.0.limit` is given, but a perplexity task has one text and no samples",
+            hint: "write `windows` for the number of windows",
+        },
+        Case {
+            text: "[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nwindow = 1",
+            display: "c.toml:4:10: `evaluation.tasks.0.window` must be between 2 and 1048576, but is 1",
+            hint: "write a number of this range",
+        },
+        Case {
+            text: "[[evaluation.tasks]]\nkind = 'fidelity'\nstride = 4",
+            display: "c.toml:3:10: `evaluation.tasks.0.stride` is given, but only a perplexity task has windows",
+            hint: "remove `stride`",
+        },
+        Case {
             text: "[quantization]\nscheme = 'w8a8_static'",
             display: "c.toml:2:10: `quantization.scheme` cannot be `w8a8_static`",
             hint: "did you mean `w8a8-static`? allowed: `w8a8-dynamic`, `w8a8-static`",
