@@ -61,6 +61,12 @@ kind = "zero-shot"
 data = "photos/"
 labels = ["cat", "dog"]
 templates = ["a photo of a {label}."]
+[[evaluation.tasks]]
+kind = "perplexity"
+data = "text.txt"
+window = 128
+stride = 64
+windows = 9
 [[evaluation.gate]]
 task = "sts-b"
 metric = "spearman"

@@ -52,23 +52,23 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "allowed: `rtn`",
         },
         Case {
-            text: "[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.csv'",
-            display: "c.toml:3:8: `evaluation.tasks.0.data` is not txt, and a perplexity task reads the whole file as one text",
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.csv'",
+            display: "c.toml:4:8: `evaluation.tasks.0.data` is not txt, and a perplexity task reads the whole file as one text",
             hint: "allowed: a txt file",
         },
         Case {
-            text: "[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nlimit = 4",
-            display: "c.toml:4:9: `evaluation.tasks.0.limit` is given, but a perplexity task has one text and no samples",
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nlimit = 4",
+            display: "c.toml:5:9: `evaluation.tasks.0.limit` is given, but a perplexity task has one text and no samples",
             hint: "write `windows` for the number of windows",
         },
         Case {
-            text: "[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nwindow = 1",
-            display: "c.toml:4:10: `evaluation.tasks.0.window` must be between 2 and 1048576, but is 1",
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nwindow = 1",
+            display: "c.toml:5:10: `evaluation.tasks.0.window` must be between 2 and 1048576, but is 1",
             hint: "write a number of this range",
         },
         Case {
-            text: "[[evaluation.tasks]]\nkind = 'fidelity'\nstride = 4",
-            display: "c.toml:3:10: `evaluation.tasks.0.stride` is given, but only a perplexity task has windows",
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'fidelity'\nstride = 4",
+            display: "c.toml:4:10: `evaluation.tasks.0.stride` is given, but only a perplexity task has windows",
             hint: "remove `stride`",
         },
         Case {
