@@ -30,8 +30,8 @@ turns colour off; HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLIN
 const SUPPORTED: &str = "\
 Supported models: encoders of texts (BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet, ALBERT, ELECTRA, ModernBERT, \
 Nomic-BERT, GTE) as sentence encoders, classifiers, cross-encoders, token classifiers, masked language models or for \
-question answering; of images (ViT, DeiT) and of both (CLIP); decoders (Llama, Mistral, Qwen2), which are not made to \
-generate yet; in f32, f16 or bf16 safetensors, one file or sharded. \
+question answering; of images (ViT, DeiT) and of both (CLIP); decoders (Llama, Mistral, Qwen, SmolLM3, Phi-3, Gemma, \
+GPT-NeoX, GPT-2), which are not made to generate yet; in f32, f16 or bf16 safetensors, one file or sharded. \
 docs/families.md has every class and its limits.
 Models come from a directory or, as owner/name, from the Hugging Face hub.
 Limits: weights and activations are INT8; transformers \

@@ -54,10 +54,10 @@ fn models() {
         change(&mut value);
         scene.write(&name, value.to_string());
     };
-    scene.copy_fixture("bert-mean", "gpt2");
-    change_json("gpt2", "config.json", &|config| {
-        config["architectures"] = json!(["GPT2LMHeadModel"]);
-        config["model_type"] = json!("gpt2");
+    scene.copy_fixture("bert-mean", "bloom");
+    change_json("bloom", "config.json", &|config| {
+        config["architectures"] = json!(["BloomForCausalLM"]);
+        config["model_type"] = json!("bloom");
     });
     scene.copy_fixture("bert-mean", "relative-positions");
     change_json("relative-positions", "config.json", &|config| {
@@ -84,7 +84,7 @@ fn models() {
         ("a directory without config.json", "without-config"),
         ("a run directory in place of its model", "finished"),
         ("a model that is quantised already", "finished/model"),
-        ("an unknown architecture", "gpt2"),
+        ("an unknown architecture", "bloom"),
         ("an unknown kind of positions", "relative-positions"),
         ("an unknown sentence-transformers module", "with-a-dense-module"),
         ("a broken config.json", "broken-config"),

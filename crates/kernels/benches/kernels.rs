@@ -126,6 +126,7 @@ fn bench_attention(bencher: Bencher<'_, '_>, text: &str, precision: AttentionPre
                 kv_stride: stride,
                 tokens,
                 head_dim,
+                cap: None,
                 scale: 0.125,
                 before: usize::MAX,
                 after: usize::MAX,

@@ -41,6 +41,12 @@ pub fn tanh_in_place(isa: Isa, x: &mut [f32]) {
     isa.run(InPlace { x, map: Tanh });
 }
 
+/// Replaces each value by `cap * tanh(x / cap)` for a positive and finite `cap`; the error is `2e-6` relative. NaN stays NaN.
+pub fn soft_cap_in_place(isa: Isa, x: &mut [f32], cap: f32) {
+    assert!(cap > 0.0 && cap.is_finite(), "`cap` is positive and finite");
+    isa.run(InPlace { x, map: SoftCap { cap } });
+}
+
 /// Replaces each value by `1 / (1 + exp(-x))`; the error is `1e-6` relative for `x > -87`, below which the result is 0.
 /// NaN stays NaN.
 pub fn sigmoid_in_place(isa: Isa, x: &mut [f32]) {
@@ -78,6 +84,10 @@ struct Sigmoid;
 struct Swish {
     beta: f32,
 }
+#[derive(Clone, Copy)]
+struct SoftCap {
+    cap: f32,
+}
 
 impl Map for Identity {
     #[inline(always)]
@@ -94,17 +104,29 @@ impl Map for Relu {
 }
 
 impl Map for Tanh {
-    /// `tanh |x| = -m / (2 + m)` with `m = exp(-2 |x|) - 1`.
     #[inline(always)]
     fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        let magnitude = s.min(s.abs(x), s.splat(16.0));
-        let Parts { power, fraction } = exp_parts(s, s.mul(magnitude, s.splat(-2.0)));
-        let m = s.mul_add(power, fraction, s.sub(power, s.splat(1.0)));
-        let tanh = s.div(m, s.add(m, s.splat(2.0)));
-        // NaN has left `magnitude`, which took 16 instead; adding 0 * x brings it back, and only it: infinities first.
-        let finite = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
-        s.mul_add(finite, s.splat(0.0), s.copysign(tanh, x))
+        tanh(s, x)
     }
+}
+
+impl Map for SoftCap {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        s.mul(s.splat(self.cap), tanh(s, s.mul(x, s.splat(1.0 / self.cap))))
+    }
+}
+
+/// `tanh |x| = -m / (2 + m)` with `m = exp(-2 |x|) - 1`.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let magnitude = s.min(s.abs(x), s.splat(16.0));
+    let Parts { power, fraction } = exp_parts(s, s.mul(magnitude, s.splat(-2.0)));
+    let m = s.mul_add(power, fraction, s.sub(power, s.splat(1.0)));
+    let tanh = s.div(m, s.add(m, s.splat(2.0)));
+    // NaN has left `magnitude`, which took 16 instead; adding 0 * x brings it back, and only it: infinities first.
+    let finite = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
+    s.mul_add(finite, s.splat(0.0), s.copysign(tanh, x))
 }
 
 impl Map for Sigmoid {
@@ -295,6 +317,20 @@ mod tests {
                 error <= if x > -3.0 { 5e-7 * exact.abs() + 1e-44 } else { 5e-9 }
             },
         );
+    }
+
+    #[test]
+    fn a_soft_cap_keeps_its_error() {
+        for cap in [0.5, 30.0] {
+            each_value(
+                |isa, x| soft_cap_in_place(isa, x, cap),
+                |x, y| {
+                    let cap = f64::from(cap);
+                    let exact = cap * (f64::from(x) / cap).tanh();
+                    (f64::from(y) - exact).abs() <= 2e-6 * exact.abs() + 1e-44
+                },
+            );
+        }
     }
 
     #[test]

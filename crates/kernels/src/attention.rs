@@ -40,6 +40,8 @@ pub struct HeadInput<'a> {
     pub head_dim: usize,
     /// On the scores: positive and finite.
     pub scale: f32,
+    /// Scaled scores `s` become `cap * tanh(s / cap)`: positive and finite.
+    pub cap: Option<f32>,
     /// Tokens before its own that a query attends to; `usize::MAX` for all.
     pub before: usize,
     /// Tokens after its own; 0 is causal attention.
@@ -72,11 +74,11 @@ pub struct AttentionScratch {
     queries: AlignedMemory<f32>,
 }
 
-/// `out[i] = sum over j of softmax(scale * query[i] . key[j] + bias[j - i]) * value[j]` over the tokens `j` that `i` reaches,
-/// for each `i` in `queries`.
+/// `out[i] = sum over j of softmax(capped(scale * query[i] . key[j]) + bias[j - i]) * value[j]` over the tokens `j` that `i`
+/// reaches, for each `i` in `queries`, where `capped` does nothing without a cap.
 ///
 /// Rows of `out`, of `head_dim` values for each query, begin every `out_stride` values; others are left alone. Scores that
-/// are not finite make their row NaN.
+/// are not finite make their row NaN; a cap makes infinite ones finite.
 ///
 /// Each sum over channels or tokens is in the order of its index, each step a fused operation in f32, and an exponential has
 /// the relative error `2e-7 + 1e-7 * d` where its score lies `d` below the largest; more than 87.3 below it is exactly 0.
@@ -97,6 +99,7 @@ pub fn attend(
     assert!(tokens > 0 && head_dim > 0, "there is something to attend to");
     assert!(query_stride.min(kv_stride).min(out_stride) >= head_dim, "rows do not overlap");
     assert!(scale > 0.0 && scale.is_finite(), "`scale` is positive and finite");
+    assert!(input.cap.is_none_or(|cap| cap > 0.0 && cap.is_finite()), "`cap` is positive and finite");
     assert!(queries.start < queries.end && queries.end <= tokens, "the queries are tokens, at least one");
     let least = |rows: usize, stride: usize| (rows - 1) * stride + head_dim;
     assert!(input.query.len() >= least(queries.len(), query_stride), "`query` holds all rows");
@@ -153,7 +156,9 @@ mod tests {
                         .map(|(q, k)| q * k)
                         .sum();
                     let bias = input.bias.map_or(0.0, |bias| f64::from(bias[tokens - 1 + j - i]));
-                    dot * f64::from(input.scale) + bias
+                    let score = dot * f64::from(input.scale);
+                    let capped = input.cap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh());
+                    capped + bias
                 })
                 .collect();
             let largest = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -180,6 +185,7 @@ mod tests {
         before: usize,
         after: usize,
         bias: bool,
+        cap: Option<f32>,
         precision: AttentionPrecision,
     }
 
@@ -192,8 +198,9 @@ mod tests {
         let reach = || prop_oneof![Just(usize::MAX), 0usize..20];
         let head_dim = prop_oneof![1usize..70, Just(32), Just(64)];
         let precision = prop_oneof![Just(AttentionPrecision::F32), Just(AttentionPrecision::Bf16)];
-        (tokens, head_dim, 0usize..9, any::<bool>(), reach(), reach(), any::<bool>(), precision).prop_map(
-            |(tokens, head_dim, gap, apart, before, after, bias, precision)| Shape {
+        let cap = prop_oneof![Just(None), (0.3f32..4.0).prop_map(Some)];
+        (tokens, head_dim, 0usize..9, any::<bool>(), reach(), reach(), any::<bool>(), cap, precision)
+            .prop_map(|(tokens, head_dim, gap, apart, before, after, bias, cap, precision)| Shape {
                 tokens,
                 head_dim,
                 gap,
@@ -201,9 +208,9 @@ mod tests {
                 before,
                 after,
                 bias,
+                cap,
                 precision,
-            },
-        )
+            })
     }
 
     proptest! {
@@ -211,7 +218,7 @@ mod tests {
 
         #[test]
         fn every_instruction_set_gives_the_same_bits_near_the_definition(shape in shapes(), seed: u64) {
-            let Shape { tokens, head_dim, gap, apart, before, after, bias, precision } = shape;
+            let Shape { tokens, head_dim, gap, apart, before, after, bias, cap, precision } = shape;
             let mut rng = Rng::new(seed);
             let mut normal = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal() as f32).collect() };
             // Query, key and value side by side, as a fused projection has them, or keys and values by themselves.
@@ -224,7 +231,7 @@ mod tests {
             let bias = bias.then(|| normal(2 * tokens - 1));
             let input = HeadInput {
                 query: &fused, key, value,
-                queries: 0..tokens, query_stride: stride, kv_stride, tokens, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), before, after, bias: bias.as_deref(), precision,
+                queries: 0..tokens, query_stride: stride, kv_stride, tokens, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), cap, before, after, bias: bias.as_deref(), precision,
             };
             // A share is rounded once more, to one part in 512.
             let factors = [&fused[..], key, value].map(|rows| rows.iter().map(|v| rounded(*v)).collect::<Vec<f32>>());
@@ -285,6 +292,7 @@ mod tests {
             tokens,
             head_dim,
             scale: 0.2,
+            cap: None,
             before: usize::MAX,
             after: usize::MAX,
             bias: None,

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use zeropoint_kernels::{AttentionPrecision, AttentionScratch, HeadInput, Isa, attend};
 
 use crate::ops::{ROWS_PER_TASK, contiguous_mut, rows_of};
-use crate::positions::PositionTables;
-use crate::spec::{AttentionSpec, Positions, Reach, Rotary};
+use crate::positions::{PositionTables, Rotation};
+use crate::spec::{AttentionSpec, Positions, Reach};
 
 /// Queries of one sequence whose output one task computes. Fixed, so that the split never depends on the number of threads.
 const QUERIES_PER_TASK: usize = 64;
@@ -37,8 +37,8 @@ pub(crate) struct AttentionContext<'a> {
     isa: Isa,
     precision: AttentionPrecision,
     tasks: Vec<AttentionTask>,
-    /// The place of each row in its sequence.
-    places: Vec<usize>,
+    /// The place of each row in its sequence, and the sequence's tokens.
+    places: Vec<(usize, usize)>,
     tables: &'a PositionTables,
 }
 
@@ -50,7 +50,11 @@ impl<'a> AttentionContext<'a> {
         offsets: &[usize],
         tables: &'a PositionTables,
     ) -> Self {
-        let places = offsets.windows(2).flat_map(|pair| 0..pair[1] - pair[0]).collect();
+        let places = offsets.windows(2).flat_map(|pair| {
+            let tokens = pair[1] - pair[0];
+            (0..tokens).map(move |place| (place, tokens))
+        });
+        let places = places.collect();
         Self { isa, precision, tasks: attention_tasks(offsets), places, tables }
     }
 
@@ -65,8 +69,10 @@ impl<'a> AttentionContext<'a> {
     ) -> Result<Tensor> {
         // In the memory of the projections, which nothing else reads: parts of a fused one do not overlap.
         let (query, key) = (query.contiguous()?, key.contiguous()?);
-        if let Positions::Rotary(rotary) = spec.positions {
-            let rotate = Rotate { rotary, places: &self.places, tables: self.tables };
+        if let Positions::Rotary(rotary) = &spec.positions
+            && let Some(rotation) = self.tables.rotation(rotary)
+        {
+            let rotate = Rotate { rotation, places: &self.places, head_dim: spec.head_dim };
             query.inplace_op1(&rotate)?;
             key.inplace_op1(&rotate)?;
         }
@@ -110,9 +116,10 @@ impl<'a> AttentionContext<'a> {
                     tokens,
                     head_dim: spec.head_dim,
                     scale: spec.scale,
+                    cap: spec.cap,
                     before,
                     after,
-                    bias: self.tables.bias(spec.positions, head, tokens),
+                    bias: self.tables.bias(&spec.positions, head, tokens),
                     precision: self.precision,
                 };
                 attend(self.isa, &input, scratch, &mut out[head * spec.head_dim..], width);
@@ -135,9 +142,9 @@ impl Reach {
 
 /// Turns queries or keys, `[tokens, heads * head_dim]`, by their places.
 struct Rotate<'a> {
-    rotary: Rotary,
-    places: &'a [usize],
-    tables: &'a PositionTables,
+    rotation: &'a Rotation,
+    places: &'a [(usize, usize)],
+    head_dim: usize,
 }
 
 impl InplaceOp1 for Rotate<'_> {
@@ -150,8 +157,8 @@ impl InplaceOp1 for Rotate<'_> {
         let x = contiguous_mut(storage, layout)?;
         x.par_chunks_mut(columns * ROWS_PER_TASK).zip(self.places.par_chunks(ROWS_PER_TASK)).for_each(
             |(x, places)| {
-                for (row, place) in x.chunks_exact_mut(columns).zip(places) {
-                    self.tables.rotate(&self.rotary, *place, row);
+                for (row, (place, tokens)) in x.chunks_exact_mut(columns).zip(places) {
+                    self.rotation.turn(*place, *tokens, row, self.head_dim);
                 }
             },
         );
@@ -167,6 +174,15 @@ pub(crate) fn part(
     let Some(whole) = outputs.get(&projection.linear) else {
         candle_core::bail!("Linear {} does not read the site of its projection", projection.linear)
     };
+    if let Some(stride) = projection.stride {
+        let (rows, columns) = whole.dims2()?;
+        let heads = projection.outputs.len().div_ceil(stride);
+        let width = projection.outputs.len() - (heads - 1) * stride;
+        let first = projection.outputs.start;
+        let heads =
+            whole.reshape((rows, columns / stride, stride))?.narrow(2, first, width)?.narrow(1, 0, heads)?;
+        return heads.contiguous()?.reshape((rows, ()));
+    }
     if projection.outputs == (0..whole.dim(1)?) {
         return Ok(whole.clone());
     }

@@ -90,6 +90,9 @@ impl Embedding {
         match (input, &batch.content) {
             (InputSpec::Text(input), Content::Tokens { ids, type_ids, .. }) => {
                 let mut stream = self.look_up(input, pass.model.isa(), ids, type_ids, &batch.offsets)?;
+                if input.scale != 1.0 {
+                    stream.par_iter_mut().for_each(|x| *x *= input.scale);
+                }
                 if let Some(norm) = &self.norm {
                     norm.in_place(&mut stream);
                 }

@@ -76,6 +76,8 @@ pub struct HeadStep {
     pub site: SiteId,
     /// Norm over its output.
     pub norm: Option<NormSpec>,
+    /// What the outputs `x` are softly kept below: `cap * tanh(x / cap)`.
+    pub cap: Option<f32>,
 }
 
 /// Rows, and the Linears they go through.

@@ -37,9 +37,9 @@ pub use heads::{
     HeadBranch, HeadOutput, HeadSpec, HeadStep, Pooling, Problem, RowSelection, SentenceStep, Task,
 };
 pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
-pub use model::{BlockRunner, INT8_ATTENTION, Model, Outputs, SiteOpFactory, SiteSink};
+pub use model::{BlockNorms, BlockRunner, INT8_ATTENTION, Model, Outputs, SiteOpFactory, SiteSink};
 pub use ops::{Norm, apply_activation, rows_of};
-pub use positions::{BiasTable, PositionTables};
+pub use positions::{BiasTable, PositionTables, Rotation};
 pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use sites::{
     ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader,

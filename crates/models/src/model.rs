@@ -65,9 +65,36 @@ impl Outputs {
     }
 }
 
-struct BlockNorms {
-    attention: Option<Norm>,
-    mlp: Norm,
+/// The norms of a block: those of [`BlockSpec`], by the same names.
+#[derive(Debug, Clone)]
+pub struct BlockNorms {
+    /// Of the attention half.
+    pub attention: Option<Norm>,
+    /// Of each head's queries.
+    pub query: Option<Norm>,
+    /// Of each head's keys.
+    pub key: Option<Norm>,
+    /// Of what the attention half adds.
+    pub attention_output: Option<Norm>,
+    /// Of the feed-forward half.
+    pub mlp: Norm,
+    /// Of what the feed-forward half adds.
+    pub mlp_output: Option<Norm>,
+}
+
+impl BlockSpec {
+    /// Reads the values of its norms, of which every one is finite.
+    pub fn read_norms(&self, checkpoint: &Checkpoint, isa: Isa) -> Result<BlockNorms, ModelError> {
+        let norm = |norm: &Option<NormSpec>| norm.as_ref().map(|norm| norm.read(checkpoint, isa)).transpose();
+        Ok(BlockNorms {
+            attention: norm(&self.attention_norm)?,
+            query: norm(&self.attention.query_norm)?,
+            key: norm(&self.attention.key_norm)?,
+            attention_output: norm(&self.attention_output_norm)?,
+            mlp: self.mlp_norm.read(checkpoint, isa)?,
+            mlp_output: norm(&self.mlp_output_norm)?,
+        })
+    }
 }
 
 /// The float parts of a tower.
@@ -261,7 +288,7 @@ impl Pass<'_, '_> {
     ) -> Result<Tensor, ModelError> {
         match block.placement {
             NormPlacement::Post => {
-                let mixed = self.attention(block, context, hidden)?;
+                let mixed = self.attention(block, norms, context, hidden)?;
                 let hidden = match &norms.attention {
                     Some(norm) => norm.forward(&mixed, Some(hidden))?,
                     None => self.add(mixed, hidden)?,
@@ -269,12 +296,19 @@ impl Pass<'_, '_> {
                 let out = self.mlp(&block.mlp, &hidden)?;
                 Ok(norms.mlp.forward(&out, Some(&hidden))?)
             }
-            NormPlacement::Pre => {
-                let normed = norms.attention.as_ref().map(|norm| norm.forward(hidden, None)).transpose()?;
-                let mixed = self.attention(block, context, normed.as_ref().unwrap_or(hidden))?;
+            NormPlacement::Pre | NormPlacement::Parallel => {
+                let normed = normalized(norms.attention.as_ref(), hidden.clone())?;
+                let mixed = self.attention(block, norms, context, &normed)?;
+                let mixed = normalized(norms.attention_output.as_ref(), mixed)?;
+                if block.placement == NormPlacement::Parallel {
+                    let out = self.mlp(&block.mlp, &norms.mlp.forward(hidden, None)?)?;
+                    let out = normalized(norms.mlp_output.as_ref(), out)?;
+                    let hidden = self.add(out, hidden)?;
+                    return self.add(mixed, &hidden);
+                }
                 let hidden = self.add(mixed, hidden)?;
                 let out = self.mlp(&block.mlp, &norms.mlp.forward(&hidden, None)?)?;
-                self.add(out, &hidden)
+                self.add(normalized(norms.mlp_output.as_ref(), out)?, &hidden)
             }
         }
     }
@@ -282,6 +316,7 @@ impl Pass<'_, '_> {
     fn attention(
         &mut self,
         block: &BlockSpec,
+        norms: &BlockNorms,
         context: &AttentionContext<'_>,
         input: &Tensor,
     ) -> Result<Tensor, ModelError> {
@@ -289,6 +324,9 @@ impl Pass<'_, '_> {
         let outputs = self.site(spec.input, input)?;
         let (query, key, value) =
             (part(&outputs, &spec.query)?, part(&outputs, &spec.key)?, part(&outputs, &spec.value)?);
+        // A norm is as long as a head: it goes over each.
+        let query = normalized(norms.query.as_ref(), query)?;
+        let key = normalized(norms.key.as_ref(), key)?;
         let mixed = context.attend(spec, &query, &key, &value)?;
         self.single(spec.context, &mixed)
     }
@@ -351,14 +389,8 @@ impl TowerParts {
     ) -> Result<Self, ModelError> {
         let tower = &spec.towers[index];
         let norm = |norm: &NormSpec| norm.read(checkpoint, isa);
-        let norms = tower
-            .blocks
-            .iter()
-            .map(|block| {
-                let attention = block.attention_norm.as_ref().map(norm).transpose()?;
-                Ok(BlockNorms { attention, mlp: norm(&block.mlp_norm)? })
-            })
-            .collect::<Result<_, ModelError>>()?;
+        let norms = tower.blocks.iter().map(|block| block.read_norms(checkpoint, isa));
+        let norms = norms.collect::<Result<_, ModelError>>()?;
         let bias = tower.relative_bias.as_ref().map(|bias| BiasTable::read(bias, checkpoint)).transpose()?;
         Ok(Self {
             embedding: Embedding::load(tower, index, checkpoint, isa, tables)?,
@@ -368,6 +400,14 @@ impl TowerParts {
             head: Head::load(&tower.head, checkpoint, isa)?,
             runner: None,
         })
+    }
+}
+
+/// `x`, or its norm where there is one.
+fn normalized(norm: Option<&Norm>, x: Tensor) -> Result<Tensor, ModelError> {
+    match norm {
+        Some(norm) => Ok(norm.forward(&x.contiguous()?, None)?),
+        None => Ok(x),
     }
 }
 
@@ -412,7 +452,12 @@ fn read_elements(checkpoint: &Checkpoint, name: &str, part: &Range<usize>) -> Re
 impl NormSpec {
     /// Reads gain and shift, of which every value is finite; a shift that is not there is zeros.
     pub fn read(&self, checkpoint: &Checkpoint, isa: Isa) -> Result<Norm, ModelError> {
-        let gain = read_finite(checkpoint, &self.weight)?;
+        let mut gain = read_finite(checkpoint, &self.weight)?;
+        if self.unit_offset {
+            for gain in &mut gain {
+                *gain += 1.0;
+            }
+        }
         let shift = match &self.bias {
             Some(bias) => read_finite(checkpoint, bias)?,
             None => vec![0.0; gain.len()],
@@ -442,7 +487,12 @@ pub(crate) fn read_matrix(
 impl LinearSpec {
     /// Its weight `[outputs, inputs]` in f32, row-major, every value finite.
     pub fn read_weight(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>, ModelError> {
-        self.read_rows(checkpoint, &self.weight, self.inputs)
+        let values = self.read_rows(checkpoint, &self.weight, self.inputs)?;
+        if !self.transposed {
+            return Ok(values);
+        }
+        let column = |output| values[output..].iter().step_by(self.outputs).copied();
+        Ok((0..self.outputs).flat_map(column).collect())
     }
 
     /// Its bias `[outputs]` in f32, every value finite.

@@ -157,6 +157,26 @@ impl InplaceOp1 for ActivateInPlace {
     }
 }
 
+/// Keeps values softly below `cap`, in place.
+pub(crate) struct SoftCapInPlace {
+    pub(crate) isa: Isa,
+    pub(crate) cap: f32,
+}
+
+impl InplaceOp1 for SoftCapInPlace {
+    fn name(&self) -> &'static str {
+        "soft-cap-in-place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let columns = layout.dims().last().copied().unwrap_or(1);
+        let x = contiguous_mut(storage, layout)?;
+        x.par_chunks_mut((columns * ROWS_PER_TASK).max(1))
+            .for_each(|rows| kernels::soft_cap_in_place(self.isa, rows, self.cap));
+        Ok(())
+    }
+}
+
 /// Applies a non-linearity to each value.
 pub fn apply_activation(isa: Isa, x: &mut [f32], activation: ActivationFn) {
     match activation {

@@ -8,7 +8,7 @@ use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
 use crate::heads::{HeadOutput, HeadSpec, RowSelection, SentenceStep};
 use crate::model::{Outputs, Pass};
-use crate::ops::Norm;
+use crate::ops::{Norm, SoftCapInPlace};
 use crate::pooling::{normalize_rows, pool};
 use crate::sites::FloatLinear;
 
@@ -56,6 +56,9 @@ impl Head {
                 x = pass.single(step.site, &x)?;
                 if let Some(norm) = norm {
                     x = norm.forward(&x, None)?;
+                }
+                if let Some(cap) = step.cap {
+                    x.inplace_op1(&SoftCapInPlace { isa: self.isa, cap })?;
                 }
             }
             sum = Some(match sum {

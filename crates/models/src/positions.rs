@@ -60,12 +60,14 @@ pub struct PositionTables {
 
 /// Cosines and sines of one kind's angles.
 #[derive(Debug, Clone)]
-struct Rotation {
+pub struct Rotation {
     rotary: Rotary,
-    /// Half a head's channels.
+    /// Half of the channels that turn.
     half: usize,
     /// `[longest, half]`, cosine and sine.
     turns: Vec<(f32, f32)>,
+    /// The same for sequences of more than so many tokens, where those turn otherwise.
+    longer: Option<(usize, Vec<(f32, f32)>)>,
 }
 
 impl PositionTables {
@@ -73,10 +75,10 @@ impl PositionTables {
     pub fn new(tower: &Tower, bias: Option<&BiasTable>, longest: usize) -> Self {
         let mut rotations: Vec<Rotation> = Vec::new();
         for spec in tower.blocks.iter().map(|block| &block.attention) {
-            if let Positions::Rotary(rotary) = spec.positions
-                && rotations.iter().all(|known| known.rotary != rotary)
+            if let Positions::Rotary(rotary) = &spec.positions
+                && rotations.iter().all(|known| known.rotary != *rotary)
             {
-                rotations.push(Rotation::new(rotary, spec.head_dim, longest));
+                rotations.push(Rotation::new(rotary, longest));
             }
         }
         let biases = bias.filter(|_| longest > 0).map(|bias| bias.by_distance(longest)).unwrap_or_default();
@@ -88,23 +90,14 @@ impl PositionTables {
         self.longest
     }
 
-    /// Turns each head in `row` (queries or keys of one token, whole heads) by its place in the sequence, which is less than
-    /// [`PositionTables::longest`]. `rotary` is what a block of the tower has.
-    pub fn rotate(&self, rotary: &Rotary, place: usize, row: &mut [f32]) {
-        let Some(rotation) = self.rotations.iter().find(|known| known.rotary == *rotary) else { return };
-        let half = rotation.half;
-        let turns = &rotation.turns[place * half..(place + 1) * half];
-        for head in row.chunks_exact_mut(2 * half) {
-            let (low, high) = head.split_at_mut(half);
-            for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(turns) {
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-            }
-        }
+    /// The rotations of a kind that a block of the tower has.
+    pub fn rotation(&self, rotary: &Rotary) -> Option<&Rotation> {
+        self.rotations.iter().find(|known| known.rotary == *rotary)
     }
 
     /// What is added to the scores of a head in a sequence of so many tokens, by distance; `None` where nothing is.
-    pub fn bias(&self, positions: Positions, head: usize, tokens: usize) -> Option<&[f32]> {
-        if positions != Positions::RelativeBias {
+    pub fn bias(&self, positions: &Positions, head: usize, tokens: usize) -> Option<&[f32]> {
+        if *positions != Positions::RelativeBias {
             return None;
         }
         let by_distance = self.biases.get(head)?;
@@ -113,35 +106,72 @@ impl PositionTables {
 }
 
 impl Rotation {
-    fn new(rotary: Rotary, head_dim: usize, longest: usize) -> Self {
-        let half = head_dim / 2;
-        // In f32 as the reference computes them: far positions turn by the rounded frequency's multiple.
-        let frequency = |i| 1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32);
-        let frequencies: Vec<f32> = (0..half).map(|i| rotary.scaling.apply(frequency(i))).collect();
-        let turns = (0..longest)
-            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
-            .map(|angle| (angle.cos(), angle.sin()))
-            .collect();
-        Self { rotary, half, turns }
+    fn new(rotary: &Rotary, longest: usize) -> Self {
+        let turns = |tokens: usize| -> Vec<(f32, f32)> {
+            let (frequencies, factor) = rotary.frequencies(tokens);
+            (0..longest)
+                .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
+                .map(|angle| (angle.cos() * factor, angle.sin() * factor))
+                .collect()
+        };
+        let longer = match rotary.scaling {
+            RotaryScaling::Long { original, .. } if longest > original => Some((original, turns(longest))),
+            _ => None,
+        };
+        Self { rotary: rotary.clone(), half: rotary.channels / 2, turns: turns(0), longer }
+    }
+
+    /// Turns the heads in `row`, queries or keys of one token of which each begins `stride` values after the one before, by
+    /// the token's place in its sequence of so many tokens.
+    pub fn turn(&self, place: usize, tokens: usize, row: &mut [f32], stride: usize) {
+        let turns = match &self.longer {
+            Some((original, turns)) if tokens > *original => turns,
+            _ => &self.turns,
+        };
+        let turns = &turns[place * self.half..(place + 1) * self.half];
+        for head in row.chunks_mut(stride) {
+            let (low, high) = head[..2 * self.half].split_at_mut(self.half);
+            for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(turns) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
     }
 }
 
-impl RotaryScaling {
-    /// A frequency, in radians a token, as stretched.
-    fn apply(self, frequency: f32) -> f32 {
-        match self {
-            Self::None => frequency,
-            Self::Linear { factor } => frequency / factor,
-            Self::Llama3 { factor, low, high, original } => {
-                let length = 2.0 * std::f32::consts::PI / frequency;
-                if length < original / high {
-                    frequency
-                } else if length > original / low {
-                    frequency / factor
-                } else {
-                    let kept = (original / length - low) / (high - low);
-                    (1.0 - kept) * (frequency / factor) + kept * frequency
-                }
+impl Rotary {
+    /// Radians a token of each pair of channels in a sequence of so many tokens, and the factor on cosines and sines.
+    ///
+    /// In f32 as the reference computes them: far positions turn by the rounded frequency's multiple.
+    fn frequencies(&self, tokens: usize) -> (Vec<f32>, f32) {
+        let pairs = 0..self.channels / 2;
+        let period = |i: usize| self.theta.powf((2 * i) as f32 / self.channels as f32);
+        match &self.scaling {
+            RotaryScaling::None => (pairs.map(|i| 1.0 / period(i)).collect(), 1.0),
+            RotaryScaling::Linear { factor } => (pairs.map(|i| 1.0 / period(i) / factor).collect(), 1.0),
+            RotaryScaling::Llama3 { factor, low, high, original } => {
+                let stretched = |frequency: f32| {
+                    let length = 2.0 * std::f32::consts::PI / frequency;
+                    if length < original / high {
+                        frequency
+                    } else if length > original / low {
+                        frequency / factor
+                    } else {
+                        let kept = (original / length - low) / (high - low);
+                        (1.0 - kept) * (frequency / factor) + kept * frequency
+                    }
+                };
+                (pairs.map(|i| stretched(1.0 / period(i))).collect(), 1.0)
+            }
+            RotaryScaling::Yarn { factor, ramp: [low, high], attention } => {
+                let stretched = |i: usize| {
+                    let kept = 1.0 - ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                    1.0 / (factor * period(i)) * (1.0 - kept) + 1.0 / period(i) * kept
+                };
+                (pairs.map(stretched).collect(), *attention)
+            }
+            RotaryScaling::Long { short, long, original, attention } => {
+                let factors = if tokens > *original { long } else { short };
+                (pairs.zip(factors).map(|(i, factor)| 1.0 / (factor * period(i))).collect(), *attention)
             }
         }
     }
@@ -181,7 +211,7 @@ mod tests {
     }
 
     fn rotary(head_dim: usize, longest: usize) -> PositionTables {
-        let rotations = vec![Rotation::new(Rotary::plain(10_000.0), head_dim, longest)];
+        let rotations = vec![Rotation::new(&Rotary::plain(10_000.0, head_dim), longest)];
         PositionTables { longest, rotations, biases: Vec::new() }
     }
 
@@ -192,7 +222,7 @@ mod tests {
         let tables = rotary(4, 106);
         let turned = |v: &[f32], place: usize| -> Vec<f32> {
             let mut row = v.to_vec();
-            tables.rotate(&Rotary::plain(10_000.0), place, &mut row);
+            tables.rotation(&Rotary::plain(10_000.0, 4)).unwrap().turn(place, 106, &mut row, 4);
             row
         };
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
@@ -204,6 +234,31 @@ mod tests {
     }
 
     #[test]
+    fn only_the_first_channels_of_a_head_turn() {
+        let mut row: Vec<f32> = (1..13).map(|i| i as f32).collect();
+        Rotation::new(&Rotary::plain(10_000.0, 4), 9).turn(8, 9, &mut row, 6);
+        for head in 0..2 {
+            assert_eq!(row[head * 6 + 4..head * 6 + 6], [(head * 6 + 5) as f32, (head * 6 + 6) as f32]);
+            assert!((0..4).all(|i| row[head * 6 + i] != (head * 6 + i + 1) as f32));
+        }
+    }
+
+    #[test]
+    fn frequencies_of_long_sequences_are_their_own() {
+        let scaling =
+            RotaryScaling::Long { short: vec![1.0, 2.0], long: vec![4.0, 8.0], original: 5, attention: 1.5 };
+        let rotation = Rotation::new(&Rotary { theta: 100.0, channels: 4, scaling }, 9);
+        let turned = |tokens: usize| {
+            let mut row = [1.0, 1.0, 0.0, 0.0];
+            rotation.turn(3, tokens, &mut row, 4);
+            row
+        };
+        let expected = |[a, b]: [f32; 2]| [a.cos(), b.cos(), a.sin(), b.sin()].map(|v| v * 1.5);
+        assert_eq!(turned(5), expected([3.0, 3.0 * (1.0 / 20.0)]));
+        assert_eq!(turned(6), expected([3.0 * 0.25, 3.0 * (1.0 / 80.0)]));
+    }
+
+    #[test]
     fn the_bias_of_a_short_sequence_is_the_middle_of_a_long_ones() {
         let values = (0..64).map(|i| i as f32).collect();
         let bias = BiasTable { spec: mpnet(), heads: 2, values };
@@ -211,10 +266,10 @@ mod tests {
             |longest| PositionTables { longest, rotations: Vec::new(), biases: bias.by_distance(longest) };
         let (long, short) = (tables(40), tables(7));
         for head in 0..2 {
-            let found = long.bias(Positions::RelativeBias, head, 7).unwrap();
+            let found = long.bias(&Positions::RelativeBias, head, 7).unwrap();
             assert_eq!(found.len(), 13);
-            assert_eq!(Some(found), short.bias(Positions::RelativeBias, head, 7));
+            assert_eq!(Some(found), short.bias(&Positions::RelativeBias, head, 7));
         }
-        assert_eq!(long.bias(Positions::Embedded, 0, 7), None);
+        assert_eq!(long.bias(&Positions::Embedded, 0, 7), None);
     }
 }

@@ -69,6 +69,8 @@ pub struct TextInput {
     pub width: usize,
     /// Tables whose rows are added up for each token.
     pub tables: Vec<EmbeddingTable>,
+    /// Factor on the sum.
+    pub scale: f32,
     /// Norm over the sum.
     pub norm: Option<NormSpec>,
     /// The Linear from `width` to the residual stream, where the widths differ.
@@ -153,6 +155,8 @@ pub struct NormSpec {
     pub path: String,
     /// Tensor of the gain, `[hidden]`.
     pub weight: String,
+    /// Whether the tensor holds the gain less 1, as Gemma's do.
+    pub unit_offset: bool,
     /// Tensor of the shift, `[hidden]`, where there is one.
     pub bias: Option<String>,
     /// Added to the variance, or to the mean square.
@@ -173,6 +177,8 @@ pub enum NormPlacement {
     Post,
     /// `x + f(norm(x))`, as in `ModernBERT` and `ViT`.
     Pre,
+    /// `x + f(norm_1(x)) + g(norm_2(x))`, both halves of the same `x`, as in GPT-NeoX.
+    Parallel,
 }
 
 /// One transformer block.
@@ -186,10 +192,23 @@ pub struct BlockSpec {
     pub attention: AttentionSpec,
     /// Norm of the attention half; `None` where what comes in is normalised already.
     pub attention_norm: Option<NormSpec>,
+    /// Norm of what the attention half adds to the residual stream.
+    pub attention_output_norm: Option<NormSpec>,
     /// Feed-forward half.
     pub mlp: MlpSpec,
     /// Norm of the feed-forward half.
     pub mlp_norm: NormSpec,
+    /// Norm of what the feed-forward half adds to the residual stream.
+    pub mlp_output_norm: Option<NormSpec>,
+}
+
+impl BlockSpec {
+    /// Its norms, in the order in which a forward reaches them in a pre-norm block.
+    pub fn norms(&self) -> impl Iterator<Item = &NormSpec> {
+        let AttentionSpec { query_norm, key_norm, .. } = &self.attention;
+        let attention = [&self.attention_norm, query_norm, key_norm, &self.attention_output_norm];
+        attention.into_iter().flatten().chain([&self.mlp_norm]).chain(&self.mlp_output_norm)
+    }
 }
 
 /// Some outputs of a Linear: all of them, or a part of a fused one.
@@ -197,8 +216,11 @@ pub struct BlockSpec {
 pub struct Projection {
     /// The Linear.
     pub linear: LinearId,
-    /// Its outputs.
+    /// Its outputs, from the first to the last.
     pub outputs: Range<usize>,
+    /// Outputs from the first of one head to the first of the next, where those of other projections lie between them; the
+    /// last `outputs.len() % stride` are the last head's. `None` where the outputs are all of the range.
+    pub stride: Option<usize>,
 }
 
 /// Multi-head self-attention over whole sequences.
@@ -213,6 +235,8 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on the scores before softmax.
     pub scale: f32,
+    /// What scores `s`, scaled, are softly kept below: `cap * tanh(s / cap)`.
+    pub cap: Option<f32>,
     /// The activation that query, key and value share.
     pub input: SiteId,
     /// Query projection.
@@ -221,6 +245,10 @@ pub struct AttentionSpec {
     pub key: Projection,
     /// Value projection.
     pub value: Projection,
+    /// Norm of each head's queries, over its `head_dim` channels, before the positions.
+    pub query_norm: Option<NormSpec>,
+    /// Norm of each head's keys.
+    pub key_norm: Option<NormSpec>,
     /// How the scores know of positions.
     pub positions: Positions,
     /// Which tokens a token attends to.
@@ -232,35 +260,37 @@ pub struct AttentionSpec {
 }
 
 /// How attention scores know of positions.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Positions {
-    /// They do not: positions are in the residual stream.
+    /// They do not: positions are in the residual stream, or the reach alone tells of them.
     Embedded,
     /// Queries and keys are rotated (Su et al. 2021, "`RoFormer`: Enhanced Transformer with Rotary Position Embedding"):
-    /// channels `i` and `i + head_dim / 2` turn by `position * theta^(-2i / head_dim)`.
+    /// channels `i` and `i + channels / 2` turn by `position * theta^(-2i / channels)`.
     Rotary(Rotary),
     /// [`Tower::relative_bias`] is added.
     RelativeBias,
 }
 
 /// The frequencies of rotary positions.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
     /// Their base.
     pub theta: f32,
+    /// The first channels of each head, an even number of them, turn; the others stay.
+    pub channels: usize,
     /// How they are stretched for sequences longer than those of the training.
     pub scaling: RotaryScaling,
 }
 
 impl Rotary {
     /// Frequencies as they are.
-    pub fn plain(theta: f32) -> Self {
-        Self { theta, scaling: RotaryScaling::None }
+    pub fn plain(theta: f32, channels: usize) -> Self {
+        Self { theta, channels, scaling: RotaryScaling::None }
     }
 }
 
 /// How rotary frequencies are stretched; the names are `rope_type`'s of `transformers`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RotaryScaling {
     /// Not at all: `default`.
     None,
@@ -281,6 +311,29 @@ pub enum RotaryScaling {
         high: f32,
         /// Tokens of the longest sequence of the training.
         original: f32,
+    },
+    /// Slow ones divided by a factor, fast ones kept, and a ramp over the channels between: `yarn` (Peng et al. 2023, "`YaRN`:
+    /// Efficient Context Window Extension of Large Language Models").
+    Yarn {
+        /// What the slow ones are divided by.
+        factor: f32,
+        /// Channels, by their index among the turning halves, up to which frequencies are kept, and from which on they are
+        /// divided.
+        ramp: [f32; 2],
+        /// Factor on the cosines and sines.
+        attention: f32,
+    },
+    /// Each divided by a factor of its own: `longrope` (Ding et al. 2024, "`LongRoPE`: Extending LLM Context Window Beyond 2
+    /// Million Tokens").
+    Long {
+        /// For sequences of up to `original` tokens, `channels / 2` factors.
+        short: Vec<f32>,
+        /// For longer ones.
+        long: Vec<f32>,
+        /// Tokens of the longest sequence of the training.
+        original: usize,
+        /// Factor on the cosines and sines.
+        attention: f32,
     },
 }
 
@@ -418,6 +471,8 @@ pub struct LinearSpec {
     /// Shape of the weight in the file: `[N, K]`, a convolution's `[N, channels, height, width]`, or `[M, K]` where the file
     /// keeps several Linears in one tensor that `transformers` splits when it loads.
     pub weight_shape: Vec<usize>,
+    /// Whether that shape is `[K, N]`, as `transformers`' `Conv1D` has it.
+    pub transposed: bool,
     /// Its rows of that tensor, and of the bias.
     pub rows: Range<usize>,
     /// Tensor of the bias, as long as the weight has rows, where it has one.
@@ -442,12 +497,24 @@ impl LinearSpec {
 
     /// Whether the file keeps other Linears in the same tensor.
     pub fn is_fused_in_file(&self) -> bool {
-        self.rows.len() != self.weight_shape[0]
+        !self.transposed && self.rows.len() != self.weight_shape[0]
     }
 
     /// Whether `transformers` makes it a `torch.nn.Linear`, the modules that quantised formats speak of.
     pub fn is_torch_linear(&self) -> bool {
-        self.weight_shape.len() == 2
+        self.weight_shape.len() == 2 && !self.transposed
+    }
+
+    /// Why it stays float by default; `None` when it is quantised.
+    pub fn default_ignore_reason(&self) -> Option<&'static str> {
+        self.obstacle().or_else(|| self.role.default_ignore_reason())
+    }
+
+    /// Why it cannot be quantised whatever the config says.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        let transposed =
+            "Conv1D: not a torch Linear, the only module whose INT8 weights compressed-tensors carries";
+        self.transposed.then_some(transposed).or_else(|| self.role.obstacle())
     }
 }
 
@@ -553,8 +620,7 @@ impl ModelSpec {
                 InputSpec::Text(input) => input.norm.as_ref(),
                 InputSpec::Image(input) => input.norm.as_ref(),
             };
-            let blocks =
-                tower.blocks.iter().flat_map(|block| [block.attention_norm.as_ref(), Some(&block.mlp_norm)]);
+            let blocks = tower.blocks.iter().flat_map(|block| block.norms().map(Some));
             let head =
                 tower.head.branches.iter().flat_map(|branch| &branch.steps).map(|step| step.norm.as_ref());
             [first].into_iter().chain(blocks).chain([tower.final_norm.as_ref()]).chain(head).flatten()

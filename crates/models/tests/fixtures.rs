@@ -63,6 +63,17 @@ const FIXTURES: &[&str] = &[
     "llama-scaled",
     "mistral-causal",
     "qwen2-causal",
+    "llama-yarn",
+    "qwen3-causal",
+    "smollm3-causal",
+    "phi3-causal",
+    "phi3-long",
+    "gemma-causal",
+    "gemma2-causal",
+    "gemma3-causal",
+    "gpt2-causal",
+    "neox-causal",
+    "neox-serial",
 ];
 
 #[derive(Deserialize)]

@@ -48,6 +48,9 @@ pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
             let key = if quantization.ignore.is_some() { "ignore" } else { "overrides" };
             (vec![format!("quantization.{key}")], "leaves nothing to quantise")
         }
+        PipelineError::Plan(PlanError::NothingPossible { .. }) => {
+            (vec!["model.source".to_owned()], "has no Linear that INT8 formats carry")
+        }
         PipelineError::Plan(PlanError::Impossible { .. }) => {
             (vec!["quantization.ignore".to_owned()], "does not name it")
         }

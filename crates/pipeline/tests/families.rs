@@ -64,6 +64,16 @@ const CASES: &[Case] = &[
     case("llama-scaled", &["lm_head"]),
     case("mistral-causal", &["lm_head"]),
     case("qwen2-causal", &["lm_head"]),
+    case("llama-yarn", &["lm_head"]),
+    case("qwen3-causal", &["lm_head"]),
+    case("smollm3-causal", &["lm_head"]),
+    case("phi3-causal", &["lm_head"]),
+    case("phi3-long", &["lm_head"]),
+    case("gemma-causal", &["lm_head"]),
+    case("gemma2-causal", &["lm_head"]),
+    case("gemma3-causal", &["lm_head"]),
+    case("neox-causal", &["embed_out"]),
+    case("neox-serial", &["embed_out"]),
 ];
 
 fn repository() -> PathBuf {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 use zeropoint_core::{ActivationMode, Scheme};
-use zeropoint_models::{LinearId, ModelSpec};
+use zeropoint_models::{LinearId, LinearSpec, ModelSpec};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 
 use crate::Pattern;
@@ -138,6 +138,18 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
+    /// Nothing at all can be quantised.
+    #[error(
+        "none of the {count} Linears can be quantised, such as `{path}`: {reason}; choose another model, or measure this one as it is"
+    )]
+    NothingPossible {
+        /// How many Linears there are.
+        count: usize,
+        /// Module path of the first.
+        path: String,
+        /// What is in the way of the first.
+        reason: &'static str,
+    },
     /// Nothing at all would be quantised.
     #[error(
         "the plan quantises nothing: `quantization.ignore` and `quantization.overrides` leave all {count} Linears float; \
@@ -157,10 +169,15 @@ impl Plan {
         for (i, exception) in request.overrides.iter().enumerate() {
             check_patterns(&paths, &format!("quantization.overrides.{i}.layers"), &exception.layers)?;
         }
+        let obstacles = spec.linears.iter().map(LinearSpec::obstacle).collect::<Option<Vec<_>>>();
+        if let (Some(obstacles), Some(first)) = (obstacles, spec.linears.first()) {
+            let (count, path) = (obstacles.len(), first.path.clone());
+            return Err(PlanError::NothingPossible { count, path, reason: obstacles[0] });
+        }
         let mut linears = Vec::with_capacity(spec.linears.len());
         for (id, linear) in spec.linears.iter().enumerate() {
             // The role says more than that a list names it, and the same whether the list is given or the default.
-            let by_role = linear.role.default_ignore_reason().map(str::to_owned);
+            let by_role = linear.default_ignore_reason().map(str::to_owned);
             let ignored = match &request.ignore {
                 Some(patterns) => {
                     patterns.iter().find(|pattern| pattern.matches(&linear.path)).map(|pattern| {
@@ -182,7 +199,7 @@ impl Plan {
                 (None, Some(LayerOverride { scheme: Some(scheme), .. })) => Decision::Quantize(*scheme),
                 (None, None) => Decision::Quantize(request.scheme),
             };
-            if let (Decision::Quantize(_), Some(reason)) = (&decision, linear.role.obstacle()) {
+            if let (Decision::Quantize(_), Some(reason)) = (&decision, linear.obstacle()) {
                 return Err(PlanError::Impossible { path: linear.path.clone(), reason });
             }
             if let (Decision::Quantize(scheme), None) = (&decision, linear.site)

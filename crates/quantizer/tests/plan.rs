@@ -308,6 +308,17 @@ fn static_activations_of_a_linear_that_never_runs_are_refused() {
 }
 
 #[test]
+fn a_model_whose_linears_are_none_of_torch_is_refused() {
+    let spec = spec("gpt2-causal");
+    for request in [ignoring(DYNAMIC, &[]), PlanRequest { ignore: None, ..ignoring(DYNAMIC, &[]) }] {
+        let error = Plan::new(&spec, &request).unwrap_err();
+        let message = error.to_string();
+        let says = "none of the 9 Linears can be quantised, such as `transformer.h.0.attn.c_attn`: Conv1D: not a torch";
+        assert!(message.starts_with(says), "{message}");
+    }
+}
+
+#[test]
 fn a_plan_that_quantises_nothing_is_refused() {
     let spec = spec("bert-mean");
     for request in [ignoring(STATIC, &["re:"]), overriding(DYNAMIC, &[(&["re:encoder"], None)])] {

@@ -15,7 +15,8 @@ use rayon::prelude::*;
 use zeropoint_formats::Checkpoint;
 use zeropoint_kernels::{Isa, NonFinite};
 use zeropoint_models::{
-    BiasTable, BlockRunner, BlockSpec, ModelError, ModelSpec, Norm, NormSpec, PositionTables, Tower,
+    BiasTable, BlockNorms, BlockRunner, BlockSpec, ModelError, ModelSpec, Norm, NormSpec, PositionTables,
+    Tower,
 };
 
 use crate::site::IntegerSite;
@@ -41,8 +42,7 @@ pub(crate) struct Engine {
 
 /// The float parts of a tower's blocks.
 pub(crate) struct FloatParts {
-    /// For each block the norms of its halves.
-    pub(crate) norms: Vec<(Option<Norm>, Norm)>,
+    pub(crate) norms: Vec<BlockNorms>,
     pub(crate) final_norm: Option<Norm>,
     pub(crate) bias: Option<BiasTable>,
 }
@@ -50,9 +50,7 @@ pub(crate) struct FloatParts {
 impl FloatParts {
     pub(crate) fn read(tower: &Tower, checkpoint: &Checkpoint, isa: Isa) -> Result<Self, ModelError> {
         let norm = |norm: &NormSpec| norm.read(checkpoint, isa);
-        let of_block = |block: &BlockSpec| {
-            Ok((block.attention_norm.as_ref().map(norm).transpose()?, norm(&block.mlp_norm)?))
-        };
+        let of_block = |block: &BlockSpec| block.read_norms(checkpoint, isa);
         Ok(Self {
             norms: tower.blocks.iter().map(of_block).collect::<Result<_, ModelError>>()?,
             final_norm: tower.final_norm.as_ref().map(norm).transpose()?,

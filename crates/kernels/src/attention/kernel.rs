@@ -5,7 +5,7 @@ use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::{AttentionPrecision, HeadInput};
-use crate::activation::exp2_nonpositive;
+use crate::activation::{exp2_nonpositive, tanh};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Queries whose scores are held at a time.
@@ -265,7 +265,8 @@ impl Attend<'_, '_> {
         (panels, end): (Range<usize>, usize),
     ) -> [f32; R] {
         // In powers of two.
-        let scale = if self.input.bias.is_some() { 1.0 } else { self.input.scale } * LOG2_E;
+        let settled = self.input.bias.is_some() || self.input.cap.is_some();
+        let scale = if settled { 1.0 } else { self.input.scale } * LOG2_E;
         let mut largest = [0.0; R];
         for (row, largest) in largest.iter_mut().enumerate() {
             *largest = self.reach(s, first + row, row, (panels.clone(), end));
@@ -300,7 +301,7 @@ impl Attend<'_, '_> {
         factors
     }
 
-    /// Adds the bias to a query's scores, gives those that it does not reach negative infinity, and returns the largest.
+    /// Caps a query's scores and adds the bias, gives those that it does not reach negative infinity, and returns the largest.
     #[inline(always)]
     fn reach<S: Simd>(
         &mut self,
@@ -309,9 +310,20 @@ impl Attend<'_, '_> {
         row: usize,
         (panels, end): (Range<usize>, usize),
     ) -> f32 {
-        let HeadInput { tokens, scale, before, after, bias, .. } = *self.input;
+        let HeadInput { tokens, mut scale, cap, before, after, bias, .. } = *self.input;
         let reached = query.saturating_sub(before)..query.saturating_add(after).saturating_add(1).min(tokens);
         let mut largest = s.splat(f32::NEG_INFINITY);
+        if let Some(cap) = cap {
+            let (inward, outward) = (s.splat(scale / cap), s.splat(cap));
+            for panel in panels.clone() {
+                let scores = &mut self.scores[(panel * ROWS + row) * PANEL..][..filled(panel, end) * LANES];
+                for scores in scores.as_chunks_mut::<LANES>().0 {
+                    let capped = s.mul(outward, tanh(s, s.mul(s.load(scores), inward)));
+                    s.store(capped, scores);
+                }
+            }
+            scale = 1.0;
+        }
         // Panels of which every key is reached as it is.
         let whole = if bias.is_some() || reached.start > panels.start * PANEL {
             panels.start

@@ -154,6 +154,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
             max_positions: positions,
             width,
             tables: vec![words, types, position],
+            scale: 1.0,
             norm: Some(norm),
             projection,
         }),

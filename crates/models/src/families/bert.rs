@@ -273,7 +273,7 @@ fn text_input(
         let linear = build.linear(&Draft::new("embeddings_project", hidden, width, LinearRole::Block))?;
         Some(build.site(vec![linear]))
     };
-    Ok(TextInput { max_positions: positions - offset, width, tables, norm, projection })
+    Ok(TextInput { max_positions: positions - offset, width, tables, scale: 1.0, norm, projection })
 }
 
 fn describe_head(

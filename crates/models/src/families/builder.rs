@@ -25,12 +25,22 @@ pub(super) struct Draft<'a> {
     pub(super) bias: bool,
     pub(super) activation: ActivationFn,
     pub(super) role: LinearRole,
+    /// Whether the file has its weight transposed.
+    pub(super) transposed: bool,
 }
 
 impl<'a> Draft<'a> {
     /// A Linear with a bias and no non-linearity.
     pub(super) fn new(path: &'a str, outputs: usize, inputs: usize, role: LinearRole) -> Self {
-        Self { path, outputs, inputs, bias: true, activation: ActivationFn::Identity, role }
+        Self {
+            path,
+            outputs,
+            inputs,
+            bias: true,
+            activation: ActivationFn::Identity,
+            role,
+            transposed: false,
+        }
     }
 
     pub(super) fn activation(self, activation: ActivationFn) -> Self {
@@ -180,6 +190,27 @@ impl<'a> Builder<'a> {
         Ok(NormSpec { kind: NormKind::Rms, ..self.norm_without_shift(path, width, false)? })
     }
 
+    /// Logits over the vocabulary by the word embedding table, or by a matrix of its own at `path`, where `tied` is what
+    /// config.json's silence means; `cap` is [`HeadStep::cap`].
+    pub(super) fn language_head(
+        &mut self,
+        path: &str,
+        words: &EmbeddingTable,
+        tied: bool,
+        cap: Option<f32>,
+    ) -> Result<HeadSpec, ModelError> {
+        let tied = self.tied(tied);
+        if !tied {
+            self.expect(&format!("{path}.weight"), &[words.rows, words.width])?;
+        }
+        let linear = self.decoder(path, &[], words, tied)?;
+        let steps = vec![HeadStep { cap, ..self.step(linear, None) }];
+        Ok(HeadSpec {
+            output: HeadOutput::CausalLm,
+            branches: vec![HeadBranch { rows: RowSelection::Every, steps }],
+        })
+    }
+
     /// A norm outside the base model.
     pub(super) fn head_norm(
         &mut self,
@@ -205,7 +236,7 @@ impl<'a> Builder<'a> {
         if let Some(bias) = &bias {
             self.expect(bias, &[width])?;
         }
-        Ok(NormSpec { kind: NormKind::Layer, path, weight, bias, eps: self.eps })
+        Ok(NormSpec { kind: NormKind::Layer, path, weight, unit_offset: false, bias, eps: self.eps })
     }
 
     /// A Linear of the base model.
@@ -225,7 +256,12 @@ impl<'a> Builder<'a> {
         self.push(LinearSpec {
             path,
             weight,
-            weight_shape: vec![draft.outputs, draft.inputs],
+            weight_shape: if draft.transposed {
+                vec![draft.inputs, draft.outputs]
+            } else {
+                vec![draft.outputs, draft.inputs]
+            },
+            transposed: draft.transposed,
             rows: 0..draft.outputs,
             bias,
             tensor,
@@ -252,6 +288,7 @@ impl<'a> Builder<'a> {
             path: self.in_module(path),
             weight: format!("{tensor}.weight"),
             weight_shape: vec![outputs, channels, patch, patch],
+            transposed: false,
             rows: 0..outputs,
             bias: bias.then(|| format!("{tensor}.bias")),
             tensor,
@@ -286,6 +323,7 @@ impl<'a> Builder<'a> {
                     tensor: self.in_file(draft.path),
                     weight: format!("{fused}.weight"),
                     weight_shape: vec![total, draft.inputs],
+                    transposed: false,
                     rows,
                     bias: draft.bias.then(|| format!("{fused}.bias")),
                     outputs: draft.outputs,
@@ -321,7 +359,7 @@ impl<'a> Builder<'a> {
     pub(super) fn push(&mut self, linear: LinearSpec) -> Result<LinearId, ModelError> {
         self.expect(&linear.weight, &linear.weight_shape)?;
         if let Some(bias) = &linear.bias {
-            self.expect(bias, &linear.weight_shape[..1])?;
+            self.expect(bias, &linear.weight_shape[usize::from(linear.transposed)..][..1])?;
         }
         if self.input.quantized {
             self.known.extend(QUANTIZED_PARTS.map(|part| format!("{}.{part}", linear.tensor)));
@@ -332,7 +370,7 @@ impl<'a> Builder<'a> {
 
     /// The whole output of a Linear.
     pub(super) fn whole(&self, linear: LinearId) -> Projection {
-        Projection { linear, outputs: 0..self.linears[linear].outputs }
+        Projection { linear, outputs: 0..self.linears[linear].outputs, stride: None }
     }
 
     /// An activation that these Linears read.
@@ -349,7 +387,7 @@ impl<'a> Builder<'a> {
 
     /// One step of a head: the site of a Linear, and the norm after it.
     pub(super) fn step(&mut self, linear: LinearId, norm: Option<NormSpec>) -> HeadStep {
-        HeadStep { site: self.site(vec![linear]), norm }
+        HeadStep { site: self.site(vec![linear]), norm, cap: None }
     }
 
     /// Records how the operators of these blocks feed each other. `feeding` is the norm before the first block of a
@@ -463,6 +501,7 @@ impl<'a> Builder<'a> {
             role: if weight == table.tensor { LinearRole::TiedDecoder } else { LinearRole::Classifier },
             weight,
             weight_shape: vec![table.rows, table.width],
+            transposed: false,
             rows: 0..table.rows,
             bias,
             outputs: table.rows,

@@ -258,6 +258,7 @@ fn text_tower(build: &mut Builder<'_>, config: &Value, projection: usize) -> Res
             max_positions: own.max_position_embeddings,
             width: hidden,
             tables: vec![words, positions],
+            scale: 1.0,
             norm: None,
             projection: None,
         }),

@@ -1,136 +1,128 @@
 //! Decoders of Llama's kind: pre-norm blocks with `RMSNorm`, rotary positions, grouped heads and a gated feed-forward half
-//! (Touvron et al. 2023, "`LLaMA`: Open and Efficient Foundation Language Models"; names and shapes as in `transformers`'
-//! `modeling_llama.py`, `modeling_mistral.py` and `modeling_qwen2.py`).
+//! (Touvron et al. 2023, "`LLaMA`: Open and Efficient Foundation Language Models"). The families that share this shape say
+//! where they differ.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::builder::{Builder, Draft};
-use super::{Family, FamilyInput, Head, MAX_LAYERS, MAX_WIDTH, rotary};
+use super::{FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
-use crate::heads::{HeadBranch, HeadOutput, HeadSpec, Pooling, RowSelection, Task};
+use crate::heads::{Pooling, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, EmbeddingTable, Gate, InputSpec, LinearRole,
-    MlpSpec, ModelSpec, NormPlacement, Positions, Reach, Rotary, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, Gate, InputSpec, LinearRole, MlpSpec, ModelSpec,
+    NormPlacement, NormSpec, Positions, Projection, Reach, SiteId, TextInput, Tower,
 };
 
-pub(super) const LLAMA: Family = Family {
-    model_type: "llama",
-    base: "LlamaModel",
-    describe: |input, head| describe(input, head, Kind::Llama),
-    heads: &[("LlamaForCausalLM", Head::CausalLm)],
-};
-
-pub(super) const MISTRAL: Family = Family {
-    model_type: "mistral",
-    base: "MistralModel",
-    describe: |input, head| describe(input, head, Kind::Mistral),
-    heads: &[("MistralForCausalLM", Head::CausalLm)],
-};
-
-pub(super) const QWEN2: Family = Family {
-    model_type: "qwen2",
-    base: "Qwen2Model",
-    describe: |input, head| describe(input, head, Kind::Qwen2),
-    heads: &[("Qwen2ForCausalLM", Head::CausalLm)],
-};
-
-/// Where the families differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Llama,
-    Mistral,
-    Qwen2,
+/// The keys of config.json that every family has.
+#[derive(Debug, Deserialize)]
+pub(super) struct DecoderConfig {
+    pub(super) hidden_size: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) num_hidden_layers: usize,
+    pub(super) num_attention_heads: usize,
+    #[serde(default)]
+    pub(super) num_key_value_heads: Option<usize>,
+    #[serde(default)]
+    pub(super) head_dim: Option<usize>,
+    pub(super) vocab_size: usize,
+    #[serde(default)]
+    pub(super) max_position_embeddings: Option<usize>,
+    #[serde(default)]
+    pub(super) hidden_act: Option<String>,
+    #[serde(default)]
+    pub(super) rms_norm_eps: Option<f64>,
+    #[serde(default)]
+    pub(super) attention_bias: bool,
+    #[serde(default)]
+    pub(super) mlp_bias: bool,
+    #[serde(default)]
+    sliding_window: Told<usize>,
+    #[serde(default)]
+    pub(super) use_sliding_window: bool,
+    #[serde(default)]
+    pub(super) layer_types: Option<Vec<String>>,
 }
 
-impl Kind {
-    fn base(self) -> &'static str {
+/// A key of which null and silence mean different things.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) enum Told<T> {
+    #[default]
+    Silence,
+    Null,
+    Value(T),
+}
+
+impl<T: Copy> Told<T> {
+    /// `default` is what silence means.
+    pub(super) fn or(self, default: Option<T>) -> Option<T> {
         match self {
-            Self::Llama => LLAMA.base,
-            Self::Mistral => MISTRAL.base,
-            Self::Qwen2 => QWEN2.base,
+            Self::Silence => default,
+            Self::Null => None,
+            Self::Value(value) => Some(value),
         }
     }
 }
 
-/// The keys of config.json that matter, with `transformers`' defaults.
-#[derive(Debug, Deserialize)]
-struct DecoderConfig {
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    #[serde(default)]
-    num_key_value_heads: Option<usize>,
-    #[serde(default)]
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    #[serde(default = "default_positions")]
-    max_position_embeddings: usize,
-    #[serde(default = "default_act")]
-    hidden_act: String,
-    #[serde(default = "default_eps")]
-    rms_norm_eps: f64,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default = "default_window")]
-    sliding_window: Option<usize>,
-    #[serde(default)]
-    use_sliding_window: bool,
-    #[serde(default = "default_window_layers")]
-    max_window_layers: usize,
-    #[serde(default)]
-    layer_types: Option<Vec<String>>,
-}
-
-fn default_positions() -> usize {
-    2048
-}
-fn default_act() -> String {
-    "silu".to_owned()
-}
-fn default_eps() -> f64 {
-    1e-6
-}
-#[allow(clippy::unnecessary_wraps)] // serde wants the field's type.
-fn default_window() -> Option<usize> {
-    Some(4096)
-}
-fn default_window_layers() -> usize {
-    28
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Told<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Self::Null, Self::Value))
+    }
 }
 
 impl DecoderConfig {
-    /// The reach of each layer.
-    fn reaches(&self, input: &FamilyInput<'_>, kind: Kind) -> Result<Vec<Reach>, ModelError> {
+    /// Channels of one head: `head_dim`, or `default`, or the heads' share of the residual stream.
+    pub(super) fn head_dim(
+        &self,
+        input: &FamilyInput<'_>,
+        default: Option<usize>,
+    ) -> Result<usize, ModelError> {
+        let heads = self.num_attention_heads;
+        input.check_sizes(&[
+            ("hidden_size", self.hidden_size, MAX_WIDTH),
+            ("num_attention_heads", heads, MAX_WIDTH),
+        ])?;
+        match self.head_dim.or(default) {
+            Some(head_dim) => {
+                input.check_sizes(&[("head_dim", head_dim, MAX_WIDTH)])?;
+                Ok(head_dim)
+            }
+            None => input.head_dim(("hidden_size", self.hidden_size), ("num_attention_heads", heads)),
+        }
+    }
+
+    /// The reach of a layer with a sliding window, where config.json has one; `default` is what its silence means.
+    pub(super) fn sliding(
+        &self,
+        input: &FamilyInput<'_>,
+        default: Option<usize>,
+    ) -> Result<Option<Reach>, ModelError> {
+        match self.sliding_window.or(default) {
+            None => Ok(None),
+            Some(0) => {
+                Err(input.config_error("`sliding_window` is 0; null or a number of tokens is expected"))
+            }
+            // The window counts the token itself.
+            Some(window) => Ok(Some(Reach::CausalWindow(window - 1))),
+        }
+    }
+
+    /// Whether each layer has the sliding window: as `layer_types` says, otherwise `default`.
+    pub(super) fn windows(
+        &self,
+        input: &FamilyInput<'_>,
+        default: impl Fn(usize) -> bool,
+    ) -> Result<Vec<bool>, ModelError> {
         let layers = self.num_hidden_layers;
-        let window = match kind {
-            Kind::Llama => None,
-            Kind::Mistral => self.sliding_window,
-            Kind::Qwen2 => self.sliding_window.filter(|_| self.use_sliding_window),
-        };
-        let Some(window) = window else { return Ok(vec![Reach::Causal; layers]) };
-        if window == 0 {
-            return Err(input.config_error("`sliding_window` is 0; null or a number of tokens is expected"));
-        }
-        // The window counts the token itself.
-        let sliding = Reach::CausalWindow(window - 1);
-        if kind == Kind::Mistral {
-            return Ok(vec![sliding; layers]);
-        }
-        let Some(types) = &self.layer_types else {
-            let of_layer = |layer| if layer >= self.max_window_layers { sliding } else { Reach::Causal };
-            return Ok((0..layers).map(of_layer).collect());
-        };
+        input.check_sizes(&[("num_hidden_layers", layers, MAX_LAYERS)])?;
+        let Some(types) = &self.layer_types else { return Ok((0..layers).map(default).collect()) };
         if types.len() != layers {
             return Err(
                 input.config_error(format!("`layer_types` has {} entries for {layers} layers", types.len()))
             );
         }
         let of_type = |name: &String| match name.as_str() {
-            "full_attention" => Ok(Reach::Causal),
-            "sliding_attention" => Ok(sliding),
+            "full_attention" => Ok(false),
+            "sliding_attention" => Ok(true),
             other => Err(input.config_error(format!(
                 "`layer_types` names `{other}`; full_attention and sliding_attention are supported"
             ))),
@@ -139,150 +131,227 @@ impl DecoderConfig {
     }
 }
 
-/// What every block shares.
-struct Block<'a> {
-    config: &'a DecoderConfig,
-    kind: Kind,
-    head_dim: usize,
-    kv_heads: usize,
-    activation: ActivationFn,
-    rotary: Rotary,
+/// What a layer's attention knows of places.
+pub(super) struct Layer {
+    pub(super) positions: Positions,
+    pub(super) reach: Reach,
 }
 
-fn describe(input: &FamilyInput<'_>, head: Head, kind: Kind) -> Result<ModelSpec, ModelError> {
-    let config: DecoderConfig = input.parse()?;
-    let (task, architecture) = input.purpose(head, kind.base())?;
-    let heads = config.num_attention_heads;
-    let kv_heads = config.num_key_value_heads.unwrap_or(heads);
-    input.check_sizes(&[
-        ("hidden_size", config.hidden_size, MAX_WIDTH),
-        ("intermediate_size", config.intermediate_size, 1 << 20),
-        ("num_hidden_layers", config.num_hidden_layers, MAX_LAYERS),
-        ("num_attention_heads", heads, MAX_WIDTH),
-        ("num_key_value_heads", kv_heads, MAX_WIDTH),
-        ("vocab_size", config.vocab_size, 1 << 28),
-        ("max_position_embeddings", config.max_position_embeddings, 1 << 28),
-        ("head_dim", config.head_dim.unwrap_or(1), MAX_WIDTH),
-    ])?;
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(input.config_error(format!(
-            "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
-        )));
-    }
-    let head_dim = match config.head_dim {
-        Some(head_dim) => head_dim,
-        None => input.head_dim(("hidden_size", config.hidden_size), ("num_attention_heads", heads))?,
-    };
-    if !head_dim.is_multiple_of(2) || head_dim * heads > MAX_WIDTH {
-        return Err(input.config_error(format!(
-            "{heads} heads have {head_dim} channels each; rotary positions need an even number, and all heads together \
-             have at most {MAX_WIDTH}"
-        )));
-    }
-    let activation = input.activation("hidden_act", &config.hidden_act)?;
-    let reaches = config.reaches(input, kind)?;
-    let shared =
-        Block { config: &config, kind, head_dim, kv_heads, activation, rotary: rotary::read(input)? };
-
-    let hidden = config.hidden_size;
-    let base = task == Task::Embedding;
-    let mut build =
-        Builder::new(input, "model.", "embed_tokens.weight", base, ("rms_norm_eps", config.rms_norm_eps))?;
-    let words = build.table("embed_tokens", config.vocab_size, hidden, EmbeddingRole::Word)?;
-    let blocks = reaches
-        .into_iter()
-        .enumerate()
-        .map(|(layer, reach)| shared.describe(&mut build, layer, reach))
-        .collect::<Result<Vec<_>, ModelError>>()?;
-    let final_norm = build.rms_norm("norm", hidden)?;
-    build.connect(&blocks, None);
-    let head = if base { build.embedding_head(Pooling::Last) } else { language_head(&mut build, &words)? };
-    // Old checkpoints hold the frequencies, which follow from config.json.
-    let frequencies: Vec<String> =
-        (0..blocks.len()).map(|layer| format!("layers.{layer}.self_attn.rotary_emb.inv_freq")).collect();
-    let mut unused = vec![("lm_head.", "a head that the task does not run")];
-    unused.extend(
-        frequencies.iter().map(|name| (name.as_str(), "rotary frequencies, which config.json gives")),
-    );
-    let tower = Tower {
-        hidden,
-        input: InputSpec::Text(TextInput {
-            max_positions: config.max_position_embeddings,
-            width: hidden,
-            tables: vec![words],
-            norm: None,
-            projection: None,
-        }),
-        blocks,
-        final_norm: Some(final_norm),
-        relative_bias: None,
-        head,
-    };
-    build.finish(&architecture, vec![tower], &unused)
+/// Where families differ.
+pub(super) struct Decoder<'a> {
+    pub(super) config: &'a DecoderConfig,
+    /// Class of the model without its head.
+    pub(super) base: &'static str,
+    pub(super) head_dim: usize,
+    pub(super) activation: ActivationFn,
+    /// What the mean square is increased by where config.json is silent.
+    pub(super) eps: f64,
+    pub(super) max_positions: usize,
+    pub(super) layers: Vec<Layer>,
+    /// Factor on the scores.
+    pub(super) scale: f32,
+    /// Soft caps on scores and logits.
+    pub(super) caps: [Option<f32>; 2],
+    /// Biases of query, key and value; of the attention's output; of the feed-forward half.
+    pub(super) biases: [bool; 3],
+    /// Whether query, key and value are one Linear, and gate and up another.
+    pub(super) fused: bool,
+    /// Whether each head's queries and keys are normalised.
+    pub(super) head_norms: bool,
+    pub(super) norms: Norms,
+    pub(super) embedding_scale: f32,
+    /// Whether the head is the embedding table where config.json is silent.
+    pub(super) tied: bool,
 }
 
-impl Block<'_> {
-    fn describe(&self, build: &mut Builder<'_>, layer: usize, reach: Reach) -> Result<BlockSpec, ModelError> {
-        let &Self { config, kind, head_dim, kv_heads, activation, rotary } = self;
-        let (hidden, inner, heads) =
-            (config.hidden_size, config.intermediate_size, config.num_attention_heads);
-        let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
-        let path = format!("layers.{layer}");
-        let projected = config.attention_bias || kind == Kind::Qwen2;
-        let (output_bias, mlp_bias) =
-            if kind == Kind::Llama { (config.attention_bias, config.mlp_bias) } else { (false, false) };
-        let projected = projected && kind != Kind::Mistral;
-        let mut linear = |name: &str, outputs, inputs, bias| {
-            build
-                .linear(&Draft::new(&format!("{path}.{name}"), outputs, inputs, LinearRole::Block).bias(bias))
+/// The names and kinds of a block's norms.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Norms {
+    /// Of the feed-forward half.
+    pub(super) mlp: &'static str,
+    /// Of what the halves add to the residual stream.
+    pub(super) outputs: Option<[&'static str; 2]>,
+    /// [`NormSpec::unit_offset`].
+    pub(super) unit_offset: bool,
+}
+
+impl Norms {
+    /// Llama's.
+    pub(super) const LLAMA: Self =
+        Self { mlp: "post_attention_layernorm", outputs: None, unit_offset: false };
+}
+
+impl Decoder<'_> {
+    /// What config.json says, checked against the tensors.
+    pub(super) fn describe(self, input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError> {
+        let Self { config, .. } = self;
+        let (task, architecture) = input.purpose(head, self.base)?;
+        let kv_heads = self.check(input)?;
+        let hidden = config.hidden_size;
+        let base = task == Task::Embedding;
+        let eps = ("rms_norm_eps", config.rms_norm_eps.unwrap_or(self.eps));
+        let mut build = Builder::new(input, "model.", "embed_tokens.weight", base, eps)?;
+        let words = build.table("embed_tokens", config.vocab_size, hidden, EmbeddingRole::Word)?;
+        let blocks = (0..self.layers.len())
+            .map(|layer| self.block(&mut build, layer, kv_heads))
+            .collect::<Result<Vec<_>, ModelError>>()?;
+        let final_norm = self.norm(&mut build, "norm", hidden)?;
+        build.connect(&blocks, None);
+        let head = if base {
+            build.embedding_head(Pooling::Last)
+        } else {
+            build.language_head("lm_head", &words, self.tied, self.caps[1])?
         };
-        let query = linear("self_attn.q_proj", wide, hidden, projected)?;
-        let key = linear("self_attn.k_proj", narrow, hidden, projected)?;
-        let value = linear("self_attn.v_proj", narrow, hidden, projected)?;
-        let output = linear("self_attn.o_proj", hidden, wide, output_bias)?;
-        let gate = linear("mlp.gate_proj", inner, hidden, mlp_bias)?;
-        let up = linear("mlp.up_proj", inner, hidden, mlp_bias)?;
-        let down = linear("mlp.down_proj", hidden, inner, mlp_bias)?;
+        // Old checkpoints hold the frequencies, which follow from config.json.
+        let frequencies: Vec<String> =
+            (0..blocks.len()).map(|layer| format!("layers.{layer}.self_attn.rotary_emb.inv_freq")).collect();
+        let mut unused = vec![("lm_head.", "a head that the task does not run")];
+        unused.extend(
+            frequencies.iter().map(|name| (name.as_str(), "rotary frequencies, which config.json gives")),
+        );
+        let tower = Tower {
+            hidden,
+            input: InputSpec::Text(TextInput {
+                max_positions: self.max_positions,
+                width: hidden,
+                tables: vec![words],
+                scale: self.embedding_scale,
+                norm: None,
+                projection: None,
+            }),
+            blocks,
+            final_norm: Some(final_norm),
+            relative_bias: None,
+            head,
+        };
+        build.finish(&architecture, vec![tower], &unused)
+    }
+
+    /// The number of heads of keys and values, where all sizes fit.
+    fn check(&self, input: &FamilyInput<'_>) -> Result<usize, ModelError> {
+        let (config, head_dim) = (self.config, self.head_dim);
+        let heads = config.num_attention_heads;
+        let kv_heads = config.num_key_value_heads.unwrap_or(heads);
+        input.check_sizes(&[
+            ("intermediate_size", config.intermediate_size, 1 << 20),
+            ("num_key_value_heads", kv_heads, MAX_WIDTH),
+            ("vocab_size", config.vocab_size, 1 << 28),
+            ("max_position_embeddings", self.max_positions, 1 << 28),
+        ])?;
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(input.config_error(format!(
+                "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
+            )));
+        }
+        if !head_dim.is_multiple_of(2) || head_dim * heads > MAX_WIDTH {
+            return Err(input.config_error(format!(
+                "{heads} heads have {head_dim} channels each; rotary positions need an even number, and all heads \
+                 together have at most {MAX_WIDTH}"
+            )));
+        }
+        Ok(kv_heads)
+    }
+
+    fn norm(&self, build: &mut Builder<'_>, path: &str, width: usize) -> Result<NormSpec, ModelError> {
+        Ok(NormSpec { unit_offset: self.norms.unit_offset, ..build.rms_norm(path, width)? })
+    }
+
+    fn block(&self, build: &mut Builder<'_>, layer: usize, kv_heads: usize) -> Result<BlockSpec, ModelError> {
+        let (hidden, head_dim) = (self.config.hidden_size, self.head_dim);
+        let Layer { positions, reach } = &self.layers[layer];
+        let path = format!("layers.{layer}");
+        let attention_norm = self.norm(build, &format!("{path}.input_layernorm"), hidden)?;
+        let mlp_norm = self.norm(build, &format!("{path}.{}", self.norms.mlp), hidden)?;
+        let [attention_output_norm, mlp_output_norm] = match self.norms.outputs {
+            None => [None, None],
+            Some([attention, mlp]) => [
+                Some(self.norm(build, &format!("{path}.{attention}"), hidden)?),
+                Some(self.norm(build, &format!("{path}.{mlp}"), hidden)?),
+            ],
+        };
+        let heads = self.config.num_attention_heads;
+        let widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim];
+        let names = ["q_proj", "k_proj", "v_proj"];
+        let (input, [query, key, value]) =
+            self.read(build, &format!("{path}.self_attn"), ("qkv_proj", names), widths, self.biases[0])?;
+        let [query_norm, key_norm] = if self.head_norms {
+            let mut norm = |name: &str| self.norm(build, &format!("{path}.self_attn.{name}"), head_dim);
+            [Some(norm("q_norm")?), Some(norm("k_norm")?)]
+        } else {
+            [None, None]
+        };
+        let role = LinearRole::Block;
+        let output = format!("{path}.self_attn.o_proj");
+        let output = build.linear(&Draft::new(&output, hidden, widths[0], role).bias(self.biases[1]))?;
+        let context = build.site(vec![output]);
+        let inner = self.config.intermediate_size;
+        let names = ["gate_proj", "up_proj"];
+        let (read, [gate, up]) =
+            self.read(build, &format!("{path}.mlp"), ("gate_up_proj", names), [inner; 2], self.biases[2])?;
+        let down = format!("{path}.mlp.down_proj");
+        let down = build.linear(&Draft::new(&down, hidden, inner, role).bias(self.biases[2]))?;
         Ok(BlockSpec {
             placement: NormPlacement::Pre,
             attention: AttentionSpec {
                 heads,
                 kv_heads,
                 head_dim,
-                scale: 1.0 / (head_dim as f32).sqrt(),
-                input: build.site(vec![query, key, value]),
-                query: build.whole(query),
-                key: build.whole(key),
-                value: build.whole(value),
-                positions: Positions::Rotary(rotary),
-                reach,
-                context: build.site(vec![output]),
+                scale: self.scale,
+                cap: self.caps[0],
+                input,
+                query,
+                key,
+                value,
+                query_norm,
+                key_norm,
+                positions: positions.clone(),
+                reach: *reach,
+                context,
                 output,
             },
-            attention_norm: Some(build.rms_norm(&format!("{path}.input_layernorm"), hidden)?),
+            attention_norm: Some(attention_norm),
+            attention_output_norm,
             mlp: MlpSpec {
-                input: build.site(vec![gate, up]),
-                up: build.whole(up),
-                gate: Some(Gate { projection: build.whole(gate), activation }),
+                input: read,
+                up,
+                gate: Some(Gate { projection: gate, activation: self.activation }),
                 inner: build.site(vec![down]),
                 down,
             },
-            mlp_norm: build.rms_norm(&format!("{path}.post_attention_layernorm"), hidden)?,
+            mlp_norm,
+            mlp_output_norm,
             path: build.in_module(&path),
         })
     }
-}
 
-/// Logits over the vocabulary, by the word embedding table where config.json ties it.
-fn language_head(build: &mut Builder<'_>, words: &EmbeddingTable) -> Result<HeadSpec, ModelError> {
-    let tied = build.tied(false);
-    if !tied {
-        build.expect("lm_head.weight", &[words.rows, words.width])?;
+    /// The Linears that read a norm: one with the first name, or one for each of the others.
+    fn read<const N: usize>(
+        &self,
+        build: &mut Builder<'_>,
+        path: &str,
+        (together, apart): (&str, [&str; N]),
+        widths: [usize; N],
+        bias: bool,
+    ) -> Result<(SiteId, [Projection; N]), ModelError> {
+        let hidden = self.config.hidden_size;
+        let mut linear = |name: &str, outputs: usize| {
+            let path = format!("{path}.{name}");
+            build.linear(&Draft::new(&path, outputs, hidden, LinearRole::Block).bias(bias))
+        };
+        let mut linears = Vec::with_capacity(N);
+        let mut start = 0;
+        let fused = if self.fused { Some(linear(together, widths.iter().sum())?) } else { None };
+        let mut projections = [const { Projection { linear: 0, outputs: 0..0, stride: None } }; N];
+        for ((name, width), projection) in apart.into_iter().zip(widths).zip(&mut projections) {
+            let id = match fused {
+                Some(fused) => fused,
+                None => linear(name, width)?,
+            };
+            *projection = Projection { linear: id, outputs: start..start + width, stride: None };
+            start += if self.fused { width } else { 0 };
+            linears.push(id);
+        }
+        linears.dedup();
+        Ok((build.site(linears), projections))
     }
-    let linear = build.decoder("lm_head", &[], words, tied)?;
-    let steps = vec![build.step(linear, None)];
-    Ok(HeadSpec {
-        output: HeadOutput::CausalLm,
-        branches: vec![HeadBranch { rows: RowSelection::Every, steps }],
-    })
 }

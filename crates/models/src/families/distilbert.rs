@@ -134,6 +134,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
             max_positions: positions,
             width: hidden,
             tables: vec![words, position],
+            scale: 1.0,
             norm: Some(norm),
             projection: None,
         }),

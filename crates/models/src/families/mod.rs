@@ -6,9 +6,13 @@ mod builder;
 mod clip;
 mod decoder;
 mod distilbert;
+mod gemma;
+mod gpt2;
 mod layers;
+mod llama;
 mod modernbert;
 mod mpnet;
+mod neox;
 mod nomic;
 mod rotary;
 mod vit;
@@ -233,9 +237,17 @@ const FAMILIES: &[Family] = &[
     clip::CLIP,
     clip::TEXT,
     clip::VISION,
-    decoder::LLAMA,
-    decoder::MISTRAL,
-    decoder::QWEN2,
+    llama::LLAMA,
+    llama::MISTRAL,
+    llama::QWEN2,
+    llama::QWEN3,
+    llama::SMOLLM3,
+    llama::PHI3,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    gpt2::GPT2,
+    neox::GPT_NEOX,
 ];
 
 /// The description of the model in `input.dir`.

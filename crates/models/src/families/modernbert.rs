@@ -176,7 +176,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
     let norm = build.norm_without_shift("embeddings.norm", hidden, config.norm_bias)?;
     let mut blocks = Vec::with_capacity(windows.len());
     for (layer, window) in windows.into_iter().enumerate() {
-        let positions = Positions::Rotary(Rotary::plain(thetas[usize::from(window)]));
+        let positions = Positions::Rotary(Rotary::plain(thetas[usize::from(window)], head_dim));
         let reach = if window { Reach::Window(config.local_attention / 2) } else { Reach::Full };
         blocks.push(block(&mut build, &config, layer, head_dim, activation, positions, reach)?);
     }
@@ -189,6 +189,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
             max_positions: config.max_position_embeddings,
             width: hidden,
             tables: vec![words],
+            scale: 1.0,
             norm: Some(norm),
             projection: None,
         }),
@@ -227,7 +228,7 @@ fn block(
     let output = linear("attn.Wo", hidden, hidden, config.attention_bias)?;
     let wide = linear("mlp.Wi", 2 * inner, hidden, config.mlp_bias)?;
     let down = linear("mlp.Wo", hidden, inner, config.mlp_bias)?;
-    let of_qkv = |i: usize| Projection { linear: qkv, outputs: i * hidden..(i + 1) * hidden };
+    let of_qkv = |i: usize| Projection { linear: qkv, outputs: i * hidden..(i + 1) * hidden, stride: None };
     // The first layer reads the embeddings, which are normalised already.
     let attention_norm = (layer > 0)
         .then(|| build.norm_without_shift(&format!("{path}.attn_norm"), hidden, config.norm_bias))
@@ -243,17 +244,25 @@ fn block(
             query: of_qkv(0),
             key: of_qkv(1),
             value: of_qkv(2),
+            cap: None,
+            query_norm: None,
+            key_norm: None,
             positions,
             reach,
             context: build.site(vec![output]),
             output,
         },
         attention_norm,
+        attention_output_norm: None,
+        mlp_output_norm: None,
         mlp: MlpSpec {
             input: build.site(vec![wide]),
             // The non-linearity is on the first half.
-            up: Projection { linear: wide, outputs: inner..2 * inner },
-            gate: Some(Gate { projection: Projection { linear: wide, outputs: 0..inner }, activation }),
+            up: Projection { linear: wide, outputs: inner..2 * inner, stride: None },
+            gate: Some(Gate {
+                projection: Projection { linear: wide, outputs: 0..inner, stride: None },
+                activation,
+            }),
             inner: build.site(vec![down]),
             down,
         },

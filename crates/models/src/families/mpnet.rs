@@ -150,6 +150,7 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
             max_positions: positions - PAD - 1,
             width: hidden,
             tables: vec![words, position],
+            scale: 1.0,
             norm: Some(norm),
             projection: None,
         }),

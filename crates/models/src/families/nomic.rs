@@ -228,7 +228,7 @@ fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<Mo
         )));
     }
     let activation = config.activation(input, dialect)?;
-    let rotary = Positions::Rotary(Rotary::plain(config.theta(input, dialect)?));
+    let rotary = Positions::Rotary(Rotary::plain(config.theta(input, dialect)?, head_dim));
 
     let probe = "embeddings.word_embeddings.weight";
     let older = input.checkpoint.contains(&format!("{}{probe}", dialect.older_prefix));
@@ -243,7 +243,7 @@ fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<Mo
     }
     let norm = build.renamed_norm(dialect.embedding_norm, "embeddings.LayerNorm", hidden)?;
     let blocks = (0..config.num_hidden_layers)
-        .map(|layer| block(&mut build, &config, dialect, layer, head_dim, activation, rotary))
+        .map(|layer| block(&mut build, &config, dialect, layer, head_dim, activation, rotary.clone()))
         .collect::<Result<Vec<_>, _>>()?;
     build.connect(&blocks, Some(&norm));
     let head = describe_head(&mut build, task, dialect, hidden, activation, &words)?;
@@ -253,6 +253,7 @@ fn describe(input: &FamilyInput<'_>, head: Head, dialect: &Dialect) -> Result<Mo
             max_positions: positions,
             width: hidden,
             tables,
+            scale: 1.0,
             norm: Some(norm),
             projection: None,
         }),
@@ -328,12 +329,17 @@ fn block(
             query: build.whole(qkv[0]),
             key: build.whole(qkv[1]),
             value: build.whole(qkv[2]),
+            cap: None,
+            query_norm: None,
+            key_norm: None,
             positions,
             reach: Reach::Full,
             context: build.site(vec![output]),
             output,
         },
         attention_norm: Some(norm(build, dialect.attention_norm, "post_attention_layernorm")?),
+        attention_output_norm: None,
+        mlp_output_norm: None,
         mlp: MlpSpec {
             input: build.site(vec![up, gate]),
             up: build.whole(up),

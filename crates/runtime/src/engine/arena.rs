@@ -28,7 +28,7 @@ pub(super) struct Work {
     pub(super) wide: AlignedMemory<f32>,
     /// The gated ones.
     pub(super) gated: AlignedMemory<f32>,
-    /// Normalised rows on their way to a quantiser.
+    /// Normalised rows, on their way to a quantiser or to the stream.
     pub(super) normed: AlignedMemory<f32>,
     pub(super) attention: AttentionScratch,
 }

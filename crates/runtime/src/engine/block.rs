@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{HeadInput, Isa, NonFinite, attend};
+use zeropoint_kernels::{AlignedMemory, HeadInput, Isa, NonFinite, add_in_place, attend};
 use zeropoint_models::{
-    ActivationFn, ActivationQuantizer, BlockSpec, INT8_ATTENTION, LinearId, ModelSpec, Norm, NormPlacement,
-    Positions, Projection, SiteId, apply_activation,
+    ActivationFn, ActivationQuantizer, BlockNorms, BlockSpec, INT8_ATTENTION, LinearId, ModelSpec, Norm,
+    NormPlacement, Positions, Projection, SiteId, apply_activation,
 };
 
 use super::arena::{Work, room_for_params};
@@ -33,10 +33,11 @@ struct Stage {
     width: usize,
 }
 
-/// The Linear that ends a half of a block.
+/// The Linear that ends a half of a block, and the norm of its outputs.
 struct Output {
     quantizer: ActivationQuantizer,
     linear: Arc<IntegerLinear>,
+    norm: Option<Norm>,
 }
 
 pub(super) struct Block {
@@ -47,6 +48,17 @@ pub(super) struct Block {
     mlp_norm: Norm,
 }
 
+/// The heads of a projection among the outputs of a stage.
+#[derive(Clone, Copy)]
+struct Heads {
+    /// The first column.
+    column: usize,
+    /// Columns from one head's first to the next one's.
+    stride: usize,
+    /// From the first column to the last.
+    span: usize,
+}
+
 struct Attention {
     input: Stage,
     heads: usize,
@@ -54,11 +66,14 @@ struct Attention {
     kv_heads: usize,
     head_dim: usize,
     scale: f32,
+    cap: Option<f32>,
     /// Tokens before and after its own that a token attends to.
     around: (usize, usize),
     positions: Positions,
-    /// First columns of query, key and value among the outputs of `input`.
-    columns: [usize; 3],
+    /// Norms of each head's queries and keys.
+    head_norms: [Option<Norm>; 2],
+    /// Where query, key and value stand among the outputs of `input`.
+    heads_of: [Heads; 3],
     output: Output,
 }
 
@@ -104,16 +119,34 @@ impl Stage {
 
 impl Output {
     /// `None` where several Linears read the activation, or one with an activation of its own behind it.
-    fn new(stage: Stage) -> Option<Self> {
+    fn new(stage: Stage, norm: Option<Norm>) -> Option<Self> {
         let Stage { quantizer, linears, .. } = stage;
         let [(_, linear)] = <[_; 1]>::try_from(linears).ok()?;
-        linear.is_fused().then_some(Self { quantizer, linear })
+        linear.is_fused().then_some(Self { quantizer, linear, norm })
     }
 
-    /// Adds the outputs of the first rows to `x`, `[rows, outputs]`.
-    fn add(&self, rows: usize, quantized: &[i8], params: &[QuantParams], x: &mut [f32]) {
+    /// Adds the outputs of the first rows to `x`, `[rows, outputs]`; `memory` is used where they have a norm.
+    fn add(
+        &self,
+        isa: Isa,
+        quantized: &[i8],
+        params: &[QuantParams],
+        memory: &mut AlignedMemory<f32>,
+        x: &mut [f32],
+    ) {
+        let width = self.linear.outputs();
+        let rows = x.len() / width;
         let quantized = &quantized[..rows * self.linear.inputs()];
-        self.linear.add_into(quantized, rows, params_of(self.quantizer, &params[..rows]), x);
+        let params = params_of(self.quantizer, &params[..rows]);
+        match &self.norm {
+            None => self.linear.add_into(quantized, rows, params, x),
+            Some(norm) => {
+                let out = memory.room(x.len());
+                self.linear.forward_into(quantized, rows, params, out, width);
+                norm.apply(out);
+                add_in_place(isa, x, out);
+            }
+        }
     }
 }
 
@@ -121,32 +154,40 @@ impl Block {
     /// `None` where a Linear is not integer, or those of one activation want it quantised in different ways.
     pub(super) fn new(
         spec: &BlockSpec,
-        (attention_norm, mlp_norm): (Option<Norm>, Norm),
+        norms: BlockNorms,
         model: &ModelSpec,
         sites: &[Option<Arc<IntegerSite>>],
     ) -> Option<Self> {
         let stage = |site: SiteId| Stage::new(sites, site, &model.sites[site].consumers);
         let (attention, mlp) = (&spec.attention, &spec.mlp);
         let input = stage(attention.input)?;
-        let first = |projection: &Projection| Some(input.columns(projection)?.start);
-        let columns = [first(&attention.query)?, first(&attention.key)?, first(&attention.value)?];
+        let heads_of = |projection: &Projection| {
+            let columns = input.columns(projection)?;
+            let stride = projection.stride.unwrap_or(attention.head_dim);
+            Some(Heads { column: columns.start, stride, span: columns.len() })
+        };
+        let heads_of = [heads_of(&attention.query)?, heads_of(&attention.key)?, heads_of(&attention.value)?];
         let attention = Attention {
-            columns,
+            heads_of,
             input,
             heads: attention.heads,
             kv_heads: attention.kv_heads,
             head_dim: attention.head_dim,
             scale: attention.scale,
+            cap: attention.cap,
             around: attention.reach.around(),
-            positions: attention.positions,
-            output: Output::new(stage(attention.context)?)?,
+            positions: attention.positions.clone(),
+            head_norms: [norms.query, norms.key],
+            output: Output::new(stage(attention.context)?, norms.attention_output)?,
         };
         let input = stage(mlp.input)?;
         let gate = match &mlp.gate {
             None => None,
             Some(gate) => Some((input.columns(&gate.projection)?, gate.activation)),
         };
-        let mlp = Mlp { up: input.columns(&mlp.up)?, gate, input, down: Output::new(stage(mlp.inner)?)? };
+        let down = Output::new(stage(mlp.inner)?, norms.mlp_output)?;
+        let mlp = Mlp { up: input.columns(&mlp.up)?, gate, input, down };
+        let (attention_norm, mlp_norm) = (norms.attention, norms.mlp);
         Some(Self { placement: spec.placement, attention, attention_norm, mlp, mlp_norm })
     }
 
@@ -197,10 +238,17 @@ impl Block {
         for part in rows.parts() {
             let x = &mut x[part.start * hidden..part.end * hidden];
             let here = rows.part(&part);
-            self.attend(&here, projections, work, x)?;
-            let after = self.after(self.attention_norm.as_ref());
-            self.mlp_input().settle(rows.isa, x, hidden, after, work)?;
-            self.feed_forward(rows.isa, part.len(), work, x)?;
+            if self.placement == NormPlacement::Parallel {
+                // Both halves read the same stream: of the attention half, the projections have done so.
+                self.mlp_input().settle(rows.isa, x, hidden, None, work)?;
+                self.feed_forward(rows.isa, part.len(), work, x)?;
+                self.attend(&here, projections, work, x)?;
+            } else {
+                self.attend(&here, projections, work, x)?;
+                let after = self.after(self.attention_norm.as_ref());
+                self.mlp_input().settle(rows.isa, x, hidden, after, work)?;
+                self.feed_forward(rows.isa, part.len(), work, x)?;
+            }
             let after = self.after(Some(&self.mlp_norm));
             match next {
                 Some(next) => {
@@ -220,28 +268,41 @@ impl Block {
     }
 
     fn attention_input(&self) -> Input<'_> {
-        let norm = self.attention_norm.as_ref().filter(|_| self.placement == NormPlacement::Pre);
+        let norm = self.attention_norm.as_ref().filter(|_| self.placement != NormPlacement::Post);
         Input { norm, quantizer: Some(self.attention.input.quantizer) }
     }
 
     fn mlp_input(&self) -> Input<'_> {
-        let norm = (self.placement == NormPlacement::Pre).then_some(&self.mlp_norm);
+        let norm = (self.placement != NormPlacement::Post).then_some(&self.mlp_norm);
         Input { norm, quantizer: Some(self.mlp.input.quantizer) }
     }
 
-    /// Queries, keys and values of the rows whose input stands in `work`, queries and keys turned to their places.
+    /// Queries, keys and values of the rows whose input stands in `work`, queries and keys normalised and turned to their
+    /// places.
     fn project(&self, rows: &Rows<'_>, work: &Work, out: &mut [f32]) {
         let attention = &self.attention;
         let count = rows.span.len();
         attention.input.run(count, &work.quantized, &work.params, out);
-        let Positions::Rotary(rotary) = attention.positions else { return };
-        let turned = [attention.heads, attention.kv_heads].map(|heads| heads * attention.head_dim);
+        let rotation = match &attention.positions {
+            Positions::Rotary(rotary) => rows.batch.tables.rotation(rotary),
+            _ => None,
+        };
+        if rotation.is_none() && attention.head_norms.iter().all(Option::is_none) {
+            return;
+        }
         for (sequence, asked) in rows.batch.sequences(&rows.span) {
             for row in asked {
                 let at = (row - rows.span.start) * attention.input.width;
-                for (column, turned) in attention.columns.iter().zip(turned) {
-                    let heads = &mut out[at + column..][..turned];
-                    rows.batch.tables.rotate(&rotary, row - sequence.start, heads);
+                for (heads, norm) in attention.heads_of.iter().zip(&attention.head_norms) {
+                    let values = &mut out[at + heads.column..][..heads.span];
+                    if let Some(norm) = norm {
+                        values
+                            .chunks_mut(heads.stride)
+                            .for_each(|head| norm.apply(&mut head[..attention.head_dim]));
+                    }
+                    if let Some(rotation) = rotation {
+                        rotation.turn(row - sequence.start, sequence.len(), values, heads.stride);
+                    }
                 }
             }
         }
@@ -255,31 +316,43 @@ impl Block {
         work: &mut Work,
         x: &mut [f32],
     ) -> Result<(), NonFinite> {
-        let Attention { heads, kv_heads, head_dim, scale, around, positions, columns, input, output } =
-            &self.attention;
+        let Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            cap,
+            around,
+            positions,
+            heads_of,
+            input,
+            output,
+            ..
+        } = &self.attention;
         let (count, width, stride) = (rows.span.len(), heads * head_dim, input.width);
         let context = work.context.room(count * width);
         for (sequence, asked) in rows.batch.sequences(&rows.span) {
             let tokens = sequence.len();
             let queries = asked.start - sequence.start..asked.end - sequence.start;
             for head in 0..*heads {
-                let from = |row: usize, column: usize, head: usize| {
-                    &projections[row * stride + column + head * head_dim..]
+                let from = |row: usize, heads: Heads, head: usize| {
+                    &projections[row * stride + heads.column + head * heads.stride..]
                 };
                 let shared = head / (heads / kv_heads);
                 let input = HeadInput {
-                    query: from(asked.start, columns[0], head),
-                    key: from(sequence.start, columns[1], shared),
-                    value: from(sequence.start, columns[2], shared),
+                    query: from(asked.start, heads_of[0], head),
+                    key: from(sequence.start, heads_of[1], shared),
+                    value: from(sequence.start, heads_of[2], shared),
                     queries: queries.clone(),
                     query_stride: stride,
                     kv_stride: stride,
                     tokens,
                     head_dim: *head_dim,
                     scale: *scale,
+                    cap: *cap,
                     before: around.0,
                     after: around.1,
-                    bias: rows.batch.tables.bias(*positions, head, tokens),
+                    bias: rows.batch.tables.bias(positions, head, tokens),
                     precision: INT8_ATTENTION,
                 };
                 let out = &mut context[(asked.start - rows.span.start) * width + head * head_dim..];
@@ -289,7 +362,7 @@ impl Block {
         let quantized = work.quantized.room(count * width);
         let params = room_for_params(&mut work.params, count);
         quantize_rows(rows.isa, output.quantizer, context, width, quantized, params)?;
-        output.add(count, quantized, params, x);
+        output.add(rows.isa, quantized, params, &mut work.normed, x);
         Ok(())
     }
 
@@ -309,7 +382,7 @@ impl Block {
             }
             _ => self.widen(isa, count, work)?,
         }
-        down.add(count, &work.inner, &work.inner_params, x);
+        down.add(isa, &work.inner, &work.inner_params, &mut work.normed, x);
         Ok(())
     }
 
