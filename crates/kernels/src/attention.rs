@@ -1,10 +1,13 @@
 //! Scaled dot-product attention of one head over one sequence.
 
+mod cache;
 mod kernel;
 
 use std::ops::Range;
 
-use self::kernel::{Attend, PANEL, ROWS};
+pub use self::cache::{CachedInput, HeadCache, attend_cached};
+
+use self::kernel::{Attend, PANEL, Pack, Packed, ROWS};
 use crate::simd::LANES;
 use crate::{AlignedMemory, Isa};
 
@@ -55,14 +58,14 @@ pub struct HeadInput<'a> {
 /// Memory that [`attend`] works in; it grows to the largest sequence and is then used again.
 #[derive(Debug, Clone, Default)]
 pub struct AttentionScratch {
-    /// `[head_dim, padded tokens]`: the keys of every channel side by side.
+    /// `[panels, head_dim, PANEL]`: the keys of a panel by channel.
     keys: AlignedMemory<f32>,
     /// `[tokens, head_dim]`, rows padded to whole vectors: in the fused projection a head's values lie so far apart that they
     /// share few sets of the first cache.
     values: AlignedMemory<f32>,
     /// `[panels, ROWS, PANEL]`: so that a block's scores of one key stand at fixed distances.
     scores: AlignedMemory<f32>,
-    /// As `keys`, of neighbouring channels: `[head_dim / 2, padded tokens]`.
+    /// As `keys`, of neighbouring channels: `[panels, head_dim / 2, PANEL]`.
     key_pairs: AlignedMemory<i32>,
     /// As `values`, of neighbouring tokens: `[tokens / 2, head_dim]`.
     value_pairs: AlignedMemory<i32>,
@@ -114,15 +117,19 @@ pub fn attend(
     // Memory that the products read as pairs is asked for only with them.
     let rounded = input.precision == AttentionPrecision::Bf16;
     let pairs = |len: usize| if rounded { len } else { 0 };
+    let keys = scratch.keys.room(2 * channel_pairs * padded);
+    let values = scratch.values.room(2 * token_pairs * width);
+    let key_pairs = scratch.key_pairs.room(pairs(channel_pairs * padded));
+    let value_pairs = scratch.value_pairs.room(pairs(token_pairs * width));
+    isa.run(Pack { input, padded, keys, values, key_pairs, value_pairs });
+    let packed = Packed { keys, values, key_pairs, value_pairs };
     isa.run(Attend {
         input,
-        padded,
-        keys: scratch.keys.room(2 * channel_pairs * padded),
-        values: scratch.values.room(2 * token_pairs * width),
+        together: 1,
+        packed,
+        paired: false,
         scores: scratch.scores.room(ROWS * padded),
         queries: scratch.queries.room(pairs(ROWS * head_dim.next_multiple_of(PANEL))),
-        key_pairs: scratch.key_pairs.room(pairs(channel_pairs * padded)),
-        value_pairs: scratch.value_pairs.room(pairs(token_pairs * width)),
         query_pairs: scratch.query_pairs.room(pairs(ROWS * head_dim.next_multiple_of(PANEL) / 2)),
         share_pairs: scratch.share_pairs.room(pairs(ROWS * padded / 2)),
         out,

@@ -54,7 +54,9 @@ mod x86;
 pub use activation::{
     Activation, activate, add_in_place, sigmoid_in_place, soft_cap_in_place, swish_in_place, tanh_in_place,
 };
-pub use attention::{AttentionPrecision, AttentionScratch, HeadInput, attend};
+pub use attention::{
+    AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, attend, attend_cached,
+};
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};
 pub use linear::{

@@ -25,6 +25,23 @@ impl<T: Copy + Default> AlignedMemory<T> {
         let start = self.start();
         &mut self.memory[start..start + len]
     }
+
+    /// The first `len` numbers as they are; those that were not there before are zeros. Memory grows by half at least, so that
+    /// growing number by number copies each a few times.
+    pub fn kept(&mut self, len: usize) -> &mut [T] {
+        let surplus = (LINE / size_of::<T>().max(1)).max(1);
+        if self.memory.len() < len + surplus {
+            let old = std::mem::take(&mut self.memory);
+            let first = Self { memory: old };
+            let kept: &[T] = &first;
+            self.memory = vec![T::default(); len.max(kept.len() + kept.len() / 2) + surplus];
+            let start = self.start();
+            let kept = &kept[..kept.len().min(self.memory.len() - start)];
+            self.memory[start..start + kept.len()].copy_from_slice(kept);
+        }
+        let start = self.start();
+        &mut self.memory[start..start + len]
+    }
 }
 
 impl<T> AlignedMemory<T> {
@@ -59,6 +76,10 @@ mod tests {
             room.fill(len as f32);
             assert!(memory[..len].iter().all(|&value| value == len as f32));
         }
+        for len in 1..5000 {
+            memory.kept(len)[len - 1] = len as f32;
+        }
+        assert!(memory[..4999].iter().enumerate().skip(1000).all(|(i, value)| *value == (i + 1) as f32));
         let before = memory.as_ptr();
         memory.room(1000);
         assert_eq!(memory.as_ptr(), before, "what is large enough stays");

@@ -15,17 +15,41 @@ const VECTORS: usize = 2;
 /// Keys of such a step.
 pub(super) const PANEL: usize = VECTORS * LANES;
 
-/// [`attend`](super::attend) on the memory that it works in, as [`AttentionScratch`](super::AttentionScratch) describes it.
-pub(super) struct Attend<'a, 'i> {
+/// Keys and values as blocks of queries read them; of each two the ones that the precision asks for.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a> {
+    /// `[panels, channels, PANEL]`: the keys of a panel by channel, of which there is an even number.
+    pub(super) keys: &'a [f32],
+    /// `[tokens, width]`, rows padded to whole vectors.
+    pub(super) values: &'a [f32],
+    /// As `keys`, of neighbouring channels: `[panels, channels / 2, PANEL]`.
+    pub(super) key_pairs: &'a [i32],
+    /// As `values`, of neighbouring tokens: `[tokens / 2, width]`.
+    pub(super) value_pairs: &'a [i32],
+}
+
+/// Brings a head's keys and values into the form of [`Packed`].
+pub(super) struct Pack<'a, 'i> {
     pub(super) input: &'a HeadInput<'i>,
     /// Tokens rounded up to whole panels.
     pub(super) padded: usize,
     pub(super) keys: &'a mut [f32],
     pub(super) values: &'a mut [f32],
-    pub(super) scores: &'a mut [f32],
-    pub(super) queries: &'a mut [f32],
     pub(super) key_pairs: &'a mut [i32],
     pub(super) value_pairs: &'a mut [i32],
+}
+
+/// Blocks of queries against packed keys and values.
+pub(super) struct Attend<'a, 'i> {
+    /// Of which keys and values are not read.
+    pub(super) input: &'a HeadInput<'i>,
+    /// Rows of queries of each token: heads that share keys and values.
+    pub(super) together: usize,
+    pub(super) packed: Packed<'a>,
+    /// Whether the products read pairs on every instruction set.
+    pub(super) paired: bool,
+    pub(super) scores: &'a mut [f32],
+    pub(super) queries: &'a mut [f32],
     pub(super) query_pairs: &'a mut [i32],
     pub(super) share_pairs: &'a mut [i32],
     pub(super) out: &'a mut [f32],
@@ -59,7 +83,7 @@ impl Factors for Paired {
     const PAIRED: bool = true;
 }
 
-impl Kernel for Attend<'_, '_> {
+impl Kernel for Pack<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -72,29 +96,34 @@ impl Kernel for Attend<'_, '_> {
     }
 }
 
-impl Attend<'_, '_> {
+impl Kernel for Attend<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        match self.input.precision {
+            AttentionPrecision::F32 => self.all::<S, Single>(s),
+            AttentionPrecision::Bf16 if S::BF16 || self.paired => self.all::<S, Paired>(s),
+            AttentionPrecision::Bf16 => self.all::<S, Rounded>(s),
+        }
+    }
+}
+
+impl Pack<'_, '_> {
     #[inline(always)]
     fn all<S: Simd, F: Factors>(&mut self, s: S) {
         self.pack_keys::<S, F>(s);
         self.pack_values::<S, F>(s);
-        let queries = self.input.queries.clone();
-        for first in queries.clone().step_by(ROWS) {
-            match queries.end - first {
-                1 => self.block::<S, F, 1>(s, first),
-                2 => self.block::<S, F, 2>(s, first),
-                3 => self.block::<S, F, 3>(s, first),
-                4 => self.block::<S, F, 4>(s, first),
-                5 => self.block::<S, F, 5>(s, first),
-                _ => self.block::<S, F, ROWS>(s, first),
-            }
-        }
     }
 
     /// The keys by channel; columns past the last token hold zeros.
     #[inline(always)]
     fn pack_keys<S: Simd, F: Factors>(&mut self, s: S) {
         let HeadInput { key, kv_stride: stride, tokens, head_dim, .. } = *self.input;
+        let channels = head_dim.next_multiple_of(2);
         for token in (0..self.padded).step_by(LANES) {
+            // Where the panel begins, counted in channels, and the column in it.
+            let (panel, column) = (token / PANEL * channels, token % PANEL);
             for channel in (0..head_dim).step_by(LANES) {
                 let width = LANES.min(head_dim - channel);
                 let mut square = [s.splat(0.0); LANES];
@@ -105,15 +134,17 @@ impl Attend<'_, '_> {
                 let even = width.next_multiple_of(2);
                 if F::PAIRED {
                     for (i, pair) in columns.as_chunks::<2>().0.iter().enumerate().take(even / 2) {
-                        let to = &mut self.key_pairs[(channel / 2 + i) * self.padded + token..];
+                        let at = panel / 2 + channel / 2 + i;
+                        let to = &mut self.key_pairs[at * PANEL + column..];
                         store_pairs(s, s.pairs(pair[0], pair[1]), to);
                     }
                     continue;
                 }
-                for (i, column) in columns.into_iter().enumerate().take(if F::ROUNDED { even } else { width })
+                for (i, values) in columns.into_iter().enumerate().take(if F::ROUNDED { even } else { width })
                 {
-                    let (column, i) = if F::ROUNDED { (s.bf16(column), i ^ 1) } else { (column, i) };
-                    s.store_some(column, &mut self.keys[(channel + i) * self.padded + token..][..LANES]);
+                    let (values, i) = if F::ROUNDED { (s.bf16(values), i ^ 1) } else { (values, i) };
+                    let at = (panel + channel + i) * PANEL;
+                    s.store_some(values, &mut self.keys[at + column..][..LANES]);
                 }
             }
         }
@@ -142,15 +173,38 @@ impl Attend<'_, '_> {
             }
         }
     }
+}
 
-    /// The queries `first..first + R`.
+impl Attend<'_, '_> {
     #[inline(always)]
-    fn block<S: Simd, F: Factors, const R: usize>(&mut self, s: S, first: usize) {
+    fn all<S: Simd, F: Factors>(&mut self, s: S) {
+        let rows = self.input.queries.len() * self.together;
+        for at in (0..rows).step_by(ROWS) {
+            match rows - at {
+                1 => self.block::<S, F, 1>(s, at),
+                2 => self.block::<S, F, 2>(s, at),
+                3 => self.block::<S, F, 3>(s, at),
+                4 => self.block::<S, F, 4>(s, at),
+                5 => self.block::<S, F, 5>(s, at),
+                _ => self.block::<S, F, ROWS>(s, at),
+            }
+        }
+    }
+
+    /// The token of a row of queries.
+    #[inline(always)]
+    fn token(&self, row: usize) -> usize {
+        self.input.queries.start + row / self.together
+    }
+
+    /// The rows `at..at + R` of the queries.
+    #[inline(always)]
+    fn block<S: Simd, F: Factors, const R: usize>(&mut self, s: S, at: usize) {
         let HeadInput { tokens, head_dim, before, after, .. } = *self.input;
-        let at = first - self.input.queries.start;
+        let (first, last) = (self.token(at), self.token(at + R - 1));
         self.pack_queries::<S, F, R>(s, at);
         // The panels with keys that any of the queries reaches.
-        let end = (first + R).saturating_add(after).min(tokens);
+        let end = (last + 1).saturating_add(after).min(tokens);
         let panels = first.saturating_sub(before) / PANEL..end.div_ceil(PANEL);
         for panel in panels.clone() {
             let vectors = filled(panel, end);
@@ -162,7 +216,7 @@ impl Attend<'_, '_> {
                 }
             }
         }
-        let factors = self.softmax::<S, F, R>(s, first, (panels.clone(), end));
+        let factors = self.softmax::<S, F, R>(s, at, (panels.clone(), end));
         let width = head_dim.next_multiple_of(LANES);
         let mut channel = 0;
         while channel < width {
@@ -211,13 +265,14 @@ impl Attend<'_, '_> {
         vector: usize,
     ) {
         let HeadInput { query, query_stride: stride, head_dim, .. } = *self.input;
-        let from = panel * PANEL + vector * LANES;
+        let from = vector * LANES;
         let width = head_dim.next_multiple_of(PANEL);
         let mut sums = [[s.splat(0.0); V]; R];
         if F::PAIRED {
             let pairs = head_dim.div_ceil(2);
             let queries: [&[i32]; R] = from_fn(|row| &self.query_pairs[row * width / 2..][..pairs]);
-            for (pair, keys) in self.key_pairs.chunks_exact(self.padded).enumerate() {
+            let keys = &self.packed.key_pairs[panel * pairs * PANEL..][..pairs * PANEL];
+            for (pair, keys) in keys.chunks_exact(PANEL).enumerate() {
                 let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
                 let keys: [S::I; V] = from_fn(|vector| s.load_i32(&keys[vector]));
                 for (sums, query) in sums.iter_mut().zip(queries) {
@@ -236,7 +291,8 @@ impl Attend<'_, '_> {
                     &query[(at + row) * stride..][..channels]
                 }
             });
-            for (channel, keys) in self.keys.chunks_exact(self.padded).enumerate().take(channels) {
+            let keys = &self.packed.keys[panel * head_dim.next_multiple_of(2) * PANEL..][..channels * PANEL];
+            for (channel, keys) in keys.chunks_exact(PANEL).enumerate() {
                 let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
                 let keys: [S::F; V] = from_fn(|vector| s.load(&keys[vector]));
                 for (sums, query) in sums.iter_mut().zip(queries) {
@@ -261,7 +317,7 @@ impl Attend<'_, '_> {
     fn softmax<S: Simd, F: Factors, const R: usize>(
         &mut self,
         s: S,
-        first: usize,
+        at: usize,
         (panels, end): (Range<usize>, usize),
     ) -> [f32; R] {
         // In powers of two.
@@ -269,14 +325,14 @@ impl Attend<'_, '_> {
         let scale = if settled { 1.0 } else { self.input.scale } * LOG2_E;
         let mut largest = [0.0; R];
         for (row, largest) in largest.iter_mut().enumerate() {
-            *largest = self.reach(s, first + row, row, (panels.clone(), end));
+            *largest = self.reach(s, self.token(at + row), row, (panels.clone(), end));
         }
         let mut sums = [s.splat(0.0); R];
         for (row, (sum, largest)) in sums.iter_mut().zip(largest).enumerate() {
             let (scale, shift) = (s.splat(scale), s.splat(-largest * scale));
             for panel in panels.clone() {
-                let at = panel * ROWS + row;
-                let scores = &mut self.scores[at * PANEL..][..filled(panel, end) * LANES];
+                let place = panel * ROWS + row;
+                let scores = &mut self.scores[place * PANEL..][..filled(panel, end) * LANES];
                 let (vectors, _) = scores.as_chunks_mut::<LANES>();
                 if F::PAIRED {
                     let mut pair = [s.splat(0.0); VECTORS];
@@ -285,7 +341,7 @@ impl Attend<'_, '_> {
                         *sum = s.add(*sum, *shares);
                     }
                     let pairs = s.pairs_in_order(pair[0], pair[1]);
-                    store_pairs(s, pairs, &mut self.share_pairs[at * PANEL / 2..]);
+                    store_pairs(s, pairs, &mut self.share_pairs[place * PANEL / 2..]);
                     continue;
                 }
                 *sum = match vectors.first_chunk_mut::<VECTORS>() {
@@ -377,7 +433,7 @@ impl Attend<'_, '_> {
             let count = (end - panel * PANEL).min(PANEL);
             if F::PAIRED {
                 let shares = &self.share_pairs[panel * ROWS * PANEL / 2..][..ROWS * PANEL / 2];
-                let rows = self.value_pairs[panel * PANEL / 2 * width..].chunks_exact(width);
+                let rows = self.packed.value_pairs[panel * PANEL / 2 * width..].chunks_exact(width);
                 for (i, row) in rows.enumerate().take(count.div_ceil(2)) {
                     let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();
                     let values: [S::I; V] = from_fn(|vector| s.load_i32(&values[vector]));
@@ -392,7 +448,7 @@ impl Attend<'_, '_> {
             }
             let count = if F::ROUNDED { count.next_multiple_of(2) } else { count };
             let shares = &self.scores[panel * ROWS * PANEL..][..ROWS * PANEL];
-            let rows = self.values[panel * PANEL * width..].chunks_exact(width);
+            let rows = self.packed.values[panel * PANEL * width..].chunks_exact(width);
             for (i, row) in rows.enumerate().take(count) {
                 let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();
                 let values: [S::F; V] = from_fn(|vector| s.load(&values[vector]));
