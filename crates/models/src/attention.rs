@@ -12,7 +12,14 @@ use crate::positions::{PositionTables, Rotation};
 use crate::spec::{AttentionSpec, Positions, Reach};
 
 /// Queries of one sequence whose output one task computes. Fixed, so that the split never depends on the number of threads.
-const QUERIES_PER_TASK: usize = 64;
+pub(crate) const QUERIES_PER_TASK: usize = 64;
+
+/// The attention of the rows of a forward, block by block.
+pub(crate) trait Attention {
+    /// Scaled dot-product attention: queries `[rows, heads * head_dim]`, keys and values `[rows, kv_heads * head_dim]`; as the
+    /// queries out. Queries and keys are turned in place.
+    fn attend(&mut self, block: usize, spec: &AttentionSpec, projections: [&Tensor; 3]) -> Result<Tensor>;
+}
 
 /// Some rows of one sequence.
 struct AttentionTask {
@@ -32,7 +39,7 @@ fn attention_tasks(offsets: &[usize]) -> Vec<AttentionTask> {
     offsets.windows(2).flat_map(|pair| of_sequence(pair[0]..pair[1])).collect()
 }
 
-/// What the attention of every block of a forward shares.
+/// The attention within whole sequences.
 pub(crate) struct AttentionContext<'a> {
     isa: Isa,
     precision: AttentionPrecision,
@@ -56,35 +63,6 @@ impl<'a> AttentionContext<'a> {
         });
         let places = places.collect();
         Self { isa, precision, tasks: attention_tasks(offsets), places, tables }
-    }
-
-    /// Scaled dot-product attention within each sequence: queries `[tokens, heads * head_dim]`, keys and values
-    /// `[tokens, kv_heads * head_dim]`; as the queries out.
-    pub(crate) fn attend(
-        &self,
-        spec: &AttentionSpec,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-    ) -> Result<Tensor> {
-        // In the memory of the projections, which nothing else reads: parts of a fused one do not overlap.
-        let (query, key) = (query.contiguous()?, key.contiguous()?);
-        if let Positions::Rotary(rotary) = &spec.positions
-            && let Some(rotation) = self.tables.rotation(rotary)
-        {
-            let rotate = Rotate { rotation, places: &self.places, head_dim: spec.head_dim };
-            query.inplace_op1(&rotate)?;
-            key.inplace_op1(&rotate)?;
-        }
-        let ((rows, width), kv_width) = (query.dims2()?, key.dim(1)?);
-        let mut out = vec![0f32; rows * width];
-        let value = value.contiguous()?;
-        rows_of(&query, |query| {
-            rows_of(&key, |key| {
-                rows_of(&value, |value| self.run(spec, [query, key, value], [width, kv_width], &mut out))
-            })
-        })???;
-        Tensor::from_vec(out, (rows, width), &Device::Cpu)
     }
 
     fn run(
@@ -128,6 +106,34 @@ impl<'a> AttentionContext<'a> {
     }
 }
 
+impl Attention for AttentionContext<'_> {
+    fn attend(
+        &mut self,
+        _: usize,
+        spec: &AttentionSpec,
+        [query, key, value]: [&Tensor; 3],
+    ) -> Result<Tensor> {
+        // In the memory of the projections, which nothing else reads: parts of a fused one do not overlap.
+        let (query, key) = (query.contiguous()?, key.contiguous()?);
+        if let Positions::Rotary(rotary) = &spec.positions
+            && let Some(rotation) = self.tables.rotation(rotary)
+        {
+            let rotate = Rotate { rotation, places: &self.places, head_dim: spec.head_dim };
+            query.inplace_op1(&rotate)?;
+            key.inplace_op1(&rotate)?;
+        }
+        let ((rows, width), kv_width) = (query.dims2()?, key.dim(1)?);
+        let mut out = vec![0f32; rows * width];
+        let value = value.contiguous()?;
+        rows_of(&query, |query| {
+            rows_of(&key, |key| {
+                rows_of(&value, |value| self.run(spec, [query, key, value], [width, kv_width], &mut out))
+            })
+        })???;
+        Tensor::from_vec(out, (rows, width), &Device::Cpu)
+    }
+}
+
 impl Reach {
     /// How many tokens before and after its own a token attends to.
     pub fn around(self) -> (usize, usize) {
@@ -141,10 +147,11 @@ impl Reach {
 }
 
 /// Turns queries or keys, `[tokens, heads * head_dim]`, by their places.
-struct Rotate<'a> {
-    rotation: &'a Rotation,
-    places: &'a [(usize, usize)],
-    head_dim: usize,
+pub(crate) struct Rotate<'a> {
+    pub(crate) rotation: &'a Rotation,
+    /// The place of each row in its sequence, and the sequence's tokens.
+    pub(crate) places: &'a [(usize, usize)],
+    pub(crate) head_dim: usize,
 }
 
 impl InplaceOp1 for Rotate<'_> {

@@ -80,16 +80,18 @@ impl Embedding {
     }
 
     /// The residual stream before the first block, `[rows, hidden]` and row-major, and the first row of each sample with the number of
-    /// rows at the end.
+    /// rows at the end. `place` is that of the first token of a text.
     pub(crate) fn forward(
         &self,
         input: &InputSpec,
         pass: &mut Pass<'_, '_>,
         batch: &PackedBatch,
+        place: usize,
     ) -> Result<(Vec<f32>, Vec<usize>), ModelError> {
         match (input, &batch.content) {
             (InputSpec::Text(input), Content::Tokens { ids, type_ids, .. }) => {
-                let mut stream = self.look_up(input, pass.model.isa(), ids, type_ids, &batch.offsets)?;
+                let rows = (ids.as_slice(), type_ids.as_slice());
+                let mut stream = self.look_up(input, pass.model.isa(), rows, &batch.offsets, place)?;
                 if input.scale != 1.0 {
                     stream.par_iter_mut().for_each(|x| *x *= input.scale);
                 }
@@ -115,9 +117,9 @@ impl Embedding {
         &self,
         input: &TextInput,
         isa: Isa,
-        ids: &[u32],
-        type_ids: &[u32],
+        (ids, type_ids): (&[u32], &[u32]),
         offsets: &[usize],
+        place: usize,
     ) -> Result<Vec<f32>, ModelError> {
         let width = input.width;
         let mut sum = vec![0f32; ids.len() * width];
@@ -127,7 +129,7 @@ impl Embedding {
                 EmbeddingRole::TokenType => type_ids.to_vec(),
                 EmbeddingRole::Position { offset, pad } => offsets
                     .windows(2)
-                    .flat_map(|pair| positions(&ids[pair[0]..pair[1]], offset, pad))
+                    .flat_map(|pair| positions(&ids[pair[0]..pair[1]], offset + place, pad))
                     .collect(),
             };
             if let Some(bad) = rows.iter().find(|row| **row as usize >= spec.rows) {

@@ -10,6 +10,7 @@
 
 mod attention;
 mod batch;
+mod cache;
 mod embed;
 mod embedded;
 mod error;
@@ -30,6 +31,7 @@ mod spec;
 mod tokenizer;
 
 pub use batch::{ImagePixels, InputRef, ModelInput, PackedBatch, TokenSequence};
+pub use cache::KvCache;
 pub use embed::Tables;
 pub use embedded::EMBEDDED;
 pub use error::ModelError;

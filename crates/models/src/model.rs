@@ -9,8 +9,9 @@ use zeropoint_formats::safetensors::element::floats_from_bytes;
 use zeropoint_kernels::{AttentionPrecision, Isa};
 
 use crate::ModelError;
-use crate::attention::{AttentionContext, part};
-use crate::batch::PackedBatch;
+use crate::attention::{Attention, AttentionContext, part};
+use crate::batch::{PackedBatch, TokenSequence};
+use crate::cache::{CachedAttention, KvCache, decoder};
 use crate::embed::{Embedding, Tables};
 use crate::ops::{ActivateInPlace, AddInPlace, MultiplyInPlace, Norm};
 use crate::output::Head;
@@ -37,6 +38,10 @@ pub trait BlockRunner: Send + Sync {
     /// Replaces the residual stream before the first block, `[rows, hidden]`, by the hidden states. `offsets` are the first
     /// rows of the sequences, and the number of rows at the end.
     fn run(&self, stream: &mut [f32], offsets: &[usize]) -> Result<(), ModelError>;
+
+    /// As [`BlockRunner::run`] for tokens that follow those of `cache`, whose keys and values it adds to each block of the
+    /// cache. After an error those of some blocks may be there.
+    fn extend(&self, stream: &mut [f32], cache: &mut KvCache) -> Result<(), ModelError>;
 }
 
 /// Makes the operator of a site; `None` leaves the f32 original in place.
@@ -193,6 +198,65 @@ impl Model {
         self.run(batch, &mut None, true)
     }
 
+    /// A cache of no token, whose keys and values have the precision of [`Model::attention_precision`].
+    pub fn new_cache(&self) -> Result<KvCache, ModelError> {
+        KvCache::new(&self.spec, self.attention)
+    }
+
+    /// The output rows of the last `rows` of the tokens `ids`, which follow those of `cache` and are added to it.
+    ///
+    /// They are those of a forward of the whole sequence, apart from rounding of sums whose order depends on the number of
+    /// rows. Where more tokens turn keys otherwise (`longrope`), all are computed anew once. Fails, and leaves the cache as it
+    /// was, where the model is no decoder, there is no token, or there are more than the cache can hold.
+    pub fn extend(&self, ids: &[u32], cache: &mut KvCache, rows: usize) -> Result<Outputs, ModelError> {
+        self.extend_by(ids, cache, rows, true)
+    }
+
+    /// As [`Model::extend`], site by site: the reference of [`BlockRunner::extend`].
+    pub fn extend_by_sites(
+        &self,
+        ids: &[u32],
+        cache: &mut KvCache,
+        rows: usize,
+    ) -> Result<Outputs, ModelError> {
+        self.extend_by(ids, cache, rows, false)
+    }
+
+    fn extend_by(
+        &self,
+        ids: &[u32],
+        cache: &mut KvCache,
+        rows: usize,
+        fused: bool,
+    ) -> Result<Outputs, ModelError> {
+        let (tower, _) = decoder(&self.spec)?;
+        let (known, total) = (cache.len(), cache.len() + ids.len());
+        if ids.is_empty() || rows == 0 || rows > ids.len() {
+            let reason = format!("{rows} rows of {} tokens are asked for; at least one is", ids.len());
+            return Err(ModelError::Sample { reason });
+        }
+        if total > cache.max_tokens() {
+            let most = cache.max_tokens();
+            let reason = format!("the text has {total} tokens; the model reads at most {most}");
+            return Err(ModelError::Sample { reason });
+        }
+        if cache.turns_anew(total) {
+            let all: Vec<u32> = cache.ids().iter().chain(ids).copied().collect();
+            let mut anew = KvCache::new(&self.spec, cache.precision())?;
+            let outputs = self.extend_by(&all, &mut anew, rows, fused)?;
+            *cache = anew;
+            return Ok(outputs);
+        }
+        let parts = &self.towers[self.spec.towers.iter().position(|known| known == tower).unwrap_or(0)];
+        let pass = &mut Pass { model: self, sink: &mut None };
+        let result = pass.extend(tower, parts, ids, cache, rows, fused);
+        match &result {
+            Ok(_) => cache.push(ids),
+            Err(_) => cache.truncate(known),
+        }
+        result
+    }
+
     /// As [`Model::forward`], site by site: the reference of a [`BlockRunner`].
     pub fn forward_by_sites(&self, batch: &PackedBatch) -> Result<Outputs, ModelError> {
         self.run(batch, &mut None, false)
@@ -260,35 +324,73 @@ impl Pass<'_, '_> {
         batch: &PackedBatch,
         fused: bool,
     ) -> Result<(Tensor, Vec<usize>), ModelError> {
-        let (mut stream, offsets) = parts.embedding.forward(&tower.input, self, batch)?;
+        let (mut stream, offsets) = parts.embedding.forward(&tower.input, self, batch, 0)?;
         let shape = (stream.len() / tower.hidden, tower.hidden);
         if let Some(runner) = parts.runner.as_ref().filter(|_| fused) {
             runner.run(&mut stream, &offsets)?;
             return Ok((Tensor::from_vec(stream, shape, &Device::Cpu)?, offsets));
         }
-        let mut hidden = Tensor::from_vec(stream, shape, &Device::Cpu)?;
+        let hidden = Tensor::from_vec(stream, shape, &Device::Cpu)?;
         let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
         let tables = PositionTables::new(tower, parts.bias.as_ref(), longest);
-        let context = AttentionContext::new(self.model.isa, self.model.attention, &offsets, &tables);
-        for (block, norms) in tower.blocks.iter().zip(&parts.norms) {
-            hidden = self.block(block, norms, &context, &hidden)?;
+        let mut context = AttentionContext::new(self.model.isa, self.model.attention, &offsets, &tables);
+        Ok((self.blocks(tower, parts, &mut context, hidden)?, offsets))
+    }
+
+    /// The output of the last `rows` of some tokens behind those of a cache.
+    fn extend(
+        &mut self,
+        tower: &Tower,
+        parts: &TowerParts,
+        ids: &[u32],
+        cache: &mut KvCache,
+        rows: usize,
+        fused: bool,
+    ) -> Result<Outputs, ModelError> {
+        let tokens = ids.len();
+        let sequence = TokenSequence { ids: ids.to_vec(), type_ids: vec![0; tokens], prompt: 0 };
+        let batch = PackedBatch::new(&[sequence])?;
+        let (mut stream, _) = parts.embedding.forward(&tower.input, self, &batch, cache.len())?;
+        let shape = (tokens, tower.hidden);
+        let hidden = if let Some(runner) = parts.runner.as_ref().filter(|_| fused) {
+            runner.extend(&mut stream, cache)?;
+            Tensor::from_vec(stream, shape, &Device::Cpu)?
+        } else {
+            let hidden = Tensor::from_vec(stream, shape, &Device::Cpu)?;
+            let mut attention = CachedAttention::new(self.model.isa, tower, cache, tokens);
+            self.blocks(tower, parts, &mut attention, hidden)?
+        };
+        let hidden = hidden.narrow(0, tokens - rows, rows)?.contiguous()?;
+        parts.head.run(&tower.head, self, &hidden, &[0, rows], &batch)
+    }
+
+    /// The hidden states for the residual stream before the first block.
+    fn blocks(
+        &mut self,
+        tower: &Tower,
+        parts: &TowerParts,
+        attention: &mut dyn Attention,
+        mut hidden: Tensor,
+    ) -> Result<Tensor, ModelError> {
+        for (index, norms) in parts.norms.iter().enumerate() {
+            hidden = self.block((index, &tower.blocks[index]), norms, attention, &hidden)?;
         }
-        if let Some(norm) = &parts.final_norm {
-            hidden = norm.forward(&hidden, None)?;
+        match &parts.final_norm {
+            Some(norm) => Ok(norm.forward(&hidden, None)?),
+            None => Ok(hidden),
         }
-        Ok((hidden, offsets))
     }
 
     fn block(
         &mut self,
-        block: &BlockSpec,
+        (index, block): (usize, &BlockSpec),
         norms: &BlockNorms,
-        context: &AttentionContext<'_>,
+        attention: &mut dyn Attention,
         hidden: &Tensor,
     ) -> Result<Tensor, ModelError> {
         match block.placement {
             NormPlacement::Post => {
-                let mixed = self.attention(block, norms, context, hidden)?;
+                let mixed = self.attention((index, block), norms, attention, hidden)?;
                 let hidden = match &norms.attention {
                     Some(norm) => norm.forward(&mixed, Some(hidden))?,
                     None => self.add(mixed, hidden)?,
@@ -298,7 +400,7 @@ impl Pass<'_, '_> {
             }
             NormPlacement::Pre | NormPlacement::Parallel => {
                 let normed = normalized(norms.attention.as_ref(), hidden.clone())?;
-                let mixed = self.attention(block, norms, context, &normed)?;
+                let mixed = self.attention((index, block), norms, attention, &normed)?;
                 let mixed = normalized(norms.attention_output.as_ref(), mixed)?;
                 if block.placement == NormPlacement::Parallel {
                     let out = self.mlp(&block.mlp, &norms.mlp.forward(hidden, None)?)?;
@@ -315,9 +417,9 @@ impl Pass<'_, '_> {
 
     fn attention(
         &mut self,
-        block: &BlockSpec,
+        (index, block): (usize, &BlockSpec),
         norms: &BlockNorms,
-        context: &AttentionContext<'_>,
+        attention: &mut dyn Attention,
         input: &Tensor,
     ) -> Result<Tensor, ModelError> {
         let spec = &block.attention;
@@ -327,7 +429,7 @@ impl Pass<'_, '_> {
         // A norm is as long as a head: it goes over each.
         let query = normalized(norms.query.as_ref(), query)?;
         let key = normalized(norms.key.as_ref(), key)?;
-        let mixed = context.attend(spec, &query, &key, &value)?;
+        let mixed = attention.attend(index, spec, [&query, &key, &value])?;
         self.single(spec.context, &mixed)
     }
 

@@ -156,6 +156,10 @@ impl Fixture {
     }
 }
 
+fn is_decoder(fixture: &Fixture) -> bool {
+    fixture.directory.spec().head().task() == Task::CausalLm
+}
+
 fn open(path: PathBuf) -> ModelDirectory {
     ModelDirectory::open(&SourceRef::Directory(path), Task::Auto).expect("the fixture opens")
 }
@@ -333,4 +337,87 @@ fn a_single_token_goes_through_alone_as_it_does_among_others() {
         let among_others = rows(&fixture.model.hidden_states(&pack(&together)).unwrap());
         assert_close(&alone[0], &among_others[0], BATCH_TOLERANCE, fixture.name);
     }
+}
+
+/// The tokens of a text in parts of these lengths, then one by one.
+fn logits_by_parts(fixture: &Fixture, ids: &[u32], parts: &[usize]) -> Vec<f32> {
+    let mut cache = fixture.model.new_cache().expect("a decoder");
+    let mut rows = Vec::new();
+    let mut rest = ids;
+    for part in parts.iter().copied().chain(std::iter::repeat(1)) {
+        let (now, later) = rest.split_at(part.min(rest.len()));
+        if now.is_empty() {
+            break;
+        }
+        let outputs = fixture.model.extend(now, &mut cache, now.len()).expect("the model runs");
+        rows.extend(outputs.values);
+        rest = later;
+    }
+    assert_eq!(cache.ids(), ids);
+    rows
+}
+
+#[test]
+fn token_by_token_gives_the_logits_of_transformers() {
+    let decoders: Vec<Fixture> = Fixture::all().filter(is_decoder).collect();
+    assert!(decoders.len() > 14);
+    for fixture in decoders {
+        for (i, ids) in fixture.reference.input_ids.iter().enumerate() {
+            let Some(expected) = fixture.reference.output(i) else { continue };
+            // Where keys turn otherwise in longer texts, shorter ones in front of them have other logits.
+            let start = if fixture.name == "phi3-long" { 17 } else { 1 };
+            for parts in [&[start][..], &[start.max(3), 1, 7], &[ids.len()]] {
+                let found = logits_by_parts(&fixture, ids, parts);
+                assert_eq!(found.len(), expected.len(), "{}", fixture.name);
+                let far = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(far < TOLERANCE, "{}, text {i} in {parts:?}: {far}", fixture.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_that_grows_over_a_turning_point_is_computed_anew() {
+    let fixture = Fixture::open("phi3-long");
+    let ids = &fixture.reference.input_ids[1];
+    assert!(ids.len() > 17);
+    let mut cache = fixture.model.new_cache().unwrap();
+    for id in &ids[..ids.len() - 1] {
+        fixture.model.extend(&[*id], &mut cache, 1).unwrap();
+    }
+    let last = fixture.model.extend(&ids[ids.len() - 1..], &mut cache, 1).unwrap().values;
+    let whole = fixture.model.extend(ids, &mut fixture.model.new_cache().unwrap(), 1).unwrap().values;
+    let far = last.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far < TOLERANCE, "{far}");
+}
+
+#[test]
+fn a_cache_takes_back_tokens_and_refuses_too_many() {
+    let fixture = Fixture::open("llama-causal");
+    let model = &fixture.model;
+    let ids = &fixture.reference.input_ids[1];
+    let mut cache = model.new_cache().unwrap();
+    let expected = model.extend(&ids[..10], &mut cache, 1).unwrap();
+    // Four bytes for each of two blocks' keys and values of two heads of six channels.
+    assert_eq!(cache.bytes(), 10 * 2 * 2 * 2 * 6 * 4);
+    model.extend(&ids[10..], &mut cache, 3).unwrap();
+    cache.truncate(9);
+    let found = model.extend(&ids[9..10], &mut cache, 1).unwrap();
+    let far = found.values.iter().zip(&expected.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far < TOLERANCE, "{far}");
+    let says = |error: zeropoint_models::ModelError, says: &str| {
+        assert!(error.to_string().contains(says), "{error} does not say {says}");
+    };
+    let long = vec![5; 55];
+    says(
+        model.extend(&long, &mut cache, 1).unwrap_err(),
+        "the text has 65 tokens; the model reads at most 64",
+    );
+    says(model.extend(&[], &mut cache, 1).unwrap_err(), "1 rows of 0 tokens are asked for");
+    says(model.extend(&[1], &mut cache, 2).unwrap_err(), "2 rows of 1 tokens are asked for");
+    says(model.extend(&[5, 100_000], &mut cache, 1).unwrap_err(), "which has 140 rows");
+    assert_eq!(cache.len(), 10, "an error leaves it as it was");
+    assert_eq!(model.extend(&ids[10..11], &mut cache, 1).unwrap().columns, 140);
+    let encoder = Fixture::open("bert-mean");
+    says(encoder.model.new_cache().err().expect("no decoder"), "BertModel is no decoder");
 }

@@ -133,6 +133,9 @@ fn every_family_and_head_goes_the_whole_way() {
             assert_eq!(paths(linears), paths(&prepared.directory.spec().linears), "{name}");
             assert_eq!(written.quantized_linears(), linears.len() - float.len(), "{name}, {scheme}");
             the_engine_has_the_bits_of_the_sites(&written, &format!("{name}, {scheme}"));
+            if written.directory().spec().head().task() == Task::CausalLm {
+                a_cache_has_the_bits_of_the_sites(&written, &format!("{name}, {scheme}"));
+            }
         }
     }
 }
@@ -162,6 +165,37 @@ fn batches(spec: &ModelSpec, longest: usize) -> Vec<PackedBatch> {
         batches.push(PackedBatch::new(&images).expect("images have one shape"));
     }
     batches
+}
+
+/// A text in parts, with the bits of the sites.
+fn a_cache_has_the_bits_of_the_sites(written: &QuantizedModel, name: &str) {
+    let model = written.model();
+    let mut rng = Rng::new(9);
+    let words = written.directory().spec().tables().next().expect("words").rows as u64;
+    let ids: Vec<u32> = (0..written.directory().max_tokens()).map(|_| rng.below(words) as u32).collect();
+    let bits = |outputs: Outputs| outputs.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let parts = || {
+        [1, 1, 9, 1, 5, 1, 1].into_iter().scan(0, |start, part| {
+            *start += part;
+            Some(&ids[*start - part..*start])
+        })
+    };
+    let mut cache = model.new_cache().expect("a decoder");
+    let expected: Vec<_> = parts()
+        .map(|ids| bits(model.extend_by_sites(ids, &mut cache, ids.len()).expect("the sites run")))
+        .collect();
+    for threads in [1, 2, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let mut cache = model.new_cache().expect("a decoder");
+        for (ids, expected) in parts().zip(&expected) {
+            let found = pool.install(|| model.extend(ids, &mut cache, ids.len())).expect("the engine runs");
+            assert!(
+                bits(found) == *expected,
+                "{name}: {} tokens behind others, {threads} threads",
+                ids.len()
+            );
+        }
+    }
 }
 
 fn the_engine_has_the_bits_of_the_sites(written: &QuantizedModel, name: &str) {

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rayon::prelude::*;
 use zeropoint_formats::Checkpoint;
-use zeropoint_kernels::{Isa, NonFinite};
+use zeropoint_kernels::{HeadCache, Isa, NonFinite};
 use zeropoint_models::{
-    BiasTable, BlockNorms, BlockRunner, BlockSpec, ModelError, ModelSpec, Norm, NormSpec, PositionTables,
-    Tower,
+    BiasTable, BlockNorms, BlockRunner, BlockSpec, KvCache, ModelError, ModelSpec, Norm, NormSpec,
+    PositionTables, Tower,
 };
 
 use crate::site::IntegerSite;
@@ -109,14 +109,14 @@ impl Engine {
         self.with_arena(|arena| {
             let Arena { work, projections: [now, next] } = arena;
             let (mut now, mut next) = (now, next);
-            let batch = Batch { offsets, tables };
+            let batch = Batch { offsets, tables, known: 0 };
             let Some(first) = self.blocks.first() else { return Ok(()) };
-            let all = Rows { isa: self.isa, batch: &batch, span: 0..rows };
+            let all = Rows { isa: self.isa, batch: &batch, span: 0..rows, split: false };
             first.begin(&all, x, work, now.room(rows * first.projection_width()))?;
             for (i, block) in self.blocks.iter().enumerate() {
                 let following = self.blocks.get(i + 1);
                 let width = following.map_or(0, Block::projection_width);
-                block.run(&all, x, now, following, work, next.room(rows * width))?;
+                block.run(&all, x, (now, None), following, work, next.room(rows * width))?;
                 std::mem::swap(&mut now, &mut next);
             }
             self.finish(x);
@@ -124,8 +124,37 @@ impl Engine {
         })
     }
 
-    /// All rows cut evenly into strips, one a thread, that meet after every block.
-    fn together(&self, x: &mut [f32], batch: &Batch<'_>, strip: usize) -> Result<(), NonFinite> {
+    /// One row behind those of a cache, its products split over threads.
+    fn step(&self, x: &mut [f32], cache: &mut KvCache) -> Result<(), NonFinite> {
+        let tables = cache.tables(&self.tower, cache.len() + 1);
+        let batch = Batch { offsets: &[0, 1], tables: &tables, known: cache.len() };
+        let row = Rows { isa: self.isa, batch: &batch, span: 0..1, split: rayon::current_num_threads() > 1 };
+        self.with_arena(|arena| {
+            let Arena { work, projections: [now, next] } = arena;
+            let (mut now, mut next) = (now, next);
+            let Some(first) = self.blocks.first() else { return Ok(()) };
+            first.begin(&row, x, work, now.room(first.projection_width()))?;
+            for (i, block) in self.blocks.iter().enumerate() {
+                let following = self.blocks.get(i + 1);
+                let width = following.map_or(0, Block::projection_width);
+                let heads = cache.block_mut(i);
+                block.remember(&now[..block.projection_width()], heads);
+                block.run(&row, x, (now, Some(heads)), following, work, next.room(width))?;
+                std::mem::swap(&mut now, &mut next);
+            }
+            self.finish(x);
+            Ok(())
+        })
+    }
+
+    /// All rows cut evenly into strips, one a thread, that meet after every block. A cache is that of the one sequence.
+    fn together(
+        &self,
+        x: &mut [f32],
+        batch: &Batch<'_>,
+        strip: usize,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<(), NonFinite> {
         let hidden = self.tower.hidden;
         let rows = x.len() / hidden;
         let Some(first) = self.blocks.first() else { return Ok(()) };
@@ -136,6 +165,7 @@ impl Engine {
                 isa: self.isa,
                 batch,
                 span: index * strip..index * strip + x.len() / hidden,
+                split: false,
             };
             let width = first.projection_width();
             x.par_chunks_mut(strip * hidden)
@@ -147,7 +177,12 @@ impl Engine {
                 })?;
             for (at, block) in self.blocks.iter().enumerate() {
                 let following = self.blocks.get(at + 1);
-                let read: &[f32] = now;
+                let heads: Option<&[HeadCache]> = cache.as_deref_mut().map(|cache| {
+                    let heads = cache.block_mut(at);
+                    block.remember(&now[..rows * block.projection_width()], heads);
+                    &*heads
+                });
+                let read: (&[f32], _) = (now, heads);
                 match following {
                     Some(following) => {
                         let width = following.projection_width();
@@ -184,7 +219,9 @@ impl Engine {
         let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
         let tables = self.tables(longest);
         match schedule {
-            Schedule::Together { strip } => self.together(x, &Batch { offsets, tables: &tables }, strip),
+            Schedule::Together { strip } => {
+                self.together(x, &Batch { offsets, tables: &tables, known: 0 }, strip, None)
+            }
             Schedule::Groups(groups) if groups.len() == 1 => self.alone(x, offsets, &tables),
             Schedule::Groups(groups) => {
                 let mut parts = Vec::with_capacity(groups.len());
@@ -207,6 +244,19 @@ impl BlockRunner for Engine {
         self.run_schedule(stream, offsets, schedule)
             .map_err(|error| ModelError::Candle(candle_core::Error::wrap(error)))
     }
+
+    fn extend(&self, stream: &mut [f32], cache: &mut KvCache) -> Result<(), ModelError> {
+        let rows = stream.len() / self.tower.hidden;
+        let result = if rows == 1 {
+            self.step(stream, cache)
+        } else {
+            let known = cache.len();
+            let tables = cache.tables(&self.tower, known + rows);
+            let batch = Batch { offsets: &[0, rows], tables: &tables, known };
+            self.together(stream, &batch, rows.div_ceil(rayon::current_num_threads()), Some(cache))
+        };
+        result.map_err(|error| ModelError::Candle(candle_core::Error::wrap(error)))
+    }
 }
 
 /// Sequences that attend within themselves.
@@ -214,6 +264,8 @@ pub(crate) struct Batch<'a> {
     /// First row of each sequence and the number of rows at the end, plus a common start.
     offsets: &'a [usize],
     tables: &'a PositionTables,
+    /// Tokens before the first row, in a cache.
+    known: usize,
 }
 
 impl Batch<'_> {

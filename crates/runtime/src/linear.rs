@@ -1,5 +1,7 @@
 //! One Linear in integers.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use zeropoint_core::{QuantParams, Symmetry};
 use zeropoint_formats::compressed_tensors::QuantizedLinear;
@@ -90,6 +92,20 @@ impl IntegerLinear {
                 apply_activation(self.weights.isa(), &mut row[..outputs], self.after);
             }
         }
+    }
+
+    /// As [`IntegerLinear::forward_into`] of one row, some outputs of it; the first is a multiple of
+    /// [`PackedWeights::PANEL`].
+    pub(crate) fn forward_columns(
+        &self,
+        a: &[i8],
+        input: RowParams<'_>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let count = columns.len();
+        linear(a, 1, &self.weights, columns, &self.epilogue(input), out, count);
+        apply_activation(self.weights.isa(), out, self.after);
     }
 
     /// Whether its whole epilogue is part of the product, so that [`IntegerLinear::forward_quantized`] can run it.

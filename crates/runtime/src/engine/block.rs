@@ -3,8 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{AlignedMemory, HeadInput, Isa, NonFinite, add_in_place, attend};
+use zeropoint_kernels::{
+    AlignedMemory, AttentionScratch, CachedInput, HeadCache, HeadInput, Isa, NonFinite, PackedWeights,
+    add_in_place, attend, attend_cached,
+};
 use zeropoint_models::{
     ActivationFn, ActivationQuantizer, BlockNorms, BlockSpec, INT8_ATTENTION, LinearId, ModelSpec, Norm,
     NormPlacement, Positions, Projection, SiteId, apply_activation,
@@ -18,11 +22,16 @@ use crate::site::{IntegerSite, params_of, quantize_rows};
 /// Rows that go from one operation to the next while they are in the first cache.
 const HOT_ROWS: usize = 8;
 
+/// Tokens times channels of queries up to which one thread attends to a cache faster than several share it.
+const ALONE: usize = 1 << 16;
+
 /// Rows of a batch, counted from its first.
 pub(super) struct Rows<'a> {
     pub(super) isa: Isa,
     pub(super) batch: &'a Batch<'a>,
     pub(super) span: Range<usize>,
+    /// Whether the products are split over threads by their outputs: rows are too few to be.
+    pub(super) split: bool,
 }
 
 /// The Linears that read one activation, their outputs side by side.
@@ -84,6 +93,16 @@ struct Mlp {
     down: Output,
 }
 
+/// Outputs of a product of so many that one task computes where they are split over threads.
+fn split_width(outputs: usize) -> usize {
+    let even = outputs.div_ceil(rayon::current_num_threads());
+    even.next_multiple_of(PackedWeights::PANEL).max(2 * PackedWeights::PANEL)
+}
+
+fn split_columns(outputs: usize, share: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..outputs).step_by(share).map(move |start| start..outputs.min(start + share))
+}
+
 impl Stage {
     fn new(sites: &[Option<Arc<IntegerSite>>], site: SiteId, consumers: &[LinearId]) -> Option<Self> {
         let (quantizer, linears) = sites[site].as_ref()?.uniform()?;
@@ -106,9 +125,25 @@ impl Stage {
     }
 
     /// The outputs `[rows, width]` of the first rows.
-    fn run(&self, rows: usize, quantized: &[i8], params: &[QuantParams], out: &mut [f32]) {
+    fn run(&self, rows: usize, quantized: &[i8], params: &[QuantParams], out: &mut [f32], split: bool) {
         let (quantized, params) =
             (&quantized[..rows * self.inputs], params_of(self.quantizer, &params[..rows]));
+        if split && rows == 1 {
+            let share = split_width(self.width);
+            let mut parts = Vec::new();
+            let mut rest = &mut out[..self.width];
+            for (_, linear) in &self.linears {
+                for columns in split_columns(linear.outputs(), share) {
+                    let (part, behind) = rest.split_at_mut(columns.len());
+                    parts.push((linear, columns, part));
+                    rest = behind;
+                }
+            }
+            parts.into_par_iter().with_max_len(1).for_each(|(linear, columns, out)| {
+                linear.forward_columns(quantized, params, columns, out);
+            });
+            return;
+        }
         let mut start = 0;
         for (_, linear) in &self.linears {
             linear.forward_into(quantized, rows, params, &mut out[start..], self.width);
@@ -133,11 +168,25 @@ impl Output {
         params: &[QuantParams],
         memory: &mut AlignedMemory<f32>,
         x: &mut [f32],
+        split: bool,
     ) {
         let width = self.linear.outputs();
         let rows = x.len() / width;
         let quantized = &quantized[..rows * self.linear.inputs()];
         let params = params_of(self.quantizer, &params[..rows]);
+        if split && rows == 1 {
+            let out = memory.room(width);
+            let share = split_width(width);
+            out.par_chunks_mut(share).with_max_len(1).enumerate().for_each(|(i, out)| {
+                let columns = i * share..i * share + out.len();
+                self.linear.forward_columns(quantized, params, columns, out);
+            });
+            if let Some(norm) = &self.norm {
+                norm.apply(out);
+            }
+            add_in_place(isa, x, out);
+            return;
+        }
         match &self.norm {
             None => self.linear.add_into(quantized, rows, params, x),
             Some(norm) => {
@@ -224,12 +273,13 @@ impl Block {
     }
 
     /// The block's output in the place of its input `x`, and the next block's queries, keys and values in `out`.
-    /// `projections` are this block's, of all rows of the batch.
+    /// `projections` are this block's, of all rows of the batch; a cache holds their keys and values behind those of the tokens
+    /// before.
     pub(super) fn run(
         &self,
         rows: &Rows<'_>,
         x: &mut [f32],
-        projections: &[f32],
+        (projections, cache): (&[f32], Option<&[HeadCache]>),
         next: Option<&Self>,
         work: &mut Work,
         out: &mut [f32],
@@ -241,13 +291,13 @@ impl Block {
             if self.placement == NormPlacement::Parallel {
                 // Both halves read the same stream: of the attention half, the projections have done so.
                 self.mlp_input().settle(rows.isa, x, hidden, None, work)?;
-                self.feed_forward(rows.isa, part.len(), work, x)?;
-                self.attend(&here, projections, work, x)?;
+                self.feed_forward(&here, work, x)?;
+                self.attend(&here, (projections, cache), work, x)?;
             } else {
-                self.attend(&here, projections, work, x)?;
+                self.attend(&here, (projections, cache), work, x)?;
                 let after = self.after(self.attention_norm.as_ref());
                 self.mlp_input().settle(rows.isa, x, hidden, after, work)?;
-                self.feed_forward(rows.isa, part.len(), work, x)?;
+                self.feed_forward(&here, work, x)?;
             }
             let after = self.after(Some(&self.mlp_norm));
             match next {
@@ -282,7 +332,7 @@ impl Block {
     fn project(&self, rows: &Rows<'_>, work: &Work, out: &mut [f32]) {
         let attention = &self.attention;
         let count = rows.span.len();
-        attention.input.run(count, &work.quantized, &work.params, out);
+        attention.input.run(count, &work.quantized, &work.params, out, rows.split);
         let rotation = match &attention.positions {
             Positions::Rotary(rotary) => rows.batch.tables.rotation(rotary),
             _ => None,
@@ -301,7 +351,9 @@ impl Block {
                             .for_each(|head| norm.apply(&mut head[..attention.head_dim]));
                     }
                     if let Some(rotation) = rotation {
-                        rotation.turn(row - sequence.start, sequence.len(), values, heads.stride);
+                        let known = rows.batch.known;
+                        let (place, tokens) = (known + row - sequence.start, known + sequence.len());
+                        rotation.turn(place, tokens, values, heads.stride);
                     }
                 }
             }
@@ -312,7 +364,7 @@ impl Block {
     fn attend(
         &self,
         rows: &Rows<'_>,
-        projections: &[f32],
+        (projections, cache): (&[f32], Option<&[HeadCache]>),
         work: &mut Work,
         x: &mut [f32],
     ) -> Result<(), NonFinite> {
@@ -331,7 +383,10 @@ impl Block {
         } = &self.attention;
         let (count, width, stride) = (rows.span.len(), heads * head_dim, input.width);
         let context = work.context.room(count * width);
-        for (sequence, asked) in rows.batch.sequences(&rows.span) {
+        if let Some(cache) = cache {
+            self.attend_cached(rows, projections, cache, context, &mut work.attention);
+        }
+        for (sequence, asked) in rows.batch.sequences(&rows.span).filter(|_| cache.is_none()) {
             let tokens = sequence.len();
             let queries = asked.start - sequence.start..asked.end - sequence.start;
             for head in 0..*heads {
@@ -362,45 +417,115 @@ impl Block {
         let quantized = work.quantized.room(count * width);
         let params = room_for_params(&mut work.params, count);
         quantize_rows(rows.isa, output.quantizer, context, width, quantized, params)?;
-        output.add(rows.isa, quantized, params, &mut work.normed, x);
+        output.add(rows.isa, quantized, params, &mut work.normed, x, rows.split);
         Ok(())
     }
 
+    /// Adds keys and values of rows, whose projections they are, to a cache.
+    pub(super) fn remember(&self, projections: &[f32], cache: &mut [HeadCache]) {
+        let Attention { heads_of: [_, keys, values], head_dim, input, .. } = &self.attention;
+        let remember = |(head, cache): (usize, &mut HeadCache)| {
+            for row in projections.chunks_exact(input.width) {
+                let of = |heads: &Heads| &row[heads.column + head * heads.stride..][..*head_dim];
+                cache.append(of(keys), of(values));
+            }
+        };
+        if projections.len() > input.width {
+            cache.par_iter_mut().enumerate().for_each(remember);
+        } else {
+            cache.iter_mut().enumerate().for_each(remember);
+        }
+    }
+
+    /// The heads' outputs of rows whose keys and values a cache holds, those of the tokens before them too.
+    fn attend_cached(
+        &self,
+        rows: &Rows<'_>,
+        projections: &[f32],
+        cache: &[HeadCache],
+        context: &mut [f32],
+        scratch: &mut AttentionScratch,
+    ) {
+        let Attention {
+            heads, kv_heads, head_dim, scale, cap, around, heads_of: [queries, ..], input, ..
+        } = &self.attention;
+        let (group, width) = (heads / kv_heads, heads * head_dim);
+        let known = rows.batch.known;
+        let asked = |head: usize, query_stride: usize, together: usize| CachedInput {
+            query: &projections[rows.span.start * input.width + queries.column + head * queries.stride..],
+            queries: known + rows.span.start..known + rows.span.end,
+            query_stride,
+            together,
+            scale: *scale,
+            cap: *cap,
+            before: around.0,
+        };
+        if rows.span.len() > 1 {
+            for head in 0..*heads {
+                let out = &mut context[head * head_dim..];
+                attend_cached(
+                    rows.isa,
+                    &asked(head, input.width, 1),
+                    &cache[head / group],
+                    scratch,
+                    out,
+                    width,
+                );
+            }
+            return;
+        }
+        // Heads that share keys read them together.
+        let groups = context.par_chunks_mut(group * head_dim).zip(cache).enumerate();
+        let attend = |scratch: &mut AttentionScratch,
+                      (i, (out, cache)): (usize, (&mut [f32], &HeadCache))| {
+            let input = asked(i * group, queries.stride, group);
+            attend_cached(rows.isa, &input, cache, scratch, out, *head_dim);
+        };
+        if rows.split && known * width > ALONE {
+            groups.for_each_init(AttentionScratch::default, attend);
+        } else {
+            let groups = context.chunks_mut(group * head_dim).zip(cache).enumerate();
+            groups.for_each(|task| attend(scratch, task));
+        }
+    }
+
     /// Adds the output of the feed-forward half to the stream `x` of the rows whose input stands in `work`.
-    fn feed_forward(&self, isa: Isa, count: usize, work: &mut Work, x: &mut [f32]) -> Result<(), NonFinite> {
+    fn feed_forward(&self, rows: &Rows<'_>, work: &mut Work, x: &mut [f32]) -> Result<(), NonFinite> {
+        let (isa, count) = (rows.isa, rows.span.len());
         let Mlp { input, up, gate, down } = &self.mlp;
         let inner = down.linear.inputs();
         let quantized = work.inner.room(count * inner);
         let params = room_for_params(&mut work.inner_params, count);
         match &input.linears[..] {
             // The product itself leaves what the next one reads.
-            [(_, widen)] if gate.is_none() && *up == (0..input.width) && widen.is_fused() => {
+            [(_, widen)] if gate.is_none() && *up == (0..input.width) && widen.is_fused() && !rows.split => {
                 let a = &work.quantized[..count * input.inputs];
                 let read = params_of(input.quantizer, &work.params[..count]);
                 let memory = (&mut work.wide, &mut work.magnitudes);
                 widen.forward_quantized(a, count, read, down.quantizer, memory, (quantized, params))?;
             }
-            _ => self.widen(isa, count, work)?,
+            _ => self.widen(rows, work)?,
         }
-        down.add(isa, &work.inner, &work.inner_params, &mut work.normed, x);
+        down.add(isa, &work.inner, &work.inner_params, &mut work.normed, x, rows.split);
         Ok(())
     }
 
     /// The first products of a feed-forward half with what stands between them and the last one, for the rows whose input
     /// stands in `work`; the input of the last one is left there.
-    fn widen(&self, isa: Isa, count: usize, work: &mut Work) -> Result<(), NonFinite> {
+    fn widen(&self, rows: &Rows<'_>, work: &mut Work) -> Result<(), NonFinite> {
+        let (isa, count) = (rows.isa, rows.span.len());
         let Mlp { input, up, gate, down } = &self.mlp;
         let inner = down.linear.inputs();
         let wide = work.wide.room(count * input.width);
-        input.run(count, &work.quantized, &work.params, wide);
+        input.run(count, &work.quantized, &work.params, wide, rows.split);
         let quantized = work.inner.room(count * inner);
         let params = room_for_params(&mut work.inner_params, count);
         if gate.is_none() && *up == (0..input.width) {
             quantize_rows(isa, down.quantizer, wide, inner, quantized, params)?;
         } else {
             let gated = work.gated.room(inner);
-            let rows = wide.chunks_exact(input.width).zip(quantized.chunks_exact_mut(inner)).zip(params);
-            for (row, ((wide, quantized), params)) in rows.enumerate() {
+            let each = wide.chunks_exact(input.width).zip(quantized.chunks_exact_mut(inner)).zip(params);
+            for (row, ((wide, quantized), params)) in each.enumerate() {
                 match gate {
                     None => gated.copy_from_slice(&wide[up.clone()]),
                     Some((gate, activation)) => {
@@ -474,6 +599,11 @@ impl<'a> Rows<'a> {
 
     fn part(&self, part: &Range<usize>) -> Rows<'a> {
         let start = self.span.start;
-        Rows { isa: self.isa, batch: self.batch, span: start + part.start..start + part.end }
+        Rows {
+            isa: self.isa,
+            batch: self.batch,
+            span: start + part.start..start + part.end,
+            split: self.split,
+        }
     }
 }
