@@ -31,7 +31,7 @@ const SUPPORTED: &str = "\
 Supported models: encoders of texts (BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet, ALBERT, ELECTRA, ModernBERT, \
 Nomic-BERT, GTE) as sentence encoders, classifiers, cross-encoders, token classifiers, masked language models or for \
 question answering; of images (ViT, DeiT) and of both (CLIP); decoders (Llama, Mistral, Qwen, SmolLM3, Phi-3, Gemma, \
-GPT-NeoX, GPT-2), which are not made to generate yet; in f32, f16 or bf16 safetensors, one file or sharded. \
+GPT-NeoX, GPT-2); in f32, f16 or bf16 safetensors, one file or sharded. \
 docs/families.md has every class and its limits.
 Models come from a directory or, as owner/name, from the Hugging Face hub.
 Limits: weights and activations are INT8; transformers \
@@ -79,6 +79,8 @@ pub(crate) enum Command {
     /// Embed, classify, score, label, answer or fill in texts with a quantised model on the INT8 runtime, one JSON
     /// object a line
     Encode(EncodeArgs),
+    /// Continue a text with a decoder, quantised or not, token by token
+    Generate(GenerateArgs),
     /// Vectors of the lines of standard input with a quantised sentence encoder, in order, as they come
     Embed(EmbedArgs),
     /// Measure latency and throughput of a quantised model on the INT8 runtime, beside its original; `--threads` takes several
@@ -244,6 +246,36 @@ pub(crate) struct EncodeArgs {
     /// Texts in a batch
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) batch_size: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The model, such as runs/NAME/model or an original, or owner/name of the hub
+    pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model on the hub (default: main)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
+    /// The text to continue, as it is: no chat template is applied
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// Most new tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// What logits are divided by before one of the tokens is drawn; 0 takes the most probable
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) temperature: f64,
+    /// Draw among the most probable tokens that have this share of the probability together
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+    /// Of the draws; the same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Go on behind the tokens that end a text (`eos_token_id` of `generation_config.json` or `config.json`)
+    #[arg(long)]
+    pub(crate) ignore_stop: bool,
+    /// Print token ids, text and how it ended as JSON on standard output, at the end
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How vectors are written.

@@ -23,6 +23,7 @@ pub(crate) fn execute(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result
         Command::Quantize(args) => quantize_command(args, &sources, terminal, cancel),
         Command::Evaluate(args) => evaluate_command(args, &sources, terminal, cancel),
         Command::Encode(args) => encode::encode(args, &sources, terminal, cancel),
+        Command::Generate(args) => crate::generate::generate(args, &sources, terminal, cancel),
         Command::Embed(args) => embed::embed(args, &sources, terminal, cancel),
         Command::Bench(args) => bench::bench(args, &cli.global.threads, &sources, terminal, cancel),
         Command::Compare(args) => compare::compare_command(args, terminal),

@@ -11,6 +11,7 @@ mod commands;
 mod compare;
 mod embed;
 mod encode;
+mod generate;
 #[cfg(feature = "hub")]
 mod push;
 mod render;

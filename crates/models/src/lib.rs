@@ -53,4 +53,4 @@ pub use spec::{
     LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Positions,
     Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId, TextInput, Tower,
 };
-pub use tokenizer::{AlignedTokens, MaskToken, TextPart, Tokenizer};
+pub use tokenizer::{AlignedTokens, MaskToken, TextPart, TextStream, Tokenizer};

@@ -208,6 +208,37 @@ impl ModelDirectory {
 }
 
 /// `null` says no more than an absent key.
+impl ModelDirectory {
+    /// Tokens that end a text: `eos_token_id` of `generation_config.json`, otherwise of `config.json`, one or several; none where
+    /// both are silent.
+    pub fn stop_tokens(&self) -> Result<Vec<u32>, ModelError> {
+        const KEY: &str = "eos_token_id";
+        let path = self.dir.join("generation_config.json");
+        let own: Option<Value> = read_json_if_there(&path)?;
+        let told = own.as_ref().and_then(|own| own.get(KEY)).filter(|value| !value.is_null());
+        let (path, value) = match told {
+            Some(value) => (path, Some(value)),
+            None => (self.dir.join("config.json"), self.config.get(KEY)),
+        };
+        let ids: Option<Vec<u32>> = match value {
+            None | Some(Value::Null) => Some(Vec::new()),
+            Some(Value::Array(ids)) => ids.iter().map(token_id).collect(),
+            Some(id) => token_id(id).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| ModelError::Config {
+            path,
+            reason: format!(
+                "`{KEY}` is {}; a token id or a list of them is expected",
+                value.unwrap_or(&Value::Null)
+            ),
+        })
+    }
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
 fn quantization_config(config: &Value) -> Option<&Value> {
     config.get("quantization_config").filter(|value| !value.is_null())
 }

@@ -3,10 +3,12 @@
 mod aligned;
 mod mask;
 mod settings;
+mod stream;
 
 pub use aligned::{AlignedTokens, TextPart};
 pub use mask::MaskToken;
 pub(crate) use settings::TokenizerSettings;
+pub use stream::TextStream;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

@@ -6,19 +6,23 @@
 //! i8 x i8 -> i32, and scales, zero points, bias and non-linearity are applied in one pass over the result.
 //!
 //! Where all Linears of the blocks are INT8, a fused engine runs whole blocks over memory that stays between calls, with the
-//! same bits. [`Encoder`] takes texts; [`Int8Linear`] is one Linear for models built by hand.
+//! same bits; [`generate()`] continues texts token by token. [`Encoder`] makes vectors of texts; [`Int8Linear`] is one Linear for models built by hand.
 //!
 //! It knows files through `zeropoint-formats` alone, and neither calibration nor quantisation algorithms.
 
 mod encoder;
 mod engine;
+mod generate;
 mod linear;
 mod model;
 mod module;
+mod sampling;
 mod site;
 
 pub use encoder::Encoder;
+pub use generate::{Ending, generate};
 pub use linear::IntegerLinear;
 pub use model::{QuantizedModel, RuntimeError};
 pub use module::Int8Linear;
+pub use sampling::{Sampler, Sampling, SamplingError};
 pub use site::IntegerSite;

@@ -21,13 +21,14 @@ const FILES: [Generated; 2] = [
 ];
 
 /// The commands of the program in the order of its help.
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "run",
     "calibrate",
     "statistics",
     "quantize",
     "evaluate",
     "encode",
+    "generate",
     "embed",
     "bench",
     "compare",

@@ -43,7 +43,7 @@ impl Tokenizer {
     }
 
     /// The tokenizer that cuts nothing.
-    fn whole(&self) -> &tokenizers::Tokenizer {
+    pub(super) fn whole(&self) -> &tokenizers::Tokenizer {
         self.whole.get_or_init(|| {
             let mut whole = self.inner.clone();
             // Only a length can be refused.

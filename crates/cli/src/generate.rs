@@ -1,0 +1,113 @@
+//! `zeropoint generate`: a text that a decoder continues.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::json;
+use zeropoint_models::{Model, ModelDirectory, ModelError, SourceRef, Task};
+use zeropoint_pipeline::{Cancel, PipelineError, Sources};
+use zeropoint_runtime::{Ending, QuantizedModel, Sampler, Sampling, generate as continue_tokens};
+
+use crate::Outcome;
+use crate::args::GenerateArgs;
+use crate::commands::print_json;
+use crate::terminal::Terminal;
+
+/// A decoder, quantised or not.
+enum Decoder {
+    Quantized(QuantizedModel),
+    Float(ModelDirectory, Model),
+}
+
+impl Decoder {
+    fn load(path: &Path) -> Result<Self, PipelineError> {
+        if !path.is_dir() {
+            return Err(PipelineError::Absent { path: path.to_owned(), what: "model directory" });
+        }
+        let directory = ModelDirectory::open(&SourceRef::Directory(path.to_owned()), Task::Auto)?;
+        if directory.spec().head().task() != Task::CausalLm {
+            let reason = format!("{} does not continue texts", directory.spec().architecture);
+            return Err(ModelError::Sample { reason }.into());
+        }
+        if directory.quantization_config().is_some() {
+            return Ok(Self::Quantized(QuantizedModel::from_directory(directory)?));
+        }
+        let model = Model::load(&directory)?;
+        Ok(Self::Float(directory, model))
+    }
+
+    fn parts(&self) -> (&ModelDirectory, &Model) {
+        match self {
+            Self::Quantized(model) => (model.directory(), model.model()),
+            Self::Float(directory, model) => (directory, model),
+        }
+    }
+}
+
+pub(crate) fn generate(
+    args: &GenerateArgs,
+    sources: &Sources<'_>,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Outcome, PipelineError> {
+    let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
+    let option = if (0.0..=1000.0).contains(&args.temperature) { "--top-p" } else { "--temperature" };
+    let mut sampler = Sampler::new(sampling)
+        .map_err(|error| PipelineError::Option { option, reason: error.to_string() })?;
+    let (path, _kept) = sources.directory(&args.model, args.revision.as_deref())?;
+    let decoder = Decoder::load(&path)?;
+    let (directory, model) = decoder.parts();
+    let tokenizer = directory.tokenizer(None)?;
+    let stop = if args.ignore_stop { Vec::new() } else { directory.stop_tokens()? };
+    let prompt = tokenizer.prompt_ids(&args.prompt)?;
+    let mut cache = model.new_cache()?;
+    let mut stream = tokenizer.stream();
+    let (mut tokens, mut text) = (Vec::new(), String::new());
+    let begun = Instant::now();
+    let mut first = None;
+    let ending = continue_tokens::<PipelineError>(
+        model,
+        &prompt,
+        &mut cache,
+        &mut sampler,
+        (&stop, args.max_tokens),
+        &mut |token| {
+            first.get_or_insert_with(Instant::now);
+            if cancel.is_requested() {
+                return Err(PipelineError::Cancelled);
+            }
+            tokens.push(token);
+            let piece = stream.push(token)?;
+            text.push_str(&piece);
+            if args.json || piece.is_empty() { Ok(true) } else { terminal.print_some(&piece) }
+        },
+    )?;
+    let now = Instant::now();
+    let ending = match ending {
+        Ending::StopToken => "stop-token",
+        Ending::ContextFull => "context-full",
+        Ending::MaxTokens | Ending::Caller => "max-tokens",
+    };
+    if args.json {
+        let found = json!({
+            "prompt_tokens": prompt, "tokens": tokens, "text": text, "ending": ending,
+        });
+        print_json(&found, terminal)?;
+    } else {
+        terminal.print_some("\n")?;
+    }
+    let prefill = (first.unwrap_or(now) - begun).as_secs_f64();
+    let rest = first.map_or(0.0, |first| (now - first).as_secs_f64());
+    let decode = if tokens.len() > 1 {
+        format!(", then {:.1} tokens/s", (tokens.len() - 1) as f64 / rest)
+    } else {
+        String::new()
+    };
+    terminal.say(&format!(
+        "{} tokens read in {:.0} ms{decode}; {} new, ended by {ending}",
+        prompt.len(),
+        prefill * 1e3,
+        tokens.len()
+    ));
+    Ok(Outcome::Done)
+}

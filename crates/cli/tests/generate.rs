@@ -1,0 +1,100 @@
+//! `zeropoint generate`: texts that decoders continue.
+
+mod scene;
+
+use scene::{Scene, stderr, stdout};
+use serde_json::{Value, json};
+
+const PROMPT: [&str; 2] = ["--prompt", "the river is"];
+
+fn json_of(scene: &Scene, model: &str, options: &[&str]) -> Value {
+    let arguments = [&["generate", model, "--json"], &PROMPT[..], options].concat();
+    serde_json::from_str(&stdout(&scene.succeeds(arguments))).expect("JSON")
+}
+
+/// `generate` of `transformers` in float32, without sampling.
+#[test]
+fn the_most_probable_tokens_are_those_of_transformers() {
+    let scene = Scene::new();
+    for (fixture, tokens) in [
+        (
+            "llama-causal",
+            [34, 31, 9, 92, 59, 18, 31, 9, 29, 56, 83, 84, 41, 56, 56, 56, 56, 56, 87, 18, 59, 56, 56, 56],
+        ),
+        (
+            "gemma3-causal",
+            [
+                92, 85, 85, 93, 129, 119, 48, 48, 48, 48, 48, 48, 48, 92, 92, 119, 119, 119, 119, 119, 119,
+                119, 119, 119,
+            ],
+        ),
+        (
+            "neox-causal",
+            [32, 39, 70, 85, 59, 23, 70, 23, 59, 23, 59, 23, 59, 23, 59, 23, 59, 23, 59, 23, 59, 23, 59, 23],
+        ),
+    ] {
+        scene.copy_fixture(fixture, fixture);
+        let found = json_of(&scene, fixture, &["--max-tokens", "24", "--ignore-stop"]);
+        assert_eq!(found["prompt_tokens"], json!([1, 104, 71, 129, 117]), "{fixture}");
+        assert_eq!(found["tokens"], json!(tokens), "{fixture}");
+        assert_eq!(found["ending"], "max-tokens");
+    }
+}
+
+#[test]
+fn a_text_ends_where_the_model_or_its_files_say() {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "model");
+    let without = json_of(&scene, "model", &["--max-tokens", "500"]);
+    assert_eq!(without["ending"], "context-full");
+    // 64 tokens are read, and the last of them gives one more.
+    assert_eq!(without["tokens"].as_array().map(Vec::len), Some(64 - 5 + 1));
+    // The second token of the continuation, as one of several.
+    scene.write("model/generation_config.json", r#"{ "eos_token_id": [2, 31] }"#);
+    let found = json_of(&scene, "model", &[]);
+    assert_eq!((&found["tokens"], &found["ending"]), (&json!([34]), &json!("stop-token")));
+    let said = scene.succeeds(["generate", "model"].iter().chain(&PROMPT));
+    assert_eq!(stdout(&said), "@\n", "text as it comes");
+    assert!(stderr(&said).contains("5 tokens read in "), "{}", stderr(&said));
+    assert!(stderr(&said).contains("; 1 new, ended by stop-token"), "{}", stderr(&said));
+    scene.write("model/generation_config.json", r#"{ "eos_token_id": "end" }"#);
+    let wrong = scene.ends_with(1, ["generate", "model"].iter().chain(&PROMPT));
+    assert!(stderr(&wrong).contains("`eos_token_id` is \"end\"; a token id or a list"), "{}", stderr(&wrong));
+}
+
+#[test]
+fn draws_depend_on_the_seed_and_on_nothing_else() {
+    let scene = Scene::new();
+    scene.copy_fixture("qwen3-causal", "source");
+    scene.write("config.toml", "version = 1\nevaluation.tasks = []\n[model]\nsource = 'source'\n");
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "out"]);
+    let drawn = |options: &[&str]| {
+        let sampling = ["--temperature", "1.2", "--top-p", "0.9", "--max-tokens", "20", "--ignore-stop"];
+        let options: Vec<&str> = sampling.iter().chain(options).copied().collect();
+        json_of(&scene, "out/model", &options)["tokens"].clone()
+    };
+    let first = drawn(&["--seed", "7"]);
+    for threads in ["1", "2", "3"] {
+        assert_eq!(drawn(&["--seed", "7", "--threads", threads]), first, "{threads} threads");
+    }
+    assert_ne!(drawn(&["--seed", "8"]), first);
+}
+
+#[test]
+fn what_cannot_be_continued_is_refused() {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "model");
+    scene.copy_fixture("bert-mean", "encoder");
+    let says = |code: i32, model: &str, options: &[&str], says: &str| {
+        let output = scene.ends_with(code, ["generate", model].iter().chain(options));
+        assert!(stderr(&output).contains(says), "{} does not say {says}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    };
+    says(1, "encoder", &PROMPT, "BertModel does not continue texts");
+    says(2, "nothing", &PROMPT, "nothing: there is no such model directory");
+    let long = "night ".repeat(100);
+    says(1, "model", &["--prompt", &long], "tokens; 1 to 64 are allowed");
+    let with = |options: [&'static str; 2]| [PROMPT, options].concat();
+    says(2, "model", &with(["--top-p", "0"]), "top-p is 0; a number above 0 and at most 1 is expected");
+    says(2, "model", &with(["--temperature", "-1"]), "the temperature is -1; a number from 0 to 1000");
+}
