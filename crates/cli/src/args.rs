@@ -328,6 +328,10 @@ pub(crate) struct BenchArgs {
     /// Tokens of each sample, specials included; several with commas (default: 32,128; images have their own number)
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) tokens: Option<Vec<usize>>,
+    /// For decoders: measure how a text of --tokens tokens is read (phase prefill) and so many new ones are made, one by one
+    /// (phase decode)
+    #[arg(long, value_name = "N", conflicts_with_all = ["batch", "texts"])]
+    pub(crate) generate: Option<usize>,
     /// Measure passes over the texts of this file instead, in batches of like length; read as by encode
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     pub(crate) texts: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use serde_json::json;
-use zeropoint_evaluator::report::{Engine, Latency, LatencyRow};
+use zeropoint_evaluator::report::{Engine, Latency, LatencyRow, Phase};
 use zeropoint_models::{ModelDirectory, Task};
 use zeropoint_pipeline::{
     BenchRequest, Cancel, PipelineError, Sources, bench as measure, bench_texts as measure_texts, read_texts,
@@ -34,6 +34,7 @@ pub(crate) fn bench(
         },
         batches: args.batch.clone(),
         tokens: args.tokens.clone(),
+        generate: args.generate,
         runs: args.runs,
     };
     let found = match &args.texts {
@@ -61,9 +62,10 @@ fn render(found: &Latency) -> String {
     let isa = found.rows.first().map_or("", |row| row.isa.as_str());
     let _ = writeln!(text, "{processor}, {} processors, instruction set {isa}\n", found.processors);
     let texts = found.rows.iter().any(|row| row.texts.is_some());
+    let phases = found.rows.iter().any(|row| row.phase.is_some());
     let head = [
         "threads",
-        "batch",
+        if phases { "phase" } else { "batch" },
         if texts { "texts" } else { "tokens" },
         "engine",
         "median ms",
@@ -76,8 +78,12 @@ fn render(found: &Latency) -> String {
     for row in &found.rows {
         rows.push(vec![
             row.threads.to_string(),
-            row.batch.to_string(),
-            row.texts.or(row.tokens).unwrap_or_default().to_string(),
+            match row.phase {
+                None => row.batch.to_string(),
+                Some(Phase::Prefill) => "prefill".to_owned(),
+                Some(Phase::Decode) => "decode".to_owned(),
+            },
+            row.texts.or(row.new_tokens).or(row.tokens).unwrap_or_default().to_string(),
             match row.engine {
                 Engine::Int8 => "int8".to_owned(),
                 Engine::F32 => "f32".to_owned(),
@@ -95,7 +101,7 @@ fn render(found: &Latency) -> String {
 
 /// How many times as fast as f32 an INT8 row is.
 fn ratio(row: &LatencyRow, rows: &[LatencyRow]) -> Option<String> {
-    let place = |row: &LatencyRow| (row.threads, row.batch, row.tokens);
+    let place = |row: &LatencyRow| (row.threads, row.batch, row.tokens, row.phase);
     let float = rows.iter().find(|other| other.engine == Engine::F32 && place(other) == place(row))?;
     (row.engine == Engine::Int8).then(|| format!("{:.2} x", float.median_ms / row.median_ms))
 }
@@ -112,6 +118,8 @@ mod tests {
             threads,
             batch: 32,
             tokens: Some(128),
+            phase: None,
+            new_tokens: None,
             texts: None,
             median_ms,
             q1_ms: median_ms - 1.0,

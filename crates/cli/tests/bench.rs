@@ -4,7 +4,7 @@ mod scene;
 
 use scene::answers::Answers;
 use scene::{Scene, stdout};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn quantized(scene: &Scene, out: &str, source: &str) {
     let source = format!("model.source={source}");
@@ -137,4 +137,52 @@ fn mistakes() {
     answers.refused(2, "a quantised original", &["bench", model, "--against", model]);
     answers.refused(2, "several numbers of threads elsewhere", &["inspect", "embedded", "--threads", "1,2"]);
     answers.compare("bench__mistakes");
+}
+
+#[test]
+fn decoders_are_measured_in_two_phases() {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "source");
+    scene.write("config.toml", "version = 1\nreport.latency = true\n");
+    quantized(&scene, "out", "source");
+    let report = scene.json("out/report.json");
+    assert_eq!(report["latency"]["rows"][0]["phase"], "prefill", "a report measures what a decoder is for");
+    let shapes = ["--threads", "1,2", "--tokens", "4,9", "--generate", "5", "--runs", "3"];
+    let arguments = ["bench", "out/model", "--against", "source", "--json"];
+    let rows: Value =
+        serde_json::from_str(&stdout(&scene.succeeds(arguments.iter().chain(&shapes)))).expect("it is JSON");
+    let mut expected = Vec::new();
+    for threads in [1, 2] {
+        for tokens in [4, 9] {
+            for (phase, new) in [("prefill", Value::Null), ("decode", 5.into())] {
+                expected
+                    .extend(["int8", "f32"].map(|engine| json!([engine, threads, 1, tokens, phase, new])));
+            }
+        }
+    }
+    let keys = ["engine", "threads", "batch", "tokens", "phase", "new_tokens"];
+    let places: Vec<Value> = rows
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|row| keys.iter().map(|key| row[key].clone()).collect())
+        .collect();
+    assert_eq!(places, expected);
+    for row in rows.as_array().expect("a list") {
+        let tokens = if row["phase"] == "decode" { 5.0 } else { row["tokens"].as_f64().expect("a number") };
+        let number = |key: &str| row[key].as_f64().expect("a number");
+        assert!((number("tokens_per_s") * number("median_ms") / 1e3 / tokens - 1.0).abs() < 1e-9, "{row}");
+    }
+    let table = stdout(&scene.succeeds(arguments[..4].iter().chain(&shapes)));
+    assert!(table.contains("phase") && table.contains("decode"), "{table}");
+    let mistake = |options: [&str; 4]| {
+        let output = scene.ends_with(2, ["bench", "out/model"].iter().chain(&options));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let long = mistake(["--tokens", "60", "--generate", "9"]);
+    assert!(long.contains("60 is not from 2 to 55, which this model takes"), "{long}");
+    let none = mistake(["--tokens", "6", "--generate", "0"]);
+    assert!(none.contains("0 is not from 1 to 63, which this model makes at most"), "{none}");
+    let both = mistake(["--batch", "2", "--generate", "1"]);
+    assert!(both.contains("cannot be used with"), "{both}");
 }

@@ -14,7 +14,7 @@ mod markdown;
 pub use card::CardInfo;
 pub use front_matter::{FrontMatter, FrontValue, parse_front_matter};
 pub use html::{Bins, Details, LayerDetails};
-pub use latency::{Engine, Latency, LatencyRow};
+pub use latency::{Engine, Latency, LatencyRow, Phase};
 
 use serde::{Deserialize, Serialize};
 use zeropoint_core::Fingerprint;

@@ -1,12 +1,14 @@
 //! Latency and throughput of a quantised model on the INT8 runtime, beside its float original on candle.
 
+mod phases;
+
 use std::time::{Duration, Instant};
 
 use zeropoint_calibrator::dataset::Sample;
 use zeropoint_core::Rng;
 use zeropoint_evaluator::report::{Engine, Latency, LatencyRow};
 use zeropoint_models::{
-    EmbeddingRole, ImagePixels, Model, ModelDirectory, ModelError, ModelInput, ModelSpec, PackedBatch,
+    EmbeddingRole, ImagePixels, Model, ModelDirectory, ModelError, ModelInput, ModelSpec, PackedBatch, Task,
     TokenSequence,
 };
 use zeropoint_runtime::QuantizedModel;
@@ -25,6 +27,9 @@ pub struct BenchRequest {
     pub batches: Vec<usize>,
     /// Tokens of each sample, specials included; `None` for 32 and 128. Models of images have their own number.
     pub tokens: Option<Vec<usize>>,
+    /// New tokens behind each sample of a decoder, of which one at a time is continued: prefill and decode are measured in place
+    /// of passes over whole batches, and `batches` is not used.
+    pub generate: Option<usize>,
     /// Measured passes of each engine and combination; `None` for about a second's worth, from 5 to 101.
     pub runs: Option<usize>,
 }
@@ -34,7 +39,7 @@ impl Default for BenchRequest {
     fn default() -> Self {
         let all = rayon::current_num_threads().min(MOST_THREADS);
         let threads = if all == 1 { vec![1] } else { vec![1, all] };
-        Self { threads, batches: vec![1, 32], tokens: None, runs: None }
+        Self { threads, batches: vec![1, 32], tokens: None, generate: None, runs: None }
     }
 }
 
@@ -59,7 +64,7 @@ pub fn bench(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Latency, PipelineError> {
-    let cases = cases(quantized.directory(), request)?;
+    let cases = all_cases(quantized.directory(), request)?;
     let float =
         original.map(|directory| load_original(directory, quantized.directory().spec())).transpose()?;
     measure(quantized, float.as_ref(), request, &cases, events, cancel)
@@ -100,6 +105,8 @@ struct Case {
 }
 
 enum Work {
+    /// A prompt and its continuation.
+    Phases(phases::Case),
     /// Random samples, made when their turn comes.
     Random,
     Batches(Vec<PackedBatch>),
@@ -112,15 +119,32 @@ pub(crate) fn latency(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Latency, PipelineError> {
-    let request = BenchRequest::default();
-    let cases = cases(quantized.directory(), &request)?;
+    let request = for_report(quantized.directory());
+    let cases = all_cases(quantized.directory(), &request)?;
     measure(quantized, Some(original), &request, &cases, events, cancel)
+}
+
+/// [`BenchRequest::default`], and what a decoder is for.
+fn for_report(directory: &ModelDirectory) -> BenchRequest {
+    let most = directory.spec().text().map_or(0, |(_, text)| text.max_positions);
+    let is_decoder = directory.spec().head().task() == Task::CausalLm;
+    let decoder = is_decoder.then(|| (vec![128.min(most / 2)], 32.min(most / 4)));
+    match decoder {
+        Some((tokens, new_tokens)) => {
+            BenchRequest { tokens: Some(tokens), generate: Some(new_tokens), ..BenchRequest::default() }
+        }
+        None => BenchRequest::default(),
+    }
 }
 
 /// The combinations that [`latency`] measures of a model, as threads, batch and tokens.
 pub(crate) fn combinations(directory: &ModelDirectory) -> Result<Vec<[usize; 3]>, PipelineError> {
-    let request = BenchRequest::default();
-    let shapes = shapes(directory, &request)?;
+    let request = for_report(directory);
+    let shapes = match request.generate {
+        None => shapes(directory, &request)?,
+        // Both phases.
+        Some(_) => vec![[1, 128]; 2],
+    };
     let of_threads = |&threads: &usize| shapes.iter().map(move |&[batch, tokens]| [threads, batch, tokens]);
     Ok(request.threads.iter().flat_map(of_threads).collect())
 }
@@ -138,20 +162,29 @@ fn measure(
 
     let total = request.threads.len() * cases.len();
     let mut rows = Vec::with_capacity(total * engines.len());
+    let mut done = 0;
     for &threads in &request.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|error| {
             PipelineError::Io { path: "threads".into(), source: std::io::Error::other(error) }
         })?;
         for case in cases {
+            if let Work::Phases(case) = &case.work {
+                let found = pool.install(|| phases::rows(quantized, &engines, case, request.runs, cancel))?;
+                rows.extend(found);
+                done += 1;
+                events.event(Event::Benched { done, total });
+                continue;
+            }
             let random;
             let work = match (&case.work, case.tokens) {
                 (Work::Batches(batches), _) => batches.as_slice(),
-                (Work::Random, tokens) => {
+                (_, tokens) => {
                     random = [inputs(quantized.directory().spec(), case.batch, tokens.unwrap_or_default())?];
                     &random
                 }
             };
-            let times = pool.install(|| alternate(&engines, work, request.runs, cancel))?;
+            let pass = &mut |model: &Model| pass(model, work, cancel);
+            let times = pool.install(|| alternate(&engines, request.runs, pass))?;
             let row = |((engine, _), times): (&(Engine, &Model), Vec<Duration>)| {
                 let [q1, median, q3] = quartiles(&times).map(|time| time.as_secs_f64());
                 LatencyRow {
@@ -160,6 +193,8 @@ fn measure(
                     threads: threads as u64,
                     batch: case.batch as u64,
                     tokens: case.tokens.map(|tokens| tokens as u64),
+                    phase: None,
+                    new_tokens: None,
                     texts: case.texts.map(|texts| texts as u64),
                     median_ms: median * 1e3,
                     q1_ms: q1 * 1e3,
@@ -170,7 +205,8 @@ fn measure(
                 }
             };
             rows.extend(engines.iter().zip(times).map(row));
-            events.event(Event::Benched { done: rows.len() / engines.len(), total });
+            done += 1;
+            events.event(Event::Benched { done, total });
         }
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -179,6 +215,14 @@ fn measure(
 
 fn refused(option: &'static str, reason: String) -> PipelineError {
     PipelineError::Option { option, reason }
+}
+
+/// What is measured: batches, or phases.
+fn all_cases(directory: &ModelDirectory, request: &BenchRequest) -> Result<Vec<Case>, PipelineError> {
+    let Some(new_tokens) = request.generate else { return cases(directory, request) };
+    check(request)?;
+    let of_phases = |case| Case { batch: 1, tokens: None, texts: None, rows: 0, work: Work::Phases(case) };
+    Ok(phases::cases(directory, request, new_tokens)?.into_iter().map(of_phases).collect())
 }
 
 /// The batches that are measured.
@@ -297,29 +341,47 @@ fn inputs(spec: &ModelSpec, batch: usize, tokens: usize) -> Result<PackedBatch, 
     PackedBatch::new(&samples)
 }
 
-/// The times of each engine, which take turns.
-fn alternate(
-    engines: &[(Engine, &Model)],
-    batches: &[PackedBatch],
-    runs: Option<usize>,
-    cancel: &Cancel,
-) -> Result<Vec<Vec<Duration>>, PipelineError> {
-    let time = |model: &Model| -> Result<Duration, PipelineError> {
-        let clock = Instant::now();
-        for batch in batches {
-            if cancel.is_requested() {
-                return Err(PipelineError::Cancelled);
-            }
-            std::hint::black_box(model.forward(batch)?);
+/// The time of one pass over these batches.
+fn pass(model: &Model, batches: &[PackedBatch], cancel: &Cancel) -> Result<Duration, PipelineError> {
+    let clock = Instant::now();
+    for batch in batches {
+        if cancel.is_requested() {
+            return Err(PipelineError::Cancelled);
         }
-        Ok(clock.elapsed())
-    };
-    let mut slowest = Duration::ZERO;
-    for (_, model) in engines {
-        slowest = slowest.max(time(model)?);
+        std::hint::black_box(model.forward(batch)?);
     }
-    let runs = runs.unwrap_or_else(|| passes(slowest.as_secs_f64()));
-    let mut times = vec![Vec::with_capacity(runs); engines.len()];
+    Ok(clock.elapsed())
+}
+
+/// Times of a pass of one engine, in parts.
+trait Times {
+    fn seconds(&self) -> f64;
+}
+
+impl Times for Duration {
+    fn seconds(&self) -> f64 {
+        self.as_secs_f64()
+    }
+}
+
+impl Times for [Duration; 2] {
+    fn seconds(&self) -> f64 {
+        self.iter().sum::<Duration>().as_secs_f64()
+    }
+}
+
+/// The times of each engine, which take turns.
+fn alternate<T: Times>(
+    engines: &[(Engine, &Model)],
+    runs: Option<usize>,
+    time: &mut (dyn FnMut(&Model) -> Result<T, PipelineError> + Send),
+) -> Result<Vec<Vec<T>>, PipelineError> {
+    let mut slowest = 0.0f64;
+    for (_, model) in engines {
+        slowest = slowest.max(time(model)?.seconds());
+    }
+    let runs = runs.unwrap_or_else(|| passes(slowest));
+    let mut times: Vec<Vec<T>> = engines.iter().map(|_| Vec::with_capacity(runs)).collect();
     for run in 0..runs {
         // Each goes first as often as last.
         for turn in 0..engines.len() {

@@ -31,10 +31,16 @@ pub struct LatencyRow {
     pub batch: u64,
     /// Tokens, or rows of an image, of each sample; `None` where each has its own.
     pub tokens: Option<u64>,
+    /// Of a decoder that continues texts: what the time is of; `None` where it is of forward passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Tokens that are made one by one behind those `tokens`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_tokens: Option<u64>,
     /// Texts of a file that are run, in batches; `None` where a single batch is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub texts: Option<u64>,
-    /// Median time of a forward pass over the batch, or over all texts, in milliseconds.
+    /// Median time of a forward pass over the batch, or over all texts, or of a phase, in milliseconds.
     #[serde(with = "number")]
     pub median_ms: f64,
     /// First quartile of that time.
@@ -43,7 +49,7 @@ pub struct LatencyRow {
     /// Third quartile.
     #[serde(with = "number")]
     pub q3_ms: f64,
-    /// Tokens of the batch, or of all texts, over the median time.
+    /// Tokens of the batch, or of all texts, or of a phase, over the median time.
     #[serde(with = "number")]
     pub tokens_per_s: f64,
     /// Texts of the file over the median time.
@@ -51,6 +57,16 @@ pub struct LatencyRow {
     pub texts_per_s: Option<f64>,
     /// Measured passes.
     pub runs: u64,
+}
+
+/// A part of a text's continuation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The tokens of the prompt go through together and leave keys and values.
+    Prefill,
+    /// New tokens go through one by one.
+    Decode,
 }
 
 /// Who computes.
@@ -78,6 +94,8 @@ pub(super) struct LatencyView<'a> {
 struct Comparison {
     batch: u64,
     tokens: Option<u64>,
+    phase: Option<Phase>,
+    new_tokens: Option<u64>,
     threads: u64,
     float: String,
     int8: String,
@@ -87,19 +105,25 @@ struct Comparison {
 /// The median times of both engines beside each other, by batch, tokens and threads, with their numbers put as `number`
 /// says; one that was not measured is NaN to it.
 pub(super) fn view(latency: &Latency, number: fn(f64) -> String) -> LatencyView<'_> {
-    let mut medians: BTreeMap<(u64, Option<u64>, u64), [f64; 2]> = BTreeMap::new();
+    type Place = (u64, Option<u64>, Option<Phase>, Option<u64>, u64);
+    let mut medians: BTreeMap<Place, [f64; 2]> = BTreeMap::new();
     for row in &latency.rows {
-        let of_both = medians.entry((row.batch, row.tokens, row.threads)).or_insert([f64::NAN; 2]);
+        let of_both = medians
+            .entry((row.batch, row.tokens, row.phase, row.new_tokens, row.threads))
+            .or_insert([f64::NAN; 2]);
         of_both[usize::from(row.engine == Engine::Int8)] = row.median_ms;
     }
-    let rows = medians.into_iter().map(|((batch, tokens, threads), [float, int8])| Comparison {
-        batch,
-        tokens,
-        threads,
-        float: number(float),
-        int8: number(int8),
-        faster: number(float / int8),
-    });
+    let rows =
+        medians.into_iter().map(|((batch, tokens, phase, new_tokens, threads), [float, int8])| Comparison {
+            batch,
+            tokens,
+            phase,
+            new_tokens,
+            threads,
+            float: number(float),
+            int8: number(int8),
+            faster: number(float / int8),
+        });
     LatencyView {
         processor: latency.processor.as_deref(),
         processors: latency.processors,

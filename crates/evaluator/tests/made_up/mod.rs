@@ -66,6 +66,8 @@ pub(crate) fn latency_row(engine: Engine, threads: u64, batch: u64, median_ms: f
         threads,
         batch,
         tokens: Some(32),
+        phase: None,
+        new_tokens: None,
         texts: None,
         median_ms,
         q1_ms: median_ms * 0.75,
