@@ -48,6 +48,7 @@ mod quantize;
 mod scalar;
 mod simd;
 mod statistics;
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -71,3 +72,4 @@ pub use quantize::{
 pub use statistics::{
     Extremes, LogBins, channel_absmax, count_columns, extremes, histogram, row_extremes, sum_squared_error,
 };
+pub use vector::{MatrixValues, matrix_vector};

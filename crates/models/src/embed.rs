@@ -8,7 +8,8 @@ use zeropoint_kernels::{Isa, add_in_place};
 use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
 use crate::model::{Model, Pass, read_finite, read_matrix};
-use crate::ops::{Norm, ROWS_PER_TASK, rows_of};
+use crate::ops::{Norm, ROWS_PER_TASK, halves_of, rows_of};
+use crate::sites::LARGE;
 use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, NormSpec, TextInput, Tower};
 
 /// Where a model's embedding tables come from.
@@ -52,7 +53,9 @@ impl Embedding {
                     Tables::Read => read_matrix(checkpoint, &table.tensor, table.rows, table.width),
                     Tables::SharedAsBf16(model) if is_wide(checkpoint, &table.tensor) => {
                         let shared = &model.embedding(index).tables[i];
-                        Ok(shared.to_dtype(DType::BF16)?.to_dtype(DType::F32)?)
+                        let rounded = shared.to_dtype(DType::BF16)?;
+                        let is_large = rounded.elem_count() >= LARGE;
+                        Ok(if is_large { rounded } else { rounded.to_dtype(DType::F32)? })
                     }
                     Tables::Shared(model) | Tables::SharedAsBf16(model) => {
                         Ok(model.embedding(index).tables[i].clone())
@@ -141,19 +144,31 @@ impl Embedding {
                     ),
                 });
             }
-            rows_of(table, |values| {
+            let mut add = |read: &(dyn Fn(usize, &mut [f32]) + Sync)| {
                 let tasks = sum.par_chunks_mut(width * ROWS_PER_TASK).zip(rows.par_chunks(ROWS_PER_TASK));
                 tasks.for_each(|(sums, rows)| {
+                    let mut row_values = vec![0.0; if i == 0 { 0 } else { width }];
                     for (sum, row) in sums.chunks_exact_mut(width).zip(rows) {
-                        let row = &values[*row as usize * width..][..width];
                         if i == 0 {
-                            sum.copy_from_slice(row);
+                            read(*row as usize * width, sum);
                         } else {
-                            add_in_place(isa, sum, row);
+                            read(*row as usize * width, &mut row_values);
+                            add_in_place(isa, sum, &row_values);
                         }
                     }
                 });
-            })?;
+            };
+            if table.dtype() == DType::BF16 {
+                halves_of(table, |halves| {
+                    add(&|at, out| {
+                        for (out, bits) in out.iter_mut().zip(&halves[at..]) {
+                            *out = f32::from_bits(u32::from(*bits) << 16);
+                        }
+                    });
+                })?;
+            } else {
+                rows_of(table, |values| add(&|at, out| out.copy_from_slice(&values[at..at + width])))?;
+            }
         }
         Ok(sum)
     }

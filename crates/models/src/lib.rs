@@ -9,6 +9,7 @@
 //! This crate knows nothing of quantisation algorithms, data sets or reports.
 
 mod attention;
+mod awake;
 mod batch;
 mod cache;
 mod embed;

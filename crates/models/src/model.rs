@@ -3,23 +3,25 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
-use zeropoint_formats::Checkpoint;
+use candle_core::{DType, Device, Tensor};
 use zeropoint_formats::safetensors::element::floats_from_bytes;
+use zeropoint_formats::{Checkpoint, Dtype};
 use zeropoint_kernels::{AttentionPrecision, Isa};
 
 use crate::ModelError;
 use crate::attention::{Attention, AttentionContext, part};
+use crate::awake::awake;
 use crate::batch::{PackedBatch, TokenSequence};
 use crate::cache::{CachedAttention, KvCache, decoder};
 use crate::embed::{Embedding, Tables};
 use crate::ops::{ActivateInPlace, AddInPlace, MultiplyInPlace, Norm};
 use crate::output::Head;
 use crate::positions::{BiasTable, PositionTables};
-use crate::sites::{FloatLinear, FloatSite, SiteOp};
+use crate::sites::{FloatLinear, FloatSite, LARGE, SiteOp};
 use crate::source::ModelDirectory;
 use crate::spec::{
-    BlockSpec, InputSpec, LinearId, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec, SiteId, Tower,
+    BlockSpec, InputSpec, LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec,
+    SiteId, Tower,
 };
 
 /// What the products of attention multiply in a model with INT8 Linears, whether it runs in integers or simulates them: its
@@ -248,8 +250,11 @@ impl Model {
             return Ok(outputs);
         }
         let parts = &self.towers[self.spec.towers.iter().position(|known| known == tower).unwrap_or(0)];
-        let pass = &mut Pass { model: self, sink: &mut None };
-        let result = pass.extend(tower, parts, ids, cache, rows, fused);
+        let result = if ids.len() == 1 {
+            awake(|| Pass { model: self, sink: &mut None }.extend(tower, parts, ids, cache, rows, fused))
+        } else {
+            Pass { model: self, sink: &mut None }.extend(tower, parts, ids, cache, rows, fused)
+        };
         match &result {
             Ok(_) => cache.push(ids),
             Err(_) => cache.truncate(known),
@@ -577,13 +582,21 @@ pub(crate) fn read_finite(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32
     }
 }
 
+/// A large matrix in bfloat16 where the file has it so: half the memory, and half the time where reading it is what takes time.
+fn as_in_file(checkpoint: &Checkpoint, name: &str, matrix: Tensor) -> Result<Tensor, ModelError> {
+    let is_bf16 = checkpoint.get(name).is_some_and(|info| info.dtype == Dtype::BF16);
+    if is_bf16 && matrix.elem_count() >= LARGE { Ok(matrix.to_dtype(DType::BF16)?) } else { Ok(matrix) }
+}
+
+/// A table `[rows, columns]`, every value finite: f32, or bfloat16 where the file has a large one so.
 pub(crate) fn read_matrix(
     checkpoint: &Checkpoint,
     name: &str,
     rows: usize,
     columns: usize,
 ) -> Result<Tensor, ModelError> {
-    Ok(Tensor::from_vec(read_finite(checkpoint, name)?, (rows, columns), &Device::Cpu)?)
+    let matrix = Tensor::from_vec(read_finite(checkpoint, name)?, (rows, columns), &Device::Cpu)?;
+    as_in_file(checkpoint, name, matrix)
 }
 
 impl LinearSpec {
@@ -620,13 +633,17 @@ impl LinearSpec {
     /// Reads it in f32.
     pub fn read_float(&self, checkpoint: &Checkpoint) -> Result<FloatLinear, ModelError> {
         let weight = self.read_weight(checkpoint)?;
-        let weight = Tensor::from_vec(weight, (self.outputs, self.inputs), &Device::Cpu)?;
+        let mut weight = Tensor::from_vec(weight, (self.outputs, self.inputs), &Device::Cpu)?;
+        // Linears before the last one are read with many rows, too.
+        if matches!(self.role, LinearRole::Classifier | LinearRole::TiedDecoder) {
+            weight = as_in_file(checkpoint, &self.weight, weight)?;
+        }
         self.with_weight(checkpoint, weight)
     }
 
     fn with_weight(&self, checkpoint: &Checkpoint, weight: Tensor) -> Result<FloatLinear, ModelError> {
         let bias = self.read_bias(checkpoint)?;
-        Ok(FloatLinear { weight, bias, activation: self.activation })
+        Ok(FloatLinear::new(weight, bias, self.activation))
     }
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail,
 };
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use zeropoint_kernels::{self as kernels, Activation, Isa};
 
@@ -32,6 +33,17 @@ pub fn rows_of<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     let candle_core::Storage::Cpu(storage) = &*storage else { bail!("a tensor in main memory is expected") };
     Ok(f(contiguous(storage, layout)?))
+}
+
+/// As [`rows_of`], with the bits of the values of a bfloat16 tensor.
+pub(crate) fn halves_of<T>(tensor: &Tensor, f: impl FnOnce(&[u16]) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (candle_core::Storage::Cpu(CpuStorage::BF16(data)), Some((start, end))) => {
+            Ok(f(data[start..end].reinterpret_cast()))
+        }
+        _ => bail!("a contiguous bfloat16 tensor in main memory is expected"),
+    }
 }
 
 /// A norm, of the input or of the sum of input and residual.

@@ -105,7 +105,7 @@ impl SentenceStep {
         };
         let weight = Tensor::from_vec(read("linear.weight")?, (*outputs, *inputs), &Device::Cpu)?;
         let bias = bias.then(|| read("linear.bias")).transpose()?;
-        Ok(Some(FloatLinear { weight, bias, activation: *activation }))
+        Ok(Some(FloatLinear::new(weight, bias, *activation)))
     }
 }
 

@@ -1,12 +1,14 @@
 //! Sites at work: the Linears that read one activation, in one of their lives.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
 use zeropoint_core::{ActivationMode, ParamsError, QuantParams, Symmetry, quantize};
-use zeropoint_kernels::{Isa, dequantize_sums};
+use zeropoint_kernels::{Isa, MatrixValues, dequantize_sums, matrix_vector};
 
-use crate::ops::{BiasActivation, apply_activation, rows_of};
+use crate::ops::{BiasActivation, apply_activation, halves_of, rows_of};
 use crate::spec::ActivationFn;
 
 /// Runs all Linears that read one site: `[rows, channels]` in, one `[rows, outputs]` for each consumer out, in the
@@ -24,20 +26,72 @@ impl<T: SiteOp + ?Sized> SiteOp for Arc<T> {
 
 /// One Linear in f32.
 pub struct FloatLinear {
-    /// `[outputs, inputs]`.
-    pub weight: Tensor,
+    /// `[outputs, inputs]`, f32 or, where the file's numbers are, bfloat16.
+    weight: Tensor,
+    /// The weight in f32, once rows in number ask for it.
+    wide: OnceLock<Tensor>,
     /// `[outputs]`.
-    pub bias: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
     /// Applied to the sum.
-    pub activation: ActivationFn,
+    activation: ActivationFn,
 }
 
+/// Weights from which on a matrix is not in cache, so that a product with one row takes as long as reading it.
+pub(crate) const LARGE: usize = 1 << 20;
+
+/// Outputs that one task computes of it.
+const OUTPUTS_PER_TASK: usize = 1024;
+
 impl FloatLinear {
+    /// With a weight `[outputs, inputs]`, f32 or bfloat16, a bias `[outputs]`, and the non-linearity after the sum.
+    pub fn new(weight: Tensor, bias: Option<Vec<f32>>, activation: ActivationFn) -> Self {
+        Self { weight, wide: OnceLock::new(), bias, activation }
+    }
+
     /// `activation(input * weight^T + bias)`.
     pub fn forward(&self, isa: Isa, input: &Tensor) -> Result<Tensor> {
-        let out = input.matmul(&self.weight.t()?)?;
+        let (outputs, inputs) = self.weight.dims2()?;
+        let out = if input.dim(0)? == 1 && outputs * inputs >= LARGE {
+            self.one_row(isa, input)?
+        } else {
+            input.matmul(&self.in_f32()?.t()?)?
+        };
         out.inplace_op1(&BiasActivation { isa, bias: self.bias.as_deref(), activation: self.activation })?;
         Ok(out)
+    }
+
+    fn in_f32(&self) -> Result<&Tensor> {
+        if self.weight.dtype() == DType::F32 {
+            return Ok(&self.weight);
+        }
+        if self.wide.get().is_none() {
+            let _ = self.wide.set(self.weight.to_dtype(DType::F32)?);
+        }
+        Ok(self.wide.get().unwrap_or(&self.weight))
+    }
+
+    /// The product with one row, each thread reading a part of the matrix.
+    fn one_row(&self, isa: Isa, input: &Tensor) -> Result<Tensor> {
+        let (outputs, inputs) = self.weight.dims2()?;
+        let mut out = vec![0f32; outputs];
+        let split = |part: &(dyn Fn(Range<usize>, &mut [f32]) + Sync), out: &mut [f32]| {
+            out.par_chunks_mut(OUTPUTS_PER_TASK).enumerate().for_each(|(i, out)| {
+                let start = i * OUTPUTS_PER_TASK * inputs;
+                part(start..start + out.len() * inputs, out);
+            });
+        };
+        rows_of(input, |x| {
+            if self.weight.dtype() == DType::BF16 {
+                halves_of(&self.weight, |weight| {
+                    split(&|at, out| matrix_vector(isa, MatrixValues::Bf16(&weight[at]), x, out), &mut out);
+                })
+            } else {
+                rows_of(&self.weight, |weight| {
+                    split(&|at, out| matrix_vector(isa, MatrixValues::F32(&weight[at]), x, out), &mut out);
+                })
+            }
+        })??;
+        Tensor::from_vec(out, (1, outputs), &Device::Cpu)
     }
 }
 

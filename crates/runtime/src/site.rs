@@ -198,7 +198,7 @@ mod tests {
                 let linear = SimulatedLinear { quantizer, weight, weight_scales: scales, bias, activation };
                 simulated.push(SimulatedReader::Integer(linear));
             } else {
-                let float = || FloatLinear { weight: weight.clone(), bias: bias.clone(), activation };
+                let float = || FloatLinear::new(weight.clone(), bias.clone(), activation);
                 integer.push(Reader::Float(float()));
                 simulated.push(SimulatedReader::Float(float()));
             }
