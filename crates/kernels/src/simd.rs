@@ -40,6 +40,16 @@ pub(crate) trait Simd: Copy {
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, vector: Self::F, to: &mut [f32; LANES]);
 
+    /// The bfloat16 numbers with these bits.
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F {
+        let mut values = [0.0; LANES];
+        for (value, bits) in values.iter_mut().zip(from) {
+            *value = f32::from_bits(u32::from(*bits) << 16);
+        }
+        self.load(&values)
+    }
+
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;

@@ -38,11 +38,7 @@ impl Value for f32 {
 impl Value for u16 {
     #[inline(always)]
     fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F {
-        let mut values = [0.0; LANES];
-        for i in 0..LANES {
-            values[i] = f32::from_bits(u32::from(from[i]) << 16);
-        }
-        s.load(&values)
+        s.load_bf16(from)
     }
 
     #[inline(always)]

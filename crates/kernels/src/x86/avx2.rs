@@ -60,6 +60,16 @@ impl<P: Product> Simd for Ymm<P> {
     }
 
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F {
+        [0, 1].map(|half| {
+            intrinsics!({
+                let bits = _mm_loadu_si128(from.as_ptr().add(half * LANES / 2).cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+            })
+        })
+    }
+
+    #[inline(always)]
     fn store(self, vector: Self::F, to: &mut [f32; LANES]) {
         intrinsics!({
             _mm256_storeu_ps(to.as_mut_ptr(), vector[0]);

@@ -85,6 +85,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F {
+        intrinsics!({
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        })
+    }
+
+    #[inline(always)]
     fn store(self, vector: Self::F, to: &mut [f32; LANES]) {
         intrinsics!(_mm512_storeu_ps(to.as_mut_ptr(), vector));
     }
