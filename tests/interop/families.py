@@ -8,7 +8,7 @@ For each fixture with a text model (or those named) and for dynamic and static W
   those that compressed-tensors holds as integers, bit for bit (check.py has the checks);
 - transformers' outputs, with activations quantised, are near the original's: the mean cosine over the reference texts is at
   least --min-original;
-- what `zeropoint encode` prints agrees with transformers to a mean cosine of --min-cosine, or of what transformers in f32 and in
+- what `zeropoint encode` prints, or for a decoder the logits that `zeropoint generate` writes, agrees with transformers to a mean cosine of --min-cosine, or of what transformers in f32 and in
   f64 agree to, whichever is lower; the weights are random, which magnifies rounding. Logits are compared as they are, vectors of
   sentence encoders with sentence-transformers' own prompts, pooling and Dense, and heads over tokens by the probabilities of
   what was printed: each token's label, each mask's first tokens, the answer's start and end.
@@ -108,6 +108,22 @@ def run(zeropoint, fixture, scheme, work):
     )
     subprocess.run([zeropoint, "run", str(config), "--no-cache", "--quiet"], check=True)
     return out / "model"
+
+
+def logits_of_tokens(zeropoint, model, reference, texts, work):
+    """The logits of every token of the reference texts as `zeropoint generate` reads them."""
+    import numpy
+
+    rows, path = [], work / "logits.npy"
+    for i in texts:
+        command = [zeropoint, "generate", str(model), "--prompt", reference["texts"][i], "--max-tokens", "1", "--json"]
+        done = subprocess.run([*command, "--logits", str(path), "--quiet"], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        if json.loads(done.stdout)["prompt_tokens"] != reference["input_ids"][i]:
+            raise RuntimeError(f"the tokens of {reference['texts'][i]!r} are not those of the reference")
+        rows.append({"logits": numpy.load(path).flatten().tolist()})
+    return rows
 
 
 def encoded(zeropoint, model, reference, texts, work):
@@ -240,7 +256,12 @@ def one(zeropoint, fixture, scheme, args, work):
         failures.append(f"mean cosine to the original {to_original:.5f}, at least {args.min_original} is expected")
     if config["architectures"][0].endswith(("ForTokenClassification", "ForMaskedLM", "Model")):
         texts = [i for i in texts if isinstance(reference["texts"][i], str)]
-    rows = encoded(zeropoint, directory, reference, texts, work)
+    if config["architectures"][0].endswith("ForCausalLM"):
+        longest = max(len(ids) for ids in reference["input_ids"])  # a text that was cut
+        texts = [i for i in texts if len(reference["input_ids"][i]) < longest]
+        rows = logits_of_tokens(zeropoint, directory, reference, texts, work)
+    else:
+        rows = encoded(zeropoint, directory, reference, texts, work)
     agreement, itself = agreement_with_encode(rows, model, directory, reference, texts)
     required = min(args.min_cosine, itself)
     if not agreement >= required:
@@ -278,7 +299,7 @@ def main():
     names = args.names or sorted(
         path.parent.name for path in FIXTURES.glob("*/reference.json")
         if "input_ids" in check.read_json(path) and not path.parent.name.endswith("-remote")
-        and check.read_json(path.parent / "config.json")["model_type"] not in ("clip",)
+        and check.read_json(path.parent / "config.json")["model_type"] not in ("clip", "gpt2")  # of GPT-2 nothing can be quantised
     )
     return table(args.zeropoint, names, one, args)
 

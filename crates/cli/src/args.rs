@@ -273,6 +273,9 @@ pub(crate) struct GenerateArgs {
     /// Go on behind the tokens that end a text (`eos_token_id` of `generation_config.json` or `config.json`)
     #[arg(long)]
     pub(crate) ignore_stop: bool,
+    /// Write the logits of every token of the prompt here, f32 `[tokens, vocabulary]` as `numpy.load` reads them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) logits: Option<PathBuf>,
     /// Print token ids, text and how it ended as JSON on standard output, at the end
     #[arg(long)]
     pub(crate) json: bool,

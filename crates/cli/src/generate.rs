@@ -1,9 +1,12 @@
 //! `zeropoint generate`: a text that a decoder continues.
 
+use std::io::BufWriter;
 use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
+use zeropoint_formats::staged::{AtomicFile, check_writable};
+use zeropoint_formats::{FormatError, NpyWriter};
 use zeropoint_models::{Model, ModelDirectory, ModelError, SourceRef, Task};
 use zeropoint_pipeline::{Cancel, PipelineError, Sources};
 use zeropoint_runtime::{Ending, QuantizedModel, Sampler, Sampling, generate as continue_tokens};
@@ -11,6 +14,7 @@ use zeropoint_runtime::{Ending, QuantizedModel, Sampler, Sampling, generate as c
 use crate::Outcome;
 use crate::args::GenerateArgs;
 use crate::commands::print_json;
+use crate::encode::keep_inputs;
 use crate::terminal::Terminal;
 
 /// A decoder, quantised or not.
@@ -44,6 +48,20 @@ impl Decoder {
     }
 }
 
+fn write_logits(path: &Path, model: &Model, prompt: &[u32]) -> Result<(), PipelineError> {
+    let failed =
+        |reason| PipelineError::from(FormatError::Io { action: "write", path: path.to_owned(), reason });
+    let logits = model.extend(prompt, &mut model.new_cache()?, prompt.len())?;
+    let file = BufWriter::new(AtomicFile::create(path)?);
+    let mut matrix = NpyWriter::new(file, logits.columns).map_err(failed)?;
+    for row in logits.values.chunks_exact(logits.columns) {
+        matrix.write_row(row).map_err(failed)?;
+    }
+    let file = matrix.finish().map_err(failed)?;
+    file.into_inner().map_err(|error| failed(error.into_error()))?.persist()?;
+    Ok(())
+}
+
 pub(crate) fn generate(
     args: &GenerateArgs,
     sources: &Sources<'_>,
@@ -54,12 +72,19 @@ pub(crate) fn generate(
     let option = if (0.0..=1000.0).contains(&args.temperature) { "--top-p" } else { "--temperature" };
     let mut sampler = Sampler::new(sampling)
         .map_err(|error| PipelineError::Option { option, reason: error.to_string() })?;
+    if let Some(out) = &args.logits {
+        keep_inputs(out, &[&args.model])?;
+        check_writable(out)?;
+    }
     let (path, _kept) = sources.directory(&args.model, args.revision.as_deref())?;
     let decoder = Decoder::load(&path)?;
     let (directory, model) = decoder.parts();
     let tokenizer = directory.tokenizer(None)?;
     let stop = if args.ignore_stop { Vec::new() } else { directory.stop_tokens()? };
     let prompt = tokenizer.prompt_ids(&args.prompt)?;
+    if let Some(path) = &args.logits {
+        write_logits(path, model, &prompt)?;
+    }
     let mut cache = model.new_cache()?;
     let mut stream = tokenizer.stream();
     let (mut tokens, mut text) = (Vec::new(), String::new());

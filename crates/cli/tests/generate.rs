@@ -98,3 +98,24 @@ fn what_cannot_be_continued_is_refused() {
     says(2, "model", &with(["--top-p", "0"]), "top-p is 0; a number above 0 and at most 1 is expected");
     says(2, "model", &with(["--temperature", "-1"]), "the temperature is -1; a number from 0 to 1000");
 }
+
+#[test]
+fn the_logits_of_a_prompt_can_be_written() {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "model");
+    scene
+        .succeeds(["generate", "model", "--max-tokens", "1", "--logits", "logits.npy"].iter().chain(&PROMPT));
+    let bytes = std::fs::read(scene.path("logits.npy")).expect("it is written");
+    let header = String::from_utf8_lossy(&bytes[..128]).into_owned();
+    assert!(header.contains("'shape': (5, 140)"), "{header}");
+    let values: Vec<f32> = bytes[bytes.len() - 5 * 140 * 4..]
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")))
+        .collect();
+    let last = &values[4 * 140..];
+    let best = (0..140).max_by(|a, b| last[*a].total_cmp(&last[*b]));
+    assert_eq!(best, Some(34), "the first new token");
+    let inside =
+        scene.ends_with(1, ["generate", "model", "--logits", "model/config.json"].iter().chain(&PROMPT));
+    assert!(stderr(&inside).contains("model"), "{}", stderr(&inside));
+}
