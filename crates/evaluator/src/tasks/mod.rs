@@ -2,6 +2,7 @@
 
 mod classification;
 mod fidelity;
+mod forward;
 mod images;
 mod labels;
 mod masked_lm;
@@ -22,9 +23,10 @@ use zeropoint_calibrator::dataset::{
 };
 use zeropoint_core::Fingerprint;
 use zeropoint_models::{
-    ActivationFn, HeadOutput, Model, ModelError, ModelInput, ModelSpec, Problem, TokenSequence, Tokenizer,
+    ActivationFn, HeadOutput, ModelError, ModelInput, ModelSpec, Problem, TokenSequence, Tokenizer,
 };
 
+pub use forward::{BatchOutputs, Forward};
 pub use images::ImageTask;
 pub use perplexity::windows;
 pub use ranking::RankingPrompts;
@@ -408,9 +410,9 @@ fn gives(output: &HeadOutput) -> &'static str {
 /// The two models under comparison, and what they share.
 pub struct Models<'a> {
     /// The float original.
-    pub original: &'a Model,
+    pub original: &'a dyn Forward,
     /// The quantised one.
-    pub quantized: &'a Model,
+    pub quantized: &'a dyn Forward,
     /// Texts to tokens and images to pixels.
     pub inputs: &'a Inputs,
     /// Between the logit of a cross-encoder and its score.
