@@ -13,7 +13,7 @@ mod shard;
 pub use inputs::Inputs;
 pub use plan::{BatchPlan, CalibrationSet, choose_samples};
 pub use run::{
-    Begun, Calibrated, CalibrationProgress, Observed, calibrate, calibrate_batches, calibrate_from,
+    Begun, Calibrated, CalibrationProgress, Observed, Room, calibrate, calibrate_batches, calibrate_from,
     graph_fingerprint,
 };
 pub use shard::{Shard, ShardError};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use zeropoint_evaluator::compare::MetricName;
-use zeropoint_pipeline::Shard;
-use zeropoint_pipeline::config::Preset;
+use zeropoint_pipeline::config::{Preset, byte_size};
+use zeropoint_pipeline::{Memory, Shard};
 
 use crate::compare;
 
@@ -120,6 +120,20 @@ pub(crate) struct CacheArgs {
     pub(crate) no_cache: bool,
 }
 
+/// What may be in memory.
+#[derive(Debug, Args)]
+pub(crate) struct MemoryArgs {
+    /// Hidden states that may be in memory while all samples go through one block of the model after the other, such as
+    /// 500MB or 4GiB; more goes into a file. A model whose weights take an eighth of it in f32 is loaded as a whole
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = memory)]
+    pub(crate) memory: Memory,
+}
+
+fn memory(text: &str) -> Result<Memory, String> {
+    let expected = || "a number of bytes is expected, such as 500MB or 4GiB".to_owned();
+    byte_size(text).map(Memory).ok_or_else(expected)
+}
+
 /// The run directory.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
@@ -142,6 +156,8 @@ pub(crate) struct RunArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Print the plan (layers, schemes, sizes, passes, memory, time) and do nothing; reads no weights, and of a model on
     /// the hub fetches no more than their headers
     #[arg(long)]
@@ -164,6 +180,8 @@ pub(crate) struct CalibrateArgs {
     pub(crate) shard: Option<Shard>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -205,6 +223,8 @@ pub(crate) struct QuantizeArgs {
     pub(crate) statistics: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Print the report as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -217,6 +237,8 @@ pub(crate) struct EvaluateArgs {
     /// The quantised model, such as runs/NAME/model, or owner/name of the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Print metrics and gates as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,9 +7,9 @@ use zeropoint_kernels::{Isa, add_in_place};
 
 use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
-use crate::model::{Model, Pass, read_finite, read_matrix};
+use crate::model::{Model, Pass};
 use crate::ops::{Norm, ROWS_PER_TASK, halves_of, rows_of};
-use crate::sites::LARGE;
+use crate::read::{as_bf16, read_finite, read_matrix};
 use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, NormSpec, TextInput, Tower};
 
 /// Where a model's embedding tables come from.
@@ -17,10 +17,25 @@ use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, NormSpec
 pub enum Tables<'a> {
     /// Read from the checkpoint.
     Read,
+    /// Read from the checkpoint, and rounded to bfloat16 where that holds more than 16 bits.
+    ReadAsBf16,
     /// Those of a model of the same description, in the same memory.
     Shared(&'a Model),
     /// Those of a model of the same description, rounded to bfloat16 where the checkpoint holds more than 16 bits.
     SharedAsBf16(&'a Model),
+}
+
+impl Tables<'_> {
+    /// A table that no model shares.
+    pub(crate) fn read(self, checkpoint: &Checkpoint, table: &EmbeddingTable) -> Result<Tensor, ModelError> {
+        let values = read_matrix(checkpoint, &table.tensor, table.rows, table.width)?;
+        match self {
+            Self::ReadAsBf16 | Self::SharedAsBf16(_) if is_wide(checkpoint, &table.tensor) => {
+                Ok(as_bf16(&values)?)
+            }
+            _ => Ok(values),
+        }
+    }
 }
 
 fn is_wide(checkpoint: &Checkpoint, tensor: &str) -> bool {
@@ -50,15 +65,12 @@ impl Embedding {
         match &tower.input {
             InputSpec::Text(input) => {
                 let read = |(i, table): (usize, &EmbeddingTable)| match tables {
-                    Tables::Read => read_matrix(checkpoint, &table.tensor, table.rows, table.width),
+                    Tables::Read | Tables::ReadAsBf16 => tables.read(checkpoint, table),
                     Tables::SharedAsBf16(model) if is_wide(checkpoint, &table.tensor) => {
-                        let shared = &model.embedding(index).tables[i];
-                        let rounded = shared.to_dtype(DType::BF16)?;
-                        let is_large = rounded.elem_count() >= LARGE;
-                        Ok(if is_large { rounded } else { rounded.to_dtype(DType::F32)? })
+                        Ok(as_bf16(&model.embedding(index)?.tables[i])?)
                     }
                     Tables::Shared(model) | Tables::SharedAsBf16(model) => {
-                        Ok(model.embedding(index).tables[i].clone())
+                        Ok(model.embedding(index)?.tables[i].clone())
                     }
                 };
                 let tables = input.tables.iter().enumerate().map(read).collect::<Result<_, ModelError>>()?;

@@ -21,14 +21,17 @@ mod image_processor;
 mod model;
 mod ops;
 mod output;
+mod parts;
 mod pooling;
 mod positions;
 mod prompts;
+mod read;
 mod score;
 mod sentence;
 mod sites;
 mod source;
 mod spec;
+mod states;
 mod tokenizer;
 
 pub use batch::{ImagePixels, InputRef, ModelInput, PackedBatch, TokenSequence};
@@ -42,6 +45,7 @@ pub use heads::{
 pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
 pub use model::{BlockNorms, BlockRunner, INT8_ATTENTION, Model, Outputs, SiteOpFactory, SiteSink};
 pub use ops::{Norm, apply_activation, rows_of};
+pub use parts::{FloatParts, Hidden, ModelParts, Part, PartModel, State};
 pub use positions::{BiasTable, PositionTables, Rotation};
 pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use sites::{
@@ -54,4 +58,5 @@ pub use spec::{
     LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Positions,
     Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId, TextInput, Tower,
 };
+pub use states::HiddenStates;
 pub use tokenizer::{AlignedTokens, MaskToken, TextPart, TextStream, Tokenizer};

@@ -3,26 +3,32 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use zeropoint_calibrator::Room;
 use zeropoint_evaluator::report::{Gate, Metric};
 use zeropoint_evaluator::tasks::{Models, Task, TaskError, run_task};
-use zeropoint_models::{Model, SourceRef};
-use zeropoint_runtime::QuantizedModel;
+use zeropoint_kernels::Isa;
+use zeropoint_models::{FloatParts, ModelParts, SourceRef};
+use zeropoint_runtime::QuantizedParts;
 
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::memory::Memory;
+use crate::streamed::Streamed;
 use crate::{PipelineError, Prepared, convert};
 
-/// Runs one task on both models.
+/// Runs one task on the original and the quantised model.
 pub(crate) fn measure(
     prepared: &Prepared,
     task: &Task,
-    original: &Model,
-    quantized: &QuantizedModel,
+    models: [&dyn ModelParts; 2],
+    room: Room<'_>,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Vec<Metric>, PipelineError> {
+    let isa = Isa::active().map_err(zeropoint_models::ModelError::from)?;
+    let [original, quantized] = models.map(|model| Streamed { model, isa, room, cancel });
     let models = Models {
-        original,
-        quantized: quantized.model(),
+        original: &original,
+        quantized: &quantized,
         inputs: &prepared.inputs,
         activation: prepared.activation,
     };
@@ -32,6 +38,7 @@ pub(crate) fn measure(
     };
     run_task(task, &models, prepared.options, &mut progress).map_err(|error| match error {
         TaskError::Cancelled => PipelineError::Cancelled,
+        _ if cancel.is_requested() => PipelineError::Cancelled,
         error => error.into(),
     })
 }
@@ -59,6 +66,7 @@ pub(crate) fn gates(prepared: &Prepared, metrics: &[Metric]) -> Vec<Gate> {
 pub fn evaluate(
     prepared: &Prepared,
     dir: &Path,
+    memory: Memory,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<(Vec<Metric>, Vec<Gate>), PipelineError> {
@@ -83,14 +91,16 @@ pub fn evaluate(
     if shapes(ours) != shapes(theirs) || ours.towers != theirs.towers {
         return Err(other("its layers have other names or sizes, or its head another form".to_owned()));
     }
-    let quantized = QuantizedModel::from_directory(directory)?;
-    let original = Model::load(&prepared.directory)?;
+    let quantized = QuantizedParts::from_directory(directory, memory.whole())?;
+    let original = FloatParts::new(&prepared.directory, memory.whole())?;
+    let temporary = std::env::temp_dir();
+    let room = Room { memory: memory.0, dir: &temporary };
     if !prepared.tasks.is_empty() {
         events.event(Event::Started(Stage::Evaluate));
     }
     let mut metrics = Vec::new();
     for task in &prepared.tasks {
-        metrics.extend(measure(prepared, task, &original, &quantized, events, cancel)?);
+        metrics.extend(measure(prepared, task, [&original, &quantized], room, events, cancel)?);
     }
     let gates = gates(prepared, &metrics);
     Ok((metrics, gates))

@@ -36,7 +36,9 @@ mod show;
 mod sources;
 mod stages;
 mod statistics;
+mod streamed;
 mod system;
+mod written;
 
 pub use bench::{BenchRequest, bench, bench_texts};
 pub use check::LayerErrors;
@@ -51,6 +53,7 @@ pub use events::{Cancel, Event, Events, Stage};
 pub use header::{ShardHeader, StatisticsHeader};
 pub use init::{SCHEMA_FILE, starter, write_starter};
 pub use inspect::{InspectedImage, InspectedLinear, Inspection, inspect};
+pub use memory::Memory;
 pub use merge::{MergeError, merge_statistics};
 pub use prepare::Prepared;
 #[cfg(feature = "hub")]

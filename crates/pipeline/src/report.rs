@@ -41,7 +41,7 @@ pub(crate) struct Findings<'a> {
     pub(crate) observed: bool,
     pub(crate) layers: &'a BTreeMap<usize, LayerFacts>,
     pub(crate) output: &'a Checkpoint,
-    pub(crate) self_check: SelfCheck,
+    pub(crate) self_check: Option<SelfCheck>,
     pub(crate) metrics: Vec<Metric>,
     pub(crate) gates: Vec<Gate>,
     pub(crate) latency: Option<Latency>,
@@ -84,7 +84,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         latency,
         layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
         not_quantized: not_quantized(prepared, output, &dense),
-        self_check: Some(self_check),
+        self_check,
         warnings: prepared.warnings.clone(),
         timing: Timing { processor: processor(), ..timing },
     })
@@ -323,7 +323,8 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::deploy::{DeployedLinear, deploy};
+    use crate::deploy::DeployedLinear;
+    use crate::deploy::tests::{deploy, room};
     use crate::dry_run::dry_run;
     use crate::events::Cancel;
     use crate::run::RunOptions;
@@ -346,9 +347,10 @@ mod tests {
         let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
         let (origin, cancel) = (Origin::of(prepared, weights).unwrap(), Cancel::default());
         let pass = Pass::whole(prepared);
-        let statistics = observe(prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
+        let statistics =
+            observe(prepared, origin, &float, pass, room(), &mut |_| Ok(()), &(), &cancel).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let deployed = deploy(prepared, &statistics, float.isa(), dir.path(), &(), &cancel).unwrap();
+        let deployed = deploy(prepared, &statistics, float.isa(), dir.path());
         (dir, deployed, statistics)
     }
 
@@ -399,7 +401,7 @@ mod tests {
             observed: true,
             layers: &BTreeMap::new(),
             output: &output,
-            self_check: SelfCheck { samples: 0, cosine_min: 1.0 },
+            self_check: Some(SelfCheck { samples: 0, cosine_min: 1.0 }),
             metrics: Vec::new(),
             gates: Vec::new(),
             latency: None,
@@ -413,7 +415,7 @@ mod tests {
         let (before, after) = (bytes(prepared.directory.path()), bytes(dir.path()));
         assert_eq!((report.size.original_bytes, report.size.quantized_bytes), (before, after));
 
-        let options = RunOptions { force: false, restart: false, cache: CacheDir::None };
+        let options = RunOptions { cache: CacheDir::None, ..RunOptions::default() };
         let plan = dry_run(&prepared, &options).unwrap();
         assert_eq!((plan.original_bytes, plan.quantized_bytes), (before, after));
         assert_eq!(plan.files.iter().map(|(_, bytes)| bytes).sum::<u64>(), after);

@@ -8,8 +8,8 @@ use zeropoint_core::Rng;
 use zeropoint_observer::{StatisticsFile, outlier_channels};
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
-    CacheDir, CalibrateOptions, Cancel, Prepared, Shard, StatisticsHeader, calibrate, merge_statistics,
-    show_statistics,
+    CacheDir, CalibrateOptions, Cancel, Memory, Prepared, Shard, StatisticsHeader, calibrate,
+    merge_statistics, show_statistics,
 };
 
 fn repository() -> PathBuf {
@@ -32,7 +32,7 @@ fn prepared(dir: &Path, model: &str, batch_size: usize) -> Prepared {
 /// Calibrates on a pool of its own.
 fn observed(prepared: &Prepared, shard: Option<Shard>, threads: usize, out: &Path) -> StatisticsHeader {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-    let options = CalibrateOptions { shard, cache: CacheDir::None };
+    let options = CalibrateOptions { shard, cache: CacheDir::None, memory: Memory::default() };
     pool.install(|| calibrate(prepared, out, &options, &(), &Cancel::default()).expect("it succeeds"))
 }
 

@@ -8,6 +8,8 @@
 //! Where all Linears of the blocks are INT8, a fused engine runs whole blocks over memory that stays between calls, with the
 //! same bits; [`generate()`] continues texts token by token. [`Encoder`] makes vectors of texts; [`Int8Linear`] is one Linear for models built by hand.
 //!
+//! [`QuantizedParts`] is a model of which one block at a time is in memory.
+//!
 //! It knows files through `zeropoint-formats` alone, and neither calibration nor quantisation algorithms.
 
 mod encoder;
@@ -22,7 +24,7 @@ mod site;
 pub use encoder::Encoder;
 pub use generate::{Ending, generate};
 pub use linear::IntegerLinear;
-pub use model::{QuantizedModel, RuntimeError};
+pub use model::{QuantizedModel, QuantizedParts, RuntimeError};
 pub use module::Int8Linear;
 pub use sampling::{Sampler, Sampling, SamplingError};
 pub use site::IntegerSite;

@@ -1,7 +1,7 @@
 //! A deployable directory as a model that runs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
 use zeropoint_core::{ActivationMode, Scheme};
@@ -9,12 +9,12 @@ use zeropoint_formats::FormatError;
 use zeropoint_formats::compressed_tensors::{QuantizationConfig, read_linear};
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
-    ActivationQuantizer, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError, Outputs, PackedBatch,
-    SiteOp, SourceRef, Tables, Task,
+    ActivationQuantizer, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError, ModelParts,
+    ModelSpec, Outputs, PackedBatch, Part, PartModel, SiteOp, SourceRef, Tables, Task, Tower,
 };
 
 use crate::IntegerLinear;
-use crate::engine::{Engine, FloatParts};
+use crate::engine::{BlockParts, Engine};
 use crate::site::{IntegerSite, Reader};
 
 /// Why a directory cannot be loaded or run.
@@ -57,39 +57,8 @@ impl QuantizedModel {
             return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
         };
         let config = QuantizationConfig::from_json(config)?;
-        let isa = Isa::active().map_err(ModelError::from)?;
-        let spec = directory.spec().clone();
-        let mut quantized = 0;
-        let mut sites: Vec<Option<Arc<IntegerSite>>> = vec![None; spec.sites.len()];
-        let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
-            let linears: Vec<&LinearSpec> =
-                spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
-            let schemes: Vec<Option<Scheme>> =
-                linears.iter().map(|linear| scheme_of(&config, linear)).collect();
-            if schemes.iter().all(Option::is_none) {
-                return Ok(None);
-            }
-            quantized += schemes.iter().flatten().count();
-            let readers = linears
-                .iter()
-                .zip(&schemes)
-                .map(|(linear, scheme)| reader(&directory, isa, linear, *scheme))
-                .collect::<Result<_, _>>()?;
-            let op = Arc::new(IntegerSite::new(isa, readers));
-            sites[site] = Some(Arc::clone(&op));
-            Ok(Some(Box::new(op)))
-        };
-        let mut model = Model::load_with(&spec, directory.checkpoint(), &mut factory, Tables::Read)?;
-        model.set_attention_precision(INT8_ATTENTION);
-        for (i, tower) in spec.towers.iter().enumerate() {
-            let parts = FloatParts::read(tower, directory.checkpoint(), isa)?;
-            if let Some(engine) = Engine::new(isa, &spec, tower, parts, &sites) {
-                model.set_block_runner(i, Box::new(engine));
-            } else {
-                tracing::info!(tower = i, "not all Linears of the blocks are INT8: they run one by one");
-            }
-        }
-        tracing::info!(%isa, quantized, "INT8 model loaded");
+        let (model, quantized) = load_part(&directory, &config, Part::Whole)?;
+        tracing::info!(isa = %model.isa(), quantized, "INT8 model loaded");
         Ok(Self { directory, model, quantized })
     }
 
@@ -112,6 +81,107 @@ impl QuantizedModel {
     pub fn forward(&self, batch: &PackedBatch) -> Result<Outputs, ModelError> {
         self.model.forward(batch)
     }
+}
+
+/// An INT8 model that is loaded part by part, or whole at its first use.
+pub struct QuantizedParts {
+    directory: ModelDirectory,
+    config: QuantizationConfig,
+    parts: Vec<Part>,
+    whole: OnceLock<Model>,
+}
+
+impl QuantizedParts {
+    /// Of a directory as [`QuantizedModel::load`] takes it, of which no weight is read yet; kept whole where its weights would
+    /// take at most `whole_bytes` in f32 or it has no parts.
+    pub fn open(path: &Path, task: Task, whole_bytes: u64) -> Result<Self, RuntimeError> {
+        let directory = ModelDirectory::open(&SourceRef::Directory(path.to_owned()), task)?;
+        Self::from_directory(directory, whole_bytes)
+    }
+
+    /// As [`QuantizedParts::open`], of a directory that is open already.
+    pub fn from_directory(directory: ModelDirectory, whole_bytes: u64) -> Result<Self, RuntimeError> {
+        let Some(config) = directory.quantization_config() else {
+            return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
+        };
+        let config = QuantizationConfig::from_json(config)?;
+        let parts = Part::of(directory.spec()).filter(|_| directory.spec().float_bytes() > whole_bytes);
+        let parts = parts.unwrap_or_else(|| vec![Part::Whole]);
+        Ok(Self { directory, config, parts, whole: OnceLock::new() })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &ModelDirectory {
+        &self.directory
+    }
+}
+
+impl ModelParts for QuantizedParts {
+    fn spec(&self) -> &ModelSpec {
+        self.directory.spec()
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    fn load(&self, part: Part) -> Result<PartModel<'_>, ModelError> {
+        if part != Part::Whole {
+            return Ok(PartModel::Loaded(Box::new(load_part(&self.directory, &self.config, part)?.0)));
+        }
+        if self.whole.get().is_none() {
+            // Of two threads that both load it one model stays.
+            let _ = self.whole.set(load_part(&self.directory, &self.config, part)?.0);
+        }
+        self.whole.get().map(PartModel::Kept).ok_or_else(|| ModelError::Sample {
+            reason: "the INT8 model was lost while it was loaded".to_owned(),
+        })
+    }
+}
+
+/// A part of the model in a directory, and how many of its Linears are INT8.
+fn load_part(
+    directory: &ModelDirectory,
+    config: &QuantizationConfig,
+    part: Part,
+) -> Result<(Model, usize), ModelError> {
+    let isa = Isa::active()?;
+    let spec = directory.spec();
+    let mut quantized = 0;
+    let mut sites: Vec<Option<Arc<IntegerSite>>> = vec![None; spec.sites.len()];
+    let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
+        let linears: Vec<&LinearSpec> =
+            spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
+        let schemes: Vec<Option<Scheme>> = linears.iter().map(|linear| scheme_of(config, linear)).collect();
+        if schemes.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        quantized += schemes.iter().flatten().count();
+        let readers = linears
+            .iter()
+            .zip(&schemes)
+            .map(|(linear, scheme)| reader(directory, isa, linear, *scheme))
+            .collect::<Result<_, _>>()?;
+        let op = Arc::new(IntegerSite::new(isa, readers));
+        sites[site] = Some(Arc::clone(&op));
+        Ok(Some(Box::new(op)))
+    };
+    let mut model = Model::load_part(spec, directory.checkpoint(), part, &mut factory, Tables::Read)?;
+    model.set_attention_precision(INT8_ATTENTION);
+    for (i, tower) in spec.towers.iter().enumerate() {
+        let blocks = part.blocks(tower);
+        if blocks.is_empty() {
+            continue;
+        }
+        let tower = Tower { blocks: tower.blocks[blocks].to_vec(), ..tower.clone() };
+        let parts = BlockParts::read(&tower, directory.checkpoint(), isa, part.has_output())?;
+        if let Some(engine) = Engine::new(isa, spec, &tower, parts, &sites) {
+            model.set_block_runner(i, Box::new(engine));
+        } else {
+            tracing::info!(tower = i, %part, "not all Linears of the blocks are INT8: they run one by one");
+        }
+    }
+    Ok((model, quantized))
 }
 
 /// How a Linear is quantised. The config's targets are modules of the class `Linear`, which a convolution is not.

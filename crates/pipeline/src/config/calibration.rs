@@ -24,8 +24,8 @@ pub struct Calibration {
     /// Files of texts, read in this order; without any, texts built into the program. Of a file without texts but
     /// with pairs, both texts of each pair.
     pub data: Vec<DataSource>,
-    /// How many texts are used, chosen by the seed.
-    #[schemars(range(min = 1, max = MOST_SAMPLES))]
+    /// How many texts are used, chosen by the seed. With 0 nothing is observed: for dynamic schemes without a self-check.
+    #[schemars(range(max = MOST_SAMPLES))]
     pub samples: usize,
     /// Longer texts are cut to this many tokens, special ones included; by default to what the model can take.
     #[schemars(range(min = SHORTEST, max = LONGEST))]
@@ -52,7 +52,7 @@ impl Calibration {
         for (index, source) in self.data.iter().enumerate() {
             source.check(&format!("calibration.data.{index}"), Use::Texts)?;
         }
-        within("calibration.samples", self.samples, 1..=MOST_SAMPLES)?;
+        within("calibration.samples", self.samples, 0..=MOST_SAMPLES)?;
         if let Some(max_length) = self.max_length {
             within("calibration.max_length", max_length, Self::MAX_LENGTH)?;
         }

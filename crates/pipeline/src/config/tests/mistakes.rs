@@ -175,11 +175,32 @@ fn contradictions_are_found_at_their_key() {
     type Case = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
     let cases: &[Case] = &[
         (
+            "[calibration]\nbatch_size = 0",
+            "calibration.batch_size",
+            (3, 14),
+            "between 1 and 4096, but is 0",
+            "write a number of this range",
+        ),
+        (
             "[calibration]\nsamples = 0",
             "calibration.samples",
             (3, 11),
-            "between 1 and 1000000, but is 0",
-            "write a number of this range",
+            "is 0, but the self-check runs some of them",
+            "ask for samples, or leave the check out: `output.self_check = false`",
+        ),
+        (
+            "[calibration]\nsamples = 0\n[quantization]\nscheme = 'w8a8-static'\n[output]\nself_check = false",
+            "calibration.samples",
+            (3, 11),
+            "is 0, but static activations take their ranges from calibration",
+            "ask for samples, or write `scheme = \"w8a8-dynamic\"`",
+        ),
+        (
+            "[output]\nmax_shard_size = '5 gigabytes'",
+            "output.max_shard_size",
+            (3, 18),
+            "must be a number of bytes, but is \"5 gigabytes\"",
+            "for example \"5GB\"",
         ),
         (
             "[calibration]\nmax_length = 2",
@@ -489,8 +510,8 @@ fn a_mistake_has_marks_with_labels() {
     type Marks = &'static [(&'static str, &'static str)];
     let cases: &[(&str, &[&str], Marks)] = &[
         ("[calibration]\n\tsamplse = 10 # ten", &[], &[("samplse", "unknown key")]),
-        ("calibration.samples = 0", &[], &[("0", "out of range")]),
-        ("", &["calibration.samples = 0"], &[("0", "out of range")]),
+        ("calibration.batch_size = 0", &[], &[("0", "out of range")]),
+        ("", &["calibration.batch_size = 0"], &[("0", "out of range")]),
         ("", &["calibration.sample = 3"], &[("calibration.sample", "unknown key")]),
         ("", &["calibration.data = ['a.txt', 3]"], &[("3", "the number 3")]),
         ("", &["model.task=embeding"], &[("embeding", "not one of those allowed")]),
@@ -556,8 +577,8 @@ fn mistakes_in_set_name_it() {
         ("=1", "`` is not a key", "write `--set key=value`"),
         ("calibration.sample=1", "unknown key `sample` in `calibration`", "did you mean `samples`?"),
         (
-            "calibration.samples=0",
-            "`calibration.samples` must be between 1 and 1000000, but is 0",
+            "calibration.batch_size=0",
+            "`calibration.batch_size` must be between 1 and 4096, but is 0",
             "write a number of this range",
         ),
         (
