@@ -141,7 +141,7 @@ fn evaluate_command(
         terminal.warn(warning);
     }
     let (model, _kept) = sources.directory(&args.model, None)?;
-    let (metrics, gates) = evaluate(&prepared, &model, terminal, cancel)?;
+    let (metrics, gates) = evaluate(&prepared, &model, &cache(&args.cache), terminal, cancel)?;
     if args.json {
         print_json(&json!({ "metrics": metrics, "gates": gates }), terminal)?;
     } else {

@@ -3,26 +3,45 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{Gate, Metric};
-use zeropoint_evaluator::tasks::{Models, Task, TaskError, run_task};
+use zeropoint_evaluator::tasks::{Forward, Models, Task, TaskError, run_task};
 use zeropoint_models::{Model, SourceRef};
 use zeropoint_runtime::QuantizedModel;
 
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::identity::{Identity, model_weights};
+use crate::log_prob_cache::LogProbCache;
+use crate::original::CodedOriginal;
+use crate::statistics::CacheDir;
 use crate::{PipelineError, Prepared, convert};
+
+/// The original of an evaluation, and where what it gives is kept.
+#[derive(Clone, Copy)]
+pub(crate) struct Original<'a> {
+    pub(crate) model: &'a dyn Forward,
+    /// Of its weights and files; `None` where nothing is kept.
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) cache: &'a CacheDir,
+}
 
 /// Runs one task on both models.
 pub(crate) fn measure(
     prepared: &Prepared,
     task: &Task,
-    original: &Model,
-    quantized: &QuantizedModel,
+    original: Original<'_>,
+    quantized: &dyn Forward,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Vec<Metric>, PipelineError> {
+    let Original { model, fingerprint, cache } = original;
+    let coded = task.compares_next_tokens(model.spec()).then(|| {
+        let kept = fingerprint.zip(cache.path());
+        CodedOriginal::new(model, kept.map(|(model, dir)| (model, LogProbCache::at(dir))))
+    });
     let models = Models {
-        original,
-        quantized: quantized.model(),
+        original: coded.as_ref().map_or(model, |coded| coded as &dyn Forward),
+        quantized,
         inputs: &prepared.inputs,
         activation: prepared.activation,
     };
@@ -30,7 +49,11 @@ pub(crate) fn measure(
         events.event(Event::Evaluated { task: task.name.clone(), done, total });
         cancel.flow()
     };
-    run_task(task, &models, prepared.options, &mut progress).map_err(|error| match error {
+    let measured = run_task(task, &models, prepared.options, &mut progress);
+    for warning in coded.iter().flat_map(CodedOriginal::warnings) {
+        events.event(Event::Warning(warning));
+    }
+    measured.map_err(|error| match error {
         TaskError::Cancelled => PipelineError::Cancelled,
         error => error.into(),
     })
@@ -55,10 +78,12 @@ pub(crate) fn gates(prepared: &Prepared, metrics: &[Metric]) -> Vec<Gate> {
         .collect()
 }
 
-/// Evaluates a directory that was written before against the config's model: metrics and gates.
+/// Evaluates a directory that was written before against the config's model: metrics and gates. The log-probabilities of a
+/// decoder are looked for in `cache`, and kept there.
 pub fn evaluate(
     prepared: &Prepared,
     dir: &Path,
+    cache: &CacheDir,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<(Vec<Metric>, Vec<Gate>), PipelineError> {
@@ -85,12 +110,17 @@ pub fn evaluate(
     }
     let quantized = QuantizedModel::from_directory(directory)?;
     let original = Model::load(&prepared.directory)?;
+    let keeps = prepared.tasks.iter().any(|task| task.compares_next_tokens(ours)) && *cache != CacheDir::None;
+    let fingerprint = keeps.then(|| -> Result<_, PipelineError> {
+        Ok(Identity::of(prepared, Some(model_weights(prepared)?), None)?.model())
+    });
+    let original = Original { model: &original, fingerprint: fingerprint.transpose()?, cache };
     if !prepared.tasks.is_empty() {
         events.event(Event::Started(Stage::Evaluate));
     }
     let mut metrics = Vec::new();
     for task in &prepared.tasks {
-        metrics.extend(measure(prepared, task, &original, &quantized, events, cancel)?);
+        metrics.extend(measure(prepared, task, original, quantized.model(), events, cancel)?);
     }
     let gates = gates(prepared, &metrics);
     Ok((metrics, gates))

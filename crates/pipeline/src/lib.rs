@@ -24,9 +24,11 @@ mod identity;
 mod init;
 mod inspect;
 mod journal;
+mod log_prob_cache;
 mod memory;
 mod merge;
 mod modality;
+mod original;
 mod prepare;
 #[cfg(feature = "hub")]
 mod push;

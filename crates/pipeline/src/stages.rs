@@ -16,7 +16,7 @@ use zeropoint_runtime::QuantizedModel;
 
 use crate::check::{layer_errors, self_check, simulate};
 use crate::deploy::{MODEL_DIR, deploy, input_quantizer};
-use crate::evaluate::{gates, measure};
+use crate::evaluate::{Original, gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::identity::{Identity, model_weights};
 use crate::journal::{
@@ -123,7 +123,7 @@ impl Work<'_> {
         let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
         let MadeModel { layers, done: model_done, mut written } =
             self.model(float, &statistics, journal, done)?;
-        let tasks = self.evaluation(float, &mut written, journal, done)?;
+        let tasks = self.evaluation(float, model, &mut written, journal, done)?;
         let latency = self.latency(float, written)?;
 
         self.events.event(Event::Started(Stage::Publish));
@@ -318,10 +318,11 @@ impl Work<'_> {
         Ok(facts)
     }
 
-    /// Every task's metrics, in the order of the config. `written` is there afterwards, if a task has needed it.
+    /// Every task's metrics, in the order of the config; `fingerprint` is the original's. `written` is there afterwards, if a task has needed it.
     fn evaluation(
         &self,
         float: &Float<'_>,
+        fingerprint: Fingerprint,
         written: &mut Option<QuantizedModel>,
         journal: &mut Journal,
         done: &mut Done,
@@ -343,7 +344,9 @@ impl Work<'_> {
                 Some(model) => model,
                 None => written.insert(self.written()?),
             };
-            let metrics = measure(self.prepared, task, float, model, self.events, self.cancel)?;
+            let original =
+                Original { model: float, fingerprint: Some(fingerprint), cache: &self.options.cache };
+            let metrics = measure(self.prepared, task, original, model.model(), self.events, self.cancel)?;
             let task = TaskDone { index, metrics, cost: cost(clock, Cost::default()) };
             // JSON has no infinity: a task with one is measured again rather than changed.
             if task.metrics.iter().all(|metric| !has_infinity(metric)) {

@@ -17,7 +17,7 @@ use crate::header::{DATA, GRAPH, SHARD, ShardHeader, StatisticsHeader};
 use crate::identity::model_weights;
 use crate::{PipelineError, Prepared};
 
-/// Where statistics are kept between runs.
+/// Where statistics, and the log-probabilities of originals, are kept between runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CacheDir {
     /// In the user's cache directory: `$XDG_CACHE_HOME/zeropoint`, or `~/.cache/zeropoint`.
@@ -29,7 +29,7 @@ pub enum CacheDir {
 }
 
 impl CacheDir {
-    fn path(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         match self {
             Self::None => None,
