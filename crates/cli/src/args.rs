@@ -109,13 +109,14 @@ pub(crate) struct ConfigArgs {
     pub(crate) sets: Vec<String>,
 }
 
-/// Where statistics are kept.
+/// Where statistics and the log-probabilities of originals are kept.
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
-    /// Keep statistics in this directory (default: zeropoint in the user's cache directory)
+    /// Keep statistics, and the log-probabilities of a decoder's original, in this directory (default: zeropoint in the user's
+    /// cache directory)
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// Neither look for statistics of an earlier run nor keep these
+    /// Neither look for what an earlier run has kept nor keep anything
     #[arg(long, conflicts_with = "cache")]
     pub(crate) no_cache: bool,
 }
@@ -237,6 +238,8 @@ pub(crate) struct EvaluateArgs {
     /// The quantised model, such as runs/NAME/model, or owner/name of the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     /// Print metrics and gates as JSON on standard output

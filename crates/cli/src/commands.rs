@@ -3,8 +3,8 @@
 use serde_json::json;
 use zeropoint_pipeline::config::{Config, Preset};
 use zeropoint_pipeline::{
-    CacheDir, CalibrateOptions, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, Sources, calibrate,
-    check_output, dry_run, evaluate, inspect, quantize, run, starter, write_starter,
+    CacheDir, CalibrateOptions, Cancel, EvaluateOptions, PipelineError, Prepared, RunOptions, RunOutcome,
+    Sources, calibrate, check_output, dry_run, evaluate, inspect, quantize, run, starter, write_starter,
 };
 
 use crate::args::{
@@ -142,7 +142,8 @@ fn evaluate_command(
         terminal.warn(warning);
     }
     let (model, _kept) = sources.directory(&args.model, None)?;
-    let (metrics, gates) = evaluate(&prepared, &model, args.memory.memory, terminal, cancel)?;
+    let options = EvaluateOptions { cache: cache(&args.cache), memory: args.memory.memory };
+    let (metrics, gates) = evaluate(&prepared, &model, &options, terminal, cancel)?;
     if args.json {
         print_json(&json!({ "metrics": metrics, "gates": gates }), terminal)?;
     } else {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Problem, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
 use zeropoint_core::ActivationMode;
-use zeropoint_evaluator::tasks::{self, ImageTask, Options, RankingPrompts, Task, TaskData, TaskError};
+use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
 use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
 use zeropoint_quantizer::Plan;
 
@@ -327,8 +327,7 @@ fn read_task(
     // Whether the model can do this at all is said before what is wrong with the data.
     let spec = directory.spec();
     let images = image_task(task, spec);
-    let data =
-        images.clone().map_or_else(|| no_data(task.kind), |images| TaskData::Images(images, Vec::new()));
+    let data = images.clone().map_or_else(|| no_data(task), |images| TaskData::Images(images, Vec::new()));
     Task { name: task.name.clone(), data }.metrics(spec)?;
     let limit = task.most_samples().unwrap_or(usize::MAX);
     let samples = || match &task.data {
@@ -357,12 +356,16 @@ fn read_task(
     let data = match task.kind {
         config::TaskKind::Sts => TaskData::Sts(texts(false)?),
         config::TaskKind::Classification => TaskData::Classification(texts(false)?),
+        config::TaskKind::Fidelity if task.has_windows() => {
+            TaskData::WindowFidelity(windows(task, directory, sources)?)
+        }
         config::TaskKind::Fidelity => TaskData::Fidelity(texts(spec.head().is_embedding())?),
-        config::TaskKind::ZeroShot => no_data(task.kind),
+        config::TaskKind::ZeroShot => no_data(task),
         config::TaskKind::MaskedLm => TaskData::MaskedLm(texts(true)?),
         config::TaskKind::Perplexity => TaskData::Perplexity(windows(task, directory, sources)?),
         config::TaskKind::TokenClassification => TaskData::TokenClassification(rows(task, limit, sources)?),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(rows(task, limit, sources)?),
+        config::TaskKind::MultipleChoice => TaskData::MultipleChoice(rows(task, limit, sources)?),
         config::TaskKind::Reranking => {
             let [query, document] = prompts(task.data.as_ref(), directory)?;
             TaskData::Reranking(rows(task, limit, sources)?, RankingPrompts { query, document })
@@ -371,16 +374,18 @@ fn read_task(
     Ok(Task { name: task.name.clone(), data })
 }
 
-fn no_data(kind: config::TaskKind) -> TaskData {
-    match kind {
+fn no_data(task: &config::Task) -> TaskData {
+    match task.kind {
         config::TaskKind::Sts => TaskData::Sts(Vec::new()),
         config::TaskKind::Classification => TaskData::Classification(Vec::new()),
+        config::TaskKind::Fidelity if task.has_windows() => TaskData::WindowFidelity(Windows::default()),
         config::TaskKind::Fidelity => TaskData::Fidelity(Vec::new()),
         config::TaskKind::MaskedLm => TaskData::MaskedLm(Vec::new()),
         config::TaskKind::TokenClassification => TaskData::TokenClassification(Vec::new()),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(Vec::new()),
         config::TaskKind::Reranking => TaskData::Reranking(Vec::new(), RankingPrompts::default()),
-        config::TaskKind::Perplexity => TaskData::Perplexity(Vec::new()),
+        config::TaskKind::MultipleChoice => TaskData::MultipleChoice(Vec::new()),
+        config::TaskKind::Perplexity => TaskData::Perplexity(Windows::default()),
         config::TaskKind::ZeroShot => TaskData::Images(zero_shot(None, None), Vec::new()),
     }
 }
@@ -390,7 +395,9 @@ fn image_task(task: &config::Task, spec: &ModelSpec) -> Option<ImageTask> {
     match task.kind {
         config::TaskKind::ZeroShot => Some(zero_shot(task.labels.clone(), task.templates.clone())),
         config::TaskKind::Classification if spec.image().is_some() => Some(ImageTask::Classification),
-        config::TaskKind::Fidelity if spec.image().is_some() => Some(ImageTask::Fidelity),
+        config::TaskKind::Fidelity if spec.image().is_some() && !task.has_windows() => {
+            Some(ImageTask::Fidelity)
+        }
         _ => None,
     }
 }
@@ -399,12 +406,12 @@ fn zero_shot(labels: Option<Vec<String>>, templates: Option<Vec<String>>) -> Ima
     ImageTask::ZeroShot { labels: labels.unwrap_or_default(), templates: templates.unwrap_or_default() }
 }
 
-/// The windows of a perplexity task's text; the config has made sure that there is a file.
+/// The windows of a task's text; the config has made sure that there is a file.
 fn windows(
     task: &config::Task,
     directory: &ModelDirectory,
     sources: &Sources<'_>,
-) -> Result<Vec<Vec<u32>>, PipelineError> {
+) -> Result<Windows, PipelineError> {
     let (mut settled, most) = (task.clone(), directory.max_tokens());
     settled.settle_windows(most);
     let window = settled.window.unwrap_or(most);
@@ -413,13 +420,23 @@ fn windows(
     }
     let path = task.data.as_ref().map_or("", |source| source.path.as_str());
     let file = sources.data(path)?.path;
-    let ids = directory.tokenizer(None)?.token_ids(&dataset::read_document(&file)?)?;
+    let tokenizer = directory.tokenizer(None)?;
+    let ids = tokenizer.token_ids(&dataset::read_document(&file)?)?;
+    let origin = || file.display().to_string();
     if ids.len() < 2 {
-        let origin = file.display().to_string();
-        return Err(TaskError::ShortText { task: task.name.clone(), origin }.into());
+        return Err(TaskError::ShortText { task: task.name.clone(), origin: origin() }.into());
     }
-    let stride = settled.stride.unwrap_or(window);
-    Ok(tasks::windows(&ids, window, stride, task.windows.unwrap_or(usize::MAX)))
+    let windows = task.windows.unwrap_or(usize::MAX);
+    if settled.counting == Some(config::Counting::LlamaCpp) {
+        let before = tokenizer.leading_specials()?;
+        let tokens = before.len() + ids.len();
+        if tokens < 2 * window {
+            let task = task.name.clone();
+            return Err(TaskError::FewWindows { task, origin: origin(), tokens, window }.into());
+        }
+        return Ok(Windows::llama_cpp(&before, &ids, window, windows));
+    }
+    Ok(Windows::new(&ids, window, settled.stride.unwrap_or(window), windows))
 }
 
 /// Rows with lists; the config has made sure that there is a file.

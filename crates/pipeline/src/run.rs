@@ -25,7 +25,7 @@ pub struct RunOptions {
     pub force: bool,
     /// Begin anew instead of going on with what an interrupted run has left.
     pub restart: bool,
-    /// Where statistics are kept between runs.
+    /// Where statistics and the original's log-probabilities are kept between runs.
     pub cache: CacheDir,
     /// What may be in memory.
     pub memory: Memory,

@@ -16,7 +16,7 @@ use zeropoint_runtime::{QuantizedModel, QuantizedParts};
 
 use crate::check::{LayerErrors, PartCheck, unrun_linears};
 use crate::deploy::{Deployment, MODEL_DIR, input_quantizer};
-use crate::evaluate::{gates, measure};
+use crate::evaluate::{Original, gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::identity::{Identity, model_weights};
 use crate::journal::{
@@ -26,6 +26,7 @@ use crate::journal::{
 use crate::report::{Findings, LayerFacts, build, card, details};
 use crate::run::RunOptions;
 use crate::statistics::{Origin, Pass, cached, keep, observe};
+use crate::streamed::Streamed;
 use crate::system::peak_memory;
 use crate::{PipelineError, Prepared, bench, convert};
 
@@ -116,7 +117,7 @@ impl Work<'_> {
             None => Some(self.prepared.directory.checkpoint().fingerprint_of(&sources)?),
         };
         let model = identity.model(weights);
-        let tasks = self.evaluation(float, &written, journal, done)?;
+        let tasks = self.evaluation(float, model, &written, journal, done)?;
         let latency = self.latency()?;
 
         self.events.event(Event::Started(Stage::Publish));
@@ -438,10 +439,11 @@ impl Work<'_> {
         Ok(facts)
     }
 
-    /// Every task's metrics, in the order of the config.
+    /// Every task's metrics, in the order of the config; `fingerprint` is the original's.
     fn evaluation(
         &self,
         float: &FloatParts<'_>,
+        fingerprint: Fingerprint,
         written: &QuantizedParts,
         journal: &mut Journal,
         done: &mut Done,
@@ -458,8 +460,11 @@ impl Work<'_> {
                 started = true;
             }
             let clock = Instant::now();
-            let metrics =
-                measure(self.prepared, task, [float, written], self.room(), self.events, self.cancel)?;
+            let original = Streamed::new(float, self.room(), self.cancel)?;
+            let quantized = Streamed::new(written, self.room(), self.cancel)?;
+            let original =
+                Original { model: &original, fingerprint: Some(fingerprint), cache: &self.options.cache };
+            let metrics = measure(self.prepared, task, original, &quantized, self.events, self.cancel)?;
             let task = TaskDone { index, metrics, cost: cost(clock, Cost::default()) };
             // JSON has no infinity: a task with one is measured again rather than changed.
             if task.metrics.iter().all(|metric| !has_infinity(metric)) {

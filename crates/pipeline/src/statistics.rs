@@ -18,7 +18,7 @@ use crate::identity::model_weights;
 use crate::memory::Memory;
 use crate::{PipelineError, Prepared};
 
-/// Where statistics are kept between runs.
+/// Where statistics, and the log-probabilities of originals, are kept between runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CacheDir {
     #[default]
@@ -31,7 +31,7 @@ pub enum CacheDir {
 }
 
 impl CacheDir {
-    fn path(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         match self {
             Self::None => None,

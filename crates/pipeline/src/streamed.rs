@@ -12,13 +12,22 @@ use crate::events::Cancel;
 /// A model for tasks: all batches go through one part before any goes through the next, and outputs are made one batch at a
 /// time.
 pub(crate) struct Streamed<'a> {
-    pub(crate) model: &'a dyn ModelParts,
-    pub(crate) isa: Isa,
-    pub(crate) room: Room<'a>,
-    pub(crate) cancel: &'a Cancel,
+    model: &'a dyn ModelParts,
+    isa: Isa,
+    room: Room<'a>,
+    cancel: &'a Cancel,
 }
 
-impl Streamed<'_> {
+impl<'a> Streamed<'a> {
+    /// With hidden states in `room`.
+    pub(crate) fn new(
+        model: &'a dyn ModelParts,
+        room: Room<'a>,
+        cancel: &'a Cancel,
+    ) -> Result<Self, ModelError> {
+        Ok(Self { model, isa: Isa::active()?, room, cancel })
+    }
+
     /// The hidden states of all batches before the output, and what makes outputs of them.
     fn before_output(&self, batches: &[PackedBatch]) -> Result<(HiddenStates, PartModel<'_>), ModelError> {
         let mut states = HiddenStates::new(batches.len(), self.room.memory, self.room.dir);

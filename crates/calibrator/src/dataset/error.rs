@@ -187,6 +187,26 @@ pub enum Problem {
         /// The list.
         field: String,
     },
+    /// A text that must say something.
+    #[error("{field} is blank; a text is expected")]
+    Blank {
+        /// Where it was found.
+        field: String,
+    },
+    /// Nothing to choose from.
+    #[error("the list `choices` has {found} {}; two or more are expected", if *.found == 1 { "entry" } else { "entries" })]
+    FewChoices {
+        /// How many there are.
+        found: usize,
+    },
+    /// An answer that is none of the choices.
+    #[error("the answer is {found}, and there are {choices} choices; an index from 0 to {} is expected", .choices - 1)]
+    Answer {
+        /// As it is written.
+        found: String,
+        /// How many choices there are, at least two.
+        choices: usize,
+    },
     /// Two lists that belong together.
     #[error("there are {tokens} tokens and {labels} labels; each token has one")]
     Lengths {

@@ -15,7 +15,7 @@ mod parquet;
 mod records;
 
 pub use error::{DatasetError, Problem};
-pub use records::{Origin, Question, Ranking, Record, TaggedWords, parse_records, read_records};
+pub use records::{Choices, Origin, Question, Ranking, Record, TaggedWords, parse_records, read_records};
 
 use std::fmt;
 use std::fs::File;

@@ -175,6 +175,22 @@ impl Run<'_> {
         Metric { ideal: true, ..metric }
     }
 
+    /// As [`Run::against_ideal`], of what `of` makes of the groups that are chosen out of `groups`; an extreme has no standard
+    /// error.
+    pub(super) fn grouped_against_ideal(
+        &self,
+        name: &str,
+        ideal: f64,
+        groups: usize,
+        is_extreme: bool,
+        of: impl Fn(&[usize]) -> Option<f64> + Sync,
+    ) -> Metric {
+        let value = of(&(0..groups).collect::<Vec<_>>());
+        let stderr = if is_extreme { f64::NAN } else { self.standard_error(groups, of) };
+        let metric = self.metric(name, ideal > 0.0, [Some(ideal), value], stderr, groups);
+        Metric { ideal: true, ..metric }
+    }
+
     fn standard_error(&self, n: usize, of: impl Fn(&[usize]) -> Option<f64> + Sync) -> f64 {
         paired_standard_error(n, self.options.resamples, self.options.seed, of)
     }

@@ -42,6 +42,13 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The tokens that the tokenizer puts before a text, such as one that begins texts; often none.
+    pub fn leading_specials(&self) -> Result<Vec<u32>, ModelError> {
+        let mut tokens = self.align("a", None)?;
+        tokens.tokens.ids.truncate(tokens.last_part().start);
+        Ok(tokens.tokens.ids)
+    }
+
     /// The tokenizer that cuts nothing.
     pub(super) fn whole(&self) -> &tokenizers::Tokenizer {
         self.whole.get_or_init(|| {

@@ -87,7 +87,7 @@ pub(super) enum Use {
     /// Images with a class.
     LabelledImages,
     /// One text, the whole file.
-    Document,
+    Document(&'static str),
 }
 
 const MOST_COLUMNS: usize = 10_000;
@@ -306,10 +306,9 @@ impl DataSource {
             Use::LabelledTexts => ("a classification task", &["text", "label"]),
             Use::Rows(kind) => return self.check_rows(at, kind),
             Use::LabelledImages => ("a zero-shot task", &["image", "label"]),
-            Use::Document if self.format == DataFormat::Txt => return Ok(()),
-            Use::Document => {
-                let message =
-                    format!("`{at}` is not txt, and a perplexity task reads the whole file as one text");
+            Use::Document(_) if self.format == DataFormat::Txt => return Ok(()),
+            Use::Document(task) => {
+                let message = format!("`{at}` is not txt, and {task} reads the whole file as one text");
                 return Err(Problem::new(at, message).label("not txt").hint("allowed: a txt file"));
             }
         };

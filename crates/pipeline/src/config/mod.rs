@@ -51,7 +51,7 @@ use serde::{Deserialize, Serialize};
 pub use calibration::Calibration;
 pub use data::{Column, DataFormat, DataSource};
 pub use error::ConfigError;
-pub use evaluation::{Evaluation, Gate, Metric, Task, TaskKind};
+pub use evaluation::{Counting, Evaluation, Gate, Metric, Task, TaskKind};
 pub use excerpt::{Excerpt, Mark};
 pub use model::{Model, ModelTask};
 pub use output::{Output, OutputFormat};

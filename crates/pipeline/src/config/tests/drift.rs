@@ -67,6 +67,7 @@ data = "text.txt"
 window = 128
 stride = 64
 windows = 9
+counting = "every-token"
 [[evaluation.gate]]
 task = "sts-b"
 metric = "spearman"

@@ -58,7 +58,7 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
         },
         Case {
             text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nlimit = 4",
-            display: "c.toml:5:9: `evaluation.tasks.0.limit` is given, but a perplexity task has one text and no samples",
+            display: "c.toml:5:9: `evaluation.tasks.0.limit` is given, but a perplexity task on windows has one text and no samples",
             hint: "write `windows` for the number of windows",
         },
         Case {
@@ -67,9 +67,34 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "write a number of this range",
         },
         Case {
-            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'fidelity'\nstride = 4",
-            display: "c.toml:4:10: `evaluation.tasks.0.stride` is given, but only a perplexity task has windows",
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'masked-lm'\nstride = 4",
+            display: "c.toml:4:10: `evaluation.tasks.0.stride` is given, but only perplexity and fidelity have windows",
             hint: "remove `stride`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'sts'\ndata = 'a.csv'\ncounting = 'llama.cpp'",
+            display: "c.toml:5:12: `evaluation.tasks.0.counting` is given, but only perplexity and fidelity have windows",
+            hint: "remove `counting`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'fidelity'\nstride = 4",
+            display: "c.toml:2:1: `evaluation.tasks.0.data` is missing: the fidelity task needs a text",
+            hint: "add `data = \"FILE\"`, txt",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'fidelity'\nwindows = 4\ndata = 'a.jsonl'",
+            display: "c.toml:5:8: `evaluation.tasks.0.data` is not txt, and a fidelity task with windows reads the whole file as one text",
+            hint: "allowed: a txt file",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\ncounting = 'llama.cpp'\nstride = 64",
+            display: "c.toml:6:10: `evaluation.tasks.0.stride` is not `window`, but llama.cpp's windows do not overlap",
+            hint: "remove `stride`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\ncounting = 'llama.cpp'\nwindow = 2",
+            display: "c.toml:6:10: `evaluation.tasks.0.window` must be between 3 and 1048576, but is 2",
+            hint: "write a number of this range",
         },
         Case {
             text: "[quantization]\nscheme = 'w8a8_static'",
