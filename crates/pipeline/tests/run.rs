@@ -299,7 +299,7 @@ fn an_observing_pass_that_is_cancelled_goes_on_at_its_last_checkpoint() {
     assert!(matches!(error, PipelineError::Interrupted { missing: None, .. }), "{error}");
     assert_eq!(
         names(&dir.path().join("out.partial")),
-        [".zeropoint", "calibration-00000128.safetensors", "config.toml", "journal.jsonl"]
+        [".zeropoint", "calibration-00000-00000128.safetensors", "config.toml", "journal.jsonl"]
     );
     let planned =
         dry_run(&prepared, &OPTIONS).expect("it is planned").interrupted.expect("it was interrupted");
