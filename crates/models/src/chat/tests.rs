@@ -43,7 +43,7 @@ fn conversations_are_rendered_as_transformers_renders_them() {
 #[test]
 fn faults_are_sentences_with_the_file_and_the_line() {
     for (source, expected) in [
-        ("{% for x in %}", "is not understood in line 1: unexpected end of block, expected expression"),
+        ("{% for x in %}", "is not understood in line 1: unexpected end of block"),
         (
             "a\n{{ messages[0].content.shout() }}",
             "fails on a conversation in line 2: string has no method named shout",
