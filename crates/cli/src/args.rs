@@ -280,9 +280,16 @@ pub(crate) struct GenerateArgs {
     /// Branch, tag or commit of a model on the hub (default: main)
     #[arg(long, value_name = "NAME")]
     pub(crate) revision: Option<String>,
-    /// The text to continue, as it is: no chat template is applied
+    /// The text to continue: as it is, or with --chat what a user says
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: String,
+    /// Put the prompt into the model's chat template, as what a user says, and let the model answer; where a template asks
+    /// for the date, it is told 26 July 2024
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// With --chat, what the system says before the prompt
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// Most new tokens
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(crate) max_tokens: usize,

@@ -42,7 +42,7 @@ impl Scene {
         let tokenizer = inputs.tokenizer().unwrap();
         Self {
             ids: tokenizer.token_ids(&TEXT.repeat(4)).unwrap(),
-            before: tokenizer.leading_specials().unwrap(),
+            before: tokenizer.specials_around().unwrap().0,
             original: Model::load(&directory).unwrap(),
             quantized: Model::load(&open("mistral-causal")).unwrap(),
             inputs,

@@ -12,6 +12,7 @@ mod attention;
 mod awake;
 mod batch;
 mod cache;
+mod chat;
 mod embed;
 mod embedded;
 mod error;
@@ -36,6 +37,7 @@ mod tokenizer;
 
 pub use batch::{ImagePixels, InputRef, ModelInput, PackedBatch, TokenSequence};
 pub use cache::KvCache;
+pub use chat::{ChatTemplate, MAX_RENDERED_BYTES, MAX_TEMPLATE_BYTES};
 pub use embed::Tables;
 pub use embedded::EMBEDDED;
 pub use error::ModelError;

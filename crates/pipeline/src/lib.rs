@@ -34,6 +34,7 @@ mod prepare;
 mod push;
 mod report;
 mod run;
+mod samples;
 mod show;
 mod sources;
 mod stages;

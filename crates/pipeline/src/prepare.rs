@@ -1,9 +1,6 @@
 //! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Problem, Record, Sample};
+use zeropoint_calibrator::dataset::{self, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
 use zeropoint_core::ActivationMode;
 use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
@@ -12,13 +9,13 @@ use zeropoint_quantizer::Plan;
 
 use crate::PipelineError;
 use crate::config::{self, Config};
-use crate::modality::{check_towers, fit_samples};
+use crate::modality::fit_samples;
+use crate::samples::{
+    CalibrationSamples, Conversations, calibration_samples, longest, prompts, read_source, sequences,
+    split_pairs,
+};
 use crate::sources::{LocalModel, Sources};
 use crate::{blame, convert};
-
-/// Calibration text for configs that name none: the repository's own.
-const BUILT_IN_TEXT: &str = include_str!("../../../calibration-data/general-en.jsonl");
-const BUILT_IN_NAME: &str = "built-in calibration text";
 
 /// A run that is ready to start.
 pub struct Prepared {
@@ -76,32 +73,32 @@ impl Prepared {
                 model.bytes_missing
             ));
         }
-        let (texts, origin) = calibration_texts(&config, &directory, sources)?;
-        if texts.is_empty() {
+        let settings = &config.calibration;
+        let makes = Inputs::of(&directory, Some(longest(&config, &directory)))
+            .map_err(|error| blame::model(error.into(), &config))?;
+        // Of the calibration data no more is held than is used.
+        let tasks = config.evaluation.tasks.iter().filter(|task| task.data.is_none());
+        let first = tasks.filter_map(config::Task::most_samples).max().unwrap_or(0);
+        let CalibrationSamples { drawn, available, first, origin } =
+            calibration_samples(&config, &directory, &makes, first, sources)?;
+        if available == 0 {
             return Err(PipelineError::NoSamples { origin }.named_by(
                 &config,
                 &["calibration.data"],
                 "no text",
             ));
         }
-        check_towers(&texts, directory.spec(), &origin).map_err(|error| {
-            error.named_by(&config, &["calibration.data"], "not all that the model takes")
-        })?;
-        if texts.len() < config.calibration.samples {
+        if available < settings.samples {
             warnings.push(format!(
-                "{origin} holds {} samples, {} were asked for; all of them are used",
-                texts.len(),
-                config.calibration.samples
+                "{origin} holds {available} samples, {} were asked for; all of them are used",
+                settings.samples
             ));
         }
-        let settings = &config.calibration;
-        let calibration = CalibrationSet::new(
-            &texts,
-            &Inputs::of(&directory, settings.max_length)
-                .map_err(|error| blame::model(error.into(), &config))?,
-            settings.samples,
+        let calibration = CalibrationSet::of_chosen(
+            &drawn.iter().collect::<Vec<_>>(),
+            available,
+            &makes,
             settings.batch_size,
-            settings.seed,
         )?;
         let inputs = Inputs::of(&directory, None)?;
         let tasks = config
@@ -110,7 +107,7 @@ impl Prepared {
             .iter()
             .enumerate()
             .map(|(index, task)| {
-                read_task(task, &texts, &directory, sources)
+                read_task(task, &first, &directory, sources)
                     .and_then(|task| Ok(task.check(directory.spec(), &inputs).map(|()| task)?))
                     .map_err(|error| blame::task(error, &config, index))
             })
@@ -182,61 +179,21 @@ fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
         HeadOutput::CausalLm => config::ModelTask::CausalLm,
         HeadOutput::QuestionAnswering => config::ModelTask::QuestionAnswering,
     };
-    let longest = spec.text().map_or(0, |_| directory.max_tokens());
-    let length = config.calibration.max_length.map_or(longest, |asked| asked.min(longest));
+    let most = spec.text().map_or(0, |_| directory.max_tokens());
+    let length = spec.text().map_or(0, |_| longest(&config, directory));
+    config.calibration.sequences = Some(sequences(&config, directory));
     if config::Calibration::MAX_LENGTH.contains(&length) {
         config.calibration.max_length = Some(length);
     }
     for task in &mut config.evaluation.tasks {
         task.limit = task.most_samples();
-        task.settle_windows(longest);
+        task.settle_windows(most);
     }
     config.quantization.ignore.get_or_insert_with(|| {
         let ignored = spec.linears.iter().filter(|linear| linear.role.default_ignore_reason().is_some());
         ignored.map(|linear| config::Pattern(linear.path.clone())).collect()
     });
     config
-}
-
-/// The texts to calibrate on, and their name. A pair is one sample to a classifier and two texts to an encoder.
-fn calibration_texts(
-    config: &Config,
-    directory: &ModelDirectory,
-    sources: &Sources<'_>,
-) -> Result<(Vec<Sample>, String), PipelineError> {
-    let data = &config.calibration.data;
-    let (samples, origin) = if data.is_empty() {
-        // A text, for models that take nothing else.
-        check_towers(&[Sample::default()], directory.spec(), BUILT_IN_NAME)
-            .map_err(|error| error.named_by(config, &["model.source"], "takes images"))?;
-        let name = BUILT_IN_NAME.into();
-        let samples = dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?;
-        (prompted(samples, None, directory)?, BUILT_IN_NAME.to_owned())
-    } else {
-        let mut samples = Vec::new();
-        for (index, source) in data.iter().enumerate() {
-            let at = format!("calibration.data.{index}");
-            let read = read_source(source, directory, sources)
-                .and_then(|samples| fit_samples(samples, directory.spec()))
-                .map_err(|error| blame::data(error, config, &at))?;
-            samples.extend(read);
-        }
-        let names: Vec<&str> = data.iter().map(|source| source.path.as_str()).collect();
-        (samples, names.join(", "))
-    };
-    let pairs_together = !directory.spec().head().is_embedding();
-    Ok((if pairs_together { samples } else { split_pairs(samples) }, origin))
-}
-
-fn split_pairs(samples: Vec<Sample>) -> Vec<Sample> {
-    let mut texts = Vec::with_capacity(samples.len());
-    for mut sample in samples {
-        let prompt_a = sample.prompt_b.take();
-        let second = sample.text_b.take().map(|text_a| Sample { text_a, prompt_a, ..sample.clone() });
-        texts.push(sample);
-        texts.extend(second);
-    }
-    texts
 }
 
 /// Fetches the data files of the hub and puts their commits into the config.
@@ -266,58 +223,6 @@ fn pin_data(config: &mut Config, sources: &Sources<'_>) -> Result<(), PipelineEr
     Ok(())
 }
 
-/// Reads a data file. What the config gives no place to is not there, whatever the file's other columns hold.
-fn read_source(
-    source: &config::DataSource,
-    directory: &ModelDirectory,
-    sources: &Sources<'_>,
-) -> Result<Vec<Sample>, PipelineError> {
-    let is_folder = source.format == config::DataFormat::Images;
-    if let Some(Err(error)) = is_folder.then(|| Path::new(&source.path).read_dir()) {
-        let file = source.path.as_str().into();
-        return Err(DatasetError { file, line: 0, problem: Problem::Io(error) }.into());
-    }
-    let file = sources.data(&source.path)?;
-    let mut samples = dataset::read(&file.path, &convert::read_options(source))?;
-    for sample in samples.iter_mut().filter(|_| !is_folder) {
-        if source.image.is_none() {
-            sample.image = None;
-        }
-        if source.text_b.is_none() {
-            sample.text_b = None;
-        }
-        if source.score.is_none() {
-            sample.score = None;
-        }
-        if source.label.is_none() {
-            (sample.label, sample.labels) = (None, None);
-        }
-    }
-    prompted(samples, Some(source), directory)
-}
-
-/// The texts of the prompts that a data source asks for, before the first and before the second text.
-fn prompts(
-    source: Option<&config::DataSource>,
-    directory: &ModelDirectory,
-) -> Result<[Option<Arc<str>>; 2], PipelineError> {
-    let [first, second] = convert::prompts(source);
-    Ok([directory.prompt(&first)?.map(Into::into), directory.prompt(&second)?.map(Into::into)])
-}
-
-fn prompted(
-    mut samples: Vec<Sample>,
-    source: Option<&config::DataSource>,
-    directory: &ModelDirectory,
-) -> Result<Vec<Sample>, PipelineError> {
-    let [first, second] = prompts(source, directory)?;
-    for sample in &mut samples {
-        sample.prompt_a.clone_from(&first);
-        sample.prompt_b.clone_from(&second);
-    }
-    Ok(samples)
-}
-
 fn read_task(
     task: &config::Task,
     calibration: &[Sample],
@@ -330,9 +235,18 @@ fn read_task(
     let data = images.clone().map_or_else(|| no_data(task), |images| TaskData::Images(images, Vec::new()));
     Task { name: task.name.clone(), data }.metrics(spec)?;
     let limit = task.most_samples().unwrap_or(usize::MAX);
-    let samples = || match &task.data {
-        Some(source) => read_source(source, directory, sources),
-        None => Ok(calibration.to_vec()),
+    let samples = || -> Result<Vec<Sample>, PipelineError> {
+        match &task.data {
+            Some(source) => {
+                let (conversations, mut samples) = (Conversations::of(directory), Vec::new());
+                read_source(source, directory, &conversations, sources, &mut |sample| {
+                    samples.push(sample);
+                    Ok(())
+                })?;
+                Ok(samples)
+            }
+            None => Ok(calibration.to_vec()),
+        }
     };
     if let Some(images) = images {
         let mut samples = samples()?;
@@ -428,7 +342,7 @@ fn windows(
     }
     let windows = task.windows.unwrap_or(usize::MAX);
     if settled.counting == Some(config::Counting::LlamaCpp) {
-        let before = tokenizer.leading_specials()?;
+        let (before, _) = tokenizer.specials_around()?;
         let tokens = before.len() + ids.len();
         if tokens < 2 * window {
             let task = task.name.clone();

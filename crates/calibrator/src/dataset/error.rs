@@ -53,6 +53,13 @@ pub enum Problem {
     /// A line or record is too long.
     #[error("the line is longer than {} MiB; one sample a line is expected", MAX_LINE_BYTES >> 20)]
     LongLine,
+    /// A whole file as one sample is too long.
+    #[error(
+        "the text is longer than {} MiB, and it is to be one sample; a decoder language model takes it with \
+         `calibration.sequences` \"chunked\" or \"packed\"",
+        MAX_LINE_BYTES >> 20
+    )]
+    LongText,
     /// The bytes are not UTF-8.
     #[error("the text is not valid UTF-8; convert the file to UTF-8")]
     NotUtf8,

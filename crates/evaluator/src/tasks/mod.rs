@@ -19,10 +19,10 @@ mod windows;
 use std::ops::ControlFlow;
 
 use thiserror::Error;
-use zeropoint_calibrator::Inputs;
 use zeropoint_calibrator::dataset::{
     Choices, DatasetError, Origin, Question, Ranking, Sample, TaggedWords, fingerprint,
 };
+use zeropoint_calibrator::{Inputs, encode_texts};
 use zeropoint_core::Fingerprint;
 use zeropoint_models::{
     ActivationFn, HeadOutput, ModelError, ModelInput, ModelSpec, Problem, TokenSequence, Tokenizer,
@@ -410,7 +410,7 @@ impl Task {
         Ok(match &self.data {
             TaskData::Sts(samples) => sts::sequences(samples, encoder, tokenizer)?,
             TaskData::Classification(samples) | TaskData::Fidelity(samples) => {
-                tokenizer.encode_all(&samples.iter().map(Sample::text).collect::<Vec<_>>())?
+                encode_texts(tokenizer, &samples.iter().collect::<Vec<_>>())?
             }
             TaskData::TokenClassification(sentences) => {
                 tokens::pieces(sentences, tokenizer)?.into_iter().map(|piece| piece.sequence).collect()

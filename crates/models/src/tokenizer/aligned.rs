@@ -42,11 +42,13 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The tokens that the tokenizer puts before a text, such as one that begins texts; often none.
-    pub fn leading_specials(&self) -> Result<Vec<u32>, ModelError> {
-        let mut tokens = self.align("a", None)?;
-        tokens.tokens.ids.truncate(tokens.last_part().start);
-        Ok(tokens.tokens.ids)
+    /// The special tokens that are put before and behind a text.
+    pub fn specials_around(&self) -> Result<(Vec<u32>, Vec<u32>), ModelError> {
+        // Any text that has a token.
+        let aligned = self.align("a", None)?;
+        let text = aligned.part(TextPart::First);
+        let ids = &aligned.tokens.ids;
+        Ok((ids[..text.start].to_vec(), ids[text.end..].to_vec()))
     }
 
     /// The tokenizer that cuts nothing.

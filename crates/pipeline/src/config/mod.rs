@@ -48,7 +48,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 
-pub use calibration::Calibration;
+pub use calibration::{Calibration, Sequences};
 pub use data::{Column, DataFormat, DataSource};
 pub use error::ConfigError;
 pub use evaluation::{Counting, Evaluation, Gate, Metric, Task, TaskKind};

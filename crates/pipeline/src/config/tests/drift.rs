@@ -12,6 +12,7 @@ version = 1
 model = { source = "org/m", revision = "main", task = "embedding" }
 [calibration]
 samples = 10
+sequences = "chunked"
 max_length = 64
 batch_size = 2
 seed = 7
@@ -30,6 +31,7 @@ prompt = "query"
 prompt_text_b = "passage: "
 [[calibration.data]]
 path = "b.jsonl"
+messages = "chat"
 prompt_text = ""
 prompt_b = "document"
 [quantization]
@@ -55,7 +57,7 @@ limit = 100
 data = { path = "b", format = "csv", header = true, delimiter = ",", text = "t", text_a = 0, text_b = 1, score = 2, label = "l", image = "i", prompt = "q", prompt_b = "d" }
 [[evaluation.tasks]]
 kind = "fidelity"
-data = { path = "b.jsonl", prompt_text = "", prompt_text_b = "passage: " }
+data = { path = "b.jsonl", messages = "m", prompt_text = "", prompt_text_b = "passage: " }
 [[evaluation.tasks]]
 kind = "zero-shot"
 data = "photos/"

@@ -39,7 +39,7 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
         Case {
             text: "[calibration]\nsamplse = 1",
             display: "c.toml:2:1: unknown key `samplse` in `calibration`",
-            hint: "did you mean `samples`? allowed: `data`, `samples`, `max_length`, `batch_size`, `seed`",
+            hint: "did you mean `samples`? allowed: `data`, `samples`, `sequences`, `max_length`, `batch_size`, `seed`",
         },
         Case {
             text: "[quantization]\ntransforms = [{ kind = 'smoothquant' }]",
