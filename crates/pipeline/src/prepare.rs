@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Problem, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
-use zeropoint_core::ActivationMode;
 use zeropoint_evaluator::tasks::{self, ImageTask, Options, RankingPrompts, Task, TaskData, TaskError};
 use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
 use zeropoint_quantizer::Plan;
@@ -146,7 +145,7 @@ impl Prepared {
             layer.scheme,
             layer.weight_observer
         );
-        if layer.scheme.activations.mode == ActivationMode::Static {
+        if layer.scheme.is_static() {
             name = name + ", activation range " + &layer.range_observer.to_string();
         }
         if quantization.embeddings == config::Embeddings::Bf16 {
