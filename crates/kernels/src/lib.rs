@@ -49,6 +49,7 @@ mod scalar;
 mod simd;
 mod statistics;
 mod vector;
+mod weight_only;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -73,3 +74,4 @@ pub use statistics::{
     Extremes, LogBins, channel_absmax, count_columns, extremes, histogram, row_extremes, sum_squared_error,
 };
 pub use vector::{MatrixValues, matrix_vector};
+pub use weight_only::{WeightOnlyMatrix, weight_only_product};

@@ -466,10 +466,10 @@ pub struct LinearSpec {
     pub path: String,
     /// Path of its tensors in the checkpoint, without `.weight`; may carry a prefix that [`LinearSpec::path`] lacks.
     pub tensor: String,
-    /// Tensor of the weight; another than `tensor` says where it is tied.
+    /// Tensor of the weight; another than `tensor` says where it is tied, and `weight_packed` where its integers are packed.
     pub weight: String,
-    /// Shape of the weight in the file: `[N, K]`, a convolution's `[N, channels, height, width]`, or `[M, K]` where the file
-    /// keeps several Linears in one tensor that `transformers` splits when it loads.
+    /// Shape of the weight in the file, unpacked: `[N, K]`, a convolution's `[N, channels, height, width]`, or `[M, K]` where
+    /// the file keeps several Linears in one tensor that `transformers` splits when it loads.
     pub weight_shape: Vec<usize>,
     /// Whether that shape is `[K, N]`, as `transformers`' `Conv1D` has it.
     pub transposed: bool,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use zeropoint_core::{ActivationMode, Fingerprint};
+use zeropoint_core::Fingerprint;
 use zeropoint_formats::compressed_tensors::{
     QuantizationConfig, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs,
 };
@@ -414,6 +414,7 @@ fn quantize_linear(
         weight: weight.values,
         outputs: linear.outputs,
         inputs: linear.inputs,
+        column_groups: None,
         input,
     };
     let mut bytes = 0;
@@ -435,8 +436,8 @@ pub(crate) fn input_quantizer(
 ) -> Result<Option<ActivationQuantizer>, PipelineError> {
     let observed =
         linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
-    match (linear.site, scheme.scheme.activations.mode) {
-        (None, ActivationMode::Dynamic) => Ok(None),
+    match (linear.site, scheme.scheme.is_static()) {
+        (None, false) => Ok(None),
         _ => site_quantizer(observed, scheme)
             .map(Some)
             .map_err(|error| PipelineError::Layer { path: linear.path.clone(), reason: error.to_string() }),

@@ -126,7 +126,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         let linear = &spec.linears[plan.linear];
         let (weights, activations, reason) = match &plan.decision {
             Decision::Quantize(scheme) => {
-                (Some(scheme.scheme.weights.to_string()), Some(scheme.scheme.activations.to_string()), None)
+                (Some(scheme.scheme.weights.to_string()), Some(scheme.scheme.activations_in_words()), None)
             }
             Decision::Keep { reason } => (None, None, Some(reason.clone())),
         };

@@ -2,7 +2,6 @@
 
 use zeropoint_calibrator::dataset::{self, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
-use zeropoint_core::ActivationMode;
 use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
 use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
 use zeropoint_quantizer::Plan;
@@ -143,7 +142,7 @@ impl Prepared {
             layer.scheme,
             layer.weight_observer
         );
-        if layer.scheme.activations.mode == ActivationMode::Static {
+        if layer.scheme.is_static() {
             name = name + ", activation range " + &layer.range_observer.to_string();
         }
         if quantization.embeddings == config::Embeddings::Bf16 {

@@ -153,7 +153,7 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
     Layer {
         path: linear.path.clone(),
         weights: scheme.scheme.weights.to_string(),
-        activations: scheme.scheme.activations.to_string(),
+        activations: scheme.scheme.activations_in_words(),
         weight_sqnr_db: capped_sqnr_db(done.weight_sqnr_db.0),
         activation_sqnr_db: done.input_sqnr_db.map(|Exact(value)| capped_sqnr_db(value)),
         output_sqnr_db: done.output_sqnr_db.map(|Exact(value)| capped_sqnr_db(value)),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use thiserror::Error;
-use zeropoint_core::{ActivationMode, Scheme};
+use zeropoint_core::Scheme;
 use zeropoint_models::{LinearId, LinearSpec, ModelSpec};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 
@@ -203,7 +203,7 @@ impl Plan {
                 return Err(PlanError::Impossible { path: linear.path.clone(), reason });
             }
             if let (Decision::Quantize(scheme), None) = (&decision, linear.site)
-                && scheme.scheme.activations.mode == ActivationMode::Static
+                && scheme.scheme.is_static()
             {
                 return Err(PlanError::NeverObserved { path: linear.path.clone() });
             }
@@ -225,7 +225,7 @@ impl Plan {
 
     /// Whether any activation needs calibration.
     pub fn needs_statistics(&self) -> bool {
-        self.quantized().any(|(_, scheme)| scheme.scheme.activations.mode == ActivationMode::Static)
+        self.quantized().any(|(_, scheme)| scheme.scheme.is_static())
     }
 }
 
@@ -313,8 +313,7 @@ fn without_effect(linears: &[LinearPlan], request: &PlanRequest) -> Vec<String> 
 /// What a reader of the result sees of a scheme: how weight ranges were chosen is not part of it, and how activation
 /// ranges were chosen only where they are static.
 fn as_read(layer: &LayerScheme) -> (Scheme, Option<RangeObserver>) {
-    let fixed = layer.scheme.activations.mode == ActivationMode::Static;
-    (layer.scheme, fixed.then_some(layer.range_observer))
+    (layer.scheme, layer.scheme.is_static().then_some(layer.range_observer))
 }
 
 /// vLLM fuses Linears that read one activation; a site whose readers differ loads in `transformers` alone.

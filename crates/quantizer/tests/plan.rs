@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry, WeightScheme};
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry};
 use zeropoint_models::{ModelDirectory, ModelSpec, SourceRef, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 use zeropoint_quantizer::{
@@ -26,10 +26,7 @@ fn spec(fixture: &str) -> ModelSpec {
 
 fn scheme(mode: ActivationMode) -> LayerScheme {
     LayerScheme {
-        scheme: Scheme {
-            weights: WeightScheme { granularity: Granularity::Channel },
-            activations: ActivationScheme { mode, symmetry: Symmetry::Symmetric },
-        },
+        scheme: Scheme::int8(Granularity::Channel, ActivationScheme { mode, symmetry: Symmetry::Symmetric }),
         weight_observer: WeightObserver::MinMax,
         range_observer: RangeObserver::MinMax,
     }
@@ -74,7 +71,7 @@ fn reason<'a>(plan: &'a Plan, path: &str) -> &'a str {
 
 fn mode_of(plan: &Plan, path: &str) -> Option<ActivationMode> {
     let linear = plan.linears.iter().find(|linear| linear.path == path).expect("a Linear");
-    linear.scheme().map(|scheme| scheme.scheme.activations.mode)
+    linear.scheme()?.scheme.activations.map(|activations| activations.mode)
 }
 
 /// The Linears of the two blocks, in the order of the description.

@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
-use zeropoint_core::{ActivationMode, Scheme};
+use zeropoint_core::{ActivationMode, ActivationScheme, Scheme};
 use zeropoint_formats::FormatError;
 use zeropoint_formats::compressed_tensors::{QuantizationConfig, read_linear};
-use zeropoint_kernels::Isa;
+use zeropoint_kernels::{Isa, PackError};
 use zeropoint_models::{
     ActivationQuantizer, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError, ModelParts,
     ModelSpec, Outputs, PackedBatch, Part, PartModel, SiteOp, SourceRef, Tables, Task, Tower,
 };
 
-use crate::IntegerLinear;
 use crate::engine::{BlockParts, Engine};
 use crate::site::{IntegerSite, Reader};
+use crate::{IntegerLinear, WeightOnlyLinear};
 
 /// Why a directory cannot be loaded or run.
 #[derive(Debug, Error)]
@@ -37,7 +37,7 @@ pub enum RuntimeError {
     Model(#[from] ModelError),
 }
 
-/// An INT8 model, ready to run.
+/// A quantised model, ready to run.
 pub struct QuantizedModel {
     directory: ModelDirectory,
     model: Model,
@@ -45,7 +45,11 @@ pub struct QuantizedModel {
 }
 
 impl QuantizedModel {
-    /// Loads a directory with INT8 weights in compressed-tensors' `int-quantized` form.
+    /// Loads a directory of compressed-tensors: INT8 (`int-quantized`), weight-only (`pack-quantized`), or both beside each
+    /// other.
+    ///
+    /// Attention multiplies numbers of [`INT8_ATTENTION`] where any Linear quantises its activation, otherwise f32: a
+    /// weight-only model rounds no activation.
     pub fn load(path: &Path, task: Task) -> Result<Self, RuntimeError> {
         let directory = ModelDirectory::open(&SourceRef::Directory(path.to_owned()), task)?;
         Self::from_directory(directory)
@@ -58,7 +62,7 @@ impl QuantizedModel {
         };
         let config = QuantizationConfig::from_json(config)?;
         let (model, quantized) = load_part(&directory, &config, Part::Whole)?;
-        tracing::info!(isa = %model.isa(), quantized, "INT8 model loaded");
+        tracing::info!(isa = %model.isa(), quantized, "quantised model loaded");
         Ok(Self { directory, model, quantized })
     }
 
@@ -67,12 +71,12 @@ impl QuantizedModel {
         &self.directory
     }
 
-    /// The model, its quantised Linears in integers.
+    /// The model, its quantised Linears as they are stored.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// How many of the Linears that the task runs are INT8.
+    /// How many of the Linears that the task runs are quantised.
     pub fn quantized_linears(&self) -> usize {
         self.quantized
     }
@@ -167,7 +171,12 @@ fn load_part(
         Ok(Some(Box::new(op)))
     };
     let mut model = Model::load_part(spec, directory.checkpoint(), part, &mut factory, Tables::Read)?;
-    model.set_attention_precision(INT8_ATTENTION);
+    // One precision for all parts of a model.
+    let schemes = spec.linears.iter().filter(|linear| linear.site.is_some());
+    let mut schemes = schemes.filter_map(|linear| scheme_of(config, linear));
+    if schemes.any(|scheme| !scheme.is_weight_only()) {
+        model.set_attention_precision(INT8_ATTENTION);
+    }
     for (i, tower) in spec.towers.iter().enumerate() {
         let blocks = part.blocks(tower);
         if blocks.is_empty() {
@@ -189,7 +198,7 @@ pub(crate) fn scheme_of(config: &QuantizationConfig, linear: &LinearSpec) -> Opt
     if linear.is_torch_linear() { config.scheme_of(&linear.path) } else { None }
 }
 
-/// A Linear as the directory has it: INT8 by `scheme`, or float without one.
+/// A Linear as the directory has it: quantised by `scheme`, or float without one.
 pub(crate) fn reader(
     directory: &ModelDirectory,
     isa: Isa,
@@ -204,13 +213,25 @@ pub(crate) fn reader(
         reason,
     };
     let stored = read_linear(checkpoint, &linear.tensor, scheme)?;
+    let (found, expected) = ([stored.outputs, stored.inputs], [linear.outputs, linear.inputs]);
+    if found != expected {
+        return Err(bad(format!(
+            "is of shape {found:?} by its `weight_shape`; config.json says {expected:?}"
+        )));
+    }
     let bias = linear.read_bias(checkpoint)?;
-    let quantizer = match (scheme.activations.mode, stored.input) {
+    let unpackable = |error: PackError| bad(format!("cannot be packed: {error}"));
+    let Some(ActivationScheme { mode, symmetry }) = scheme.activations else {
+        let bits = scheme.weights.bits;
+        let packed =
+            WeightOnlyLinear::new(isa, &stored, bits, bias, linear.activation).map_err(unpackable)?;
+        return Ok(Reader::WeightOnly(packed));
+    };
+    let quantizer = match (mode, stored.input) {
         (ActivationMode::Static, Some(params)) => ActivationQuantizer::Static(params),
         (ActivationMode::Static, None) => return Err(bad("has no `input_scale` beside it".to_owned())),
-        (ActivationMode::Dynamic, _) => ActivationQuantizer::Dynamic(scheme.activations.symmetry),
+        (ActivationMode::Dynamic, _) => ActivationQuantizer::Dynamic(symmetry),
     };
-    let packed = IntegerLinear::new(isa, &stored, bias, linear.activation)
-        .map_err(|error| bad(format!("cannot be packed: {error}")))?;
+    let packed = IntegerLinear::new(isa, &stored, bias, linear.activation).map_err(unpackable)?;
     Ok(Reader::Integer(quantizer, Arc::new(packed)))
 }

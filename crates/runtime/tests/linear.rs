@@ -37,7 +37,14 @@ impl Case {
             .map(|scale| QuantParams { scale, zero_point: int8(&mut rng, false) })
             .collect();
         Self {
-            stored: QuantizedLinear { weight, outputs, inputs, weight_scales, input: None },
+            stored: QuantizedLinear {
+                weight,
+                outputs,
+                inputs,
+                weight_scales,
+                column_groups: None,
+                input: None,
+            },
             bias,
             a,
             rows,

@@ -178,7 +178,7 @@ fn class_token_head(
     pooled: usize,
 ) -> Result<HeadSpec, ModelError> {
     let mut steps = Vec::new();
-    if build.has("pooler.dense.weight") {
+    if build.has_weight("pooler.dense") {
         let activation = build.input.activation("pooler_act", &config.pooler_act)?;
         let draft = Draft::new("pooler.dense", pooled, config.hidden_size, LinearRole::Pooler);
         let pooler = build.linear(&draft.activation(activation))?;
