@@ -18,6 +18,7 @@ use crate::check::{layer_errors, self_check, simulate};
 use crate::deploy::{MODEL_DIR, deploy, input_quantizer};
 use crate::evaluate::{gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::experts::{expert_rows, unused_warning};
 use crate::identity::{Identity, model_weights};
 use crate::journal::{
     CheckpointDone, Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, StatisticsDone, TaskDone,
@@ -121,6 +122,8 @@ impl Work<'_> {
     ) -> Result<Report, PipelineError> {
         let prepared = self.prepared;
         let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
+        let unused = unused_warning(&expert_rows(prepared.directory.spec(), &statistics));
+        unused.into_iter().for_each(|warning| self.events.event(Event::Warning(warning)));
         let MadeModel { layers, done: model_done, mut written } =
             self.model(float, &statistics, journal, done)?;
         let tasks = self.evaluation(float, &mut written, journal, done)?;
@@ -421,7 +424,7 @@ impl Cadence {
 
     fn new(prepared: &Prepared, batches: usize) -> Self {
         let spec = prepared.directory.spec();
-        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_row(tower)).sum();
+        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_observed_row(tower)).sum();
         let set = &prepared.calibration;
         let before = set.plan.batches().iter().take(batches).flatten();
         let tokens = before.map(|&sample| set.inputs[sample].len()).sum();
