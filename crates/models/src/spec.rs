@@ -562,7 +562,9 @@ impl LinearSpec {
 
     /// Why it stays float by default; `None` when it is quantised.
     pub fn default_ignore_reason(&self) -> Option<&'static str> {
-        self.obstacle().or_else(|| self.role.default_ignore_reason())
+        // Experts are most of a mixture: what cannot be quantised of it is refused, not left float unasked.
+        let obstacle = self.obstacle().filter(|_| self.role != LinearRole::Expert);
+        obstacle.or_else(|| self.role.default_ignore_reason())
     }
 
     /// Why it cannot be quantised whatever the config says.
