@@ -297,6 +297,19 @@ impl SiteSink for StatisticsSink {
         let samples = self.samples(values.len().checked_div(channels).unwrap_or(0));
         self.sites[site].observe_samples(self.isa, values, &samples).map_err(|error| error.to_string())
     }
+
+    fn observe_expert(
+        &mut self,
+        site: SiteId,
+        values: &[f32],
+        channels: usize,
+        routed: usize,
+    ) -> Result<(), String> {
+        let samples = self.samples(values.len().checked_div(channels).unwrap_or(0));
+        self.sites[site]
+            .observe_expert(self.isa, values, &samples, routed as u64)
+            .map_err(|error| error.to_string())
+    }
 }
 
 /// Identifies what the statistics of a model depend on beside the data: its weights, its description, and the code

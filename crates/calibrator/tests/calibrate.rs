@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use zeropoint_calibrator::{
-    BatchPlan, Begun, Calibrated, CalibrationProgress, CalibrationSet, Observed, Room, calibrate,
-    calibrate_from,
+    BatchPlan, Begun, Calibrated, CalibrationProgress, CalibrationSet, Observed, Room, Shard, calibrate,
+    calibrate_batches, calibrate_from,
 };
 use zeropoint_core::Rng;
 use zeropoint_kernels::Isa;
@@ -144,6 +144,43 @@ fn statistics_are_those_of_the_rows() {
 }
 
 #[test]
+fn experts_see_every_row_and_count_those_that_are_routed_to_them() {
+    let model = model(fixture("mixtral-causal"));
+    let set = set(4);
+    let whole = calibrated(&model, &set);
+    for block in &model.spec().towers[0].blocks {
+        let mixture = block.mlp.experts().expect("a mixture");
+        let mut routed = Vec::new();
+        for expert in &mixture.experts {
+            let [input, inner] =
+                [expert.input, expert.inner].map(|site| &whole[&model.spec().sites[site].id]);
+            assert_eq!((input.rows(), inner.rows()), (set.tokens() as u64, set.tokens() as u64));
+            assert_eq!(input.routed_rows(), inner.routed_rows());
+            assert_eq!(input.samples().len(), SAMPLES, "rows belong to their samples");
+            routed.push(input.routed_rows());
+        }
+        assert_eq!(routed.iter().sum::<u64>(), (mixture.top_k * set.tokens()) as u64);
+        assert!(routed.iter().all(|rows| *rows < set.tokens() as u64), "{routed:?}");
+        let router = &whole[&model.spec().sites[mixture.router].id];
+        assert_eq!(router.routed_rows(), router.rows());
+    }
+    // A shard without any batch among them.
+    let parts = [1, 2, 3].map(|index| {
+        let plan = set.shard(Shard::new(index, 3).expect("a shard"));
+        match calibrate_batches(&model, &set, &plan, &mut |_| ControlFlow::Continue(())) {
+            Ok(Calibrated::Done(sites)) => StatisticsFile { header: BTreeMap::new(), sites },
+            other => panic!("{other:?}"),
+        }
+    });
+    let none =
+        model.spec().sites.iter().map(|site| (site.id.clone(), ActivationStatistics::new(site.channels)));
+    let none = StatisticsFile { header: BTreeMap::new(), sites: none.collect() };
+    let [first, second, third] = parts;
+    let merged = third.merge(&none).and_then(|sum| sum.merge(&first)).and_then(|sum| sum.merge(&second));
+    assert_eq!(merged.expect("parts of one set").sites, whole);
+}
+
+#[test]
 fn every_site_that_the_task_runs_has_statistics() {
     let names: Vec<String> =
         calibrated(&model(fixture("bert-classifier-bf16")), &set(8)).into_keys().collect();
@@ -203,7 +240,7 @@ fn as_bytes(statistics: &Statistics) -> Vec<u8> {
 fn the_number_of_threads_does_not_show() {
     let found = || {
         let of = |name| as_bytes(&calibrated(&model(fixture(name)), &set(8)));
-        [of("bert-mean"), of("bert-cls-sharded")].concat()
+        [of("bert-mean"), of("bert-cls-sharded"), of("mixtral-causal")].concat()
     };
     if let Some(path) = std::env::var_os(OUTPUT) {
         std::fs::write(path, found()).unwrap();
@@ -290,9 +327,14 @@ fn an_overflow_names_the_site_that_sees_it_first() {
 
 #[test]
 fn a_pass_that_goes_on_anywhere_ends_in_the_bits_of_an_uninterrupted_one() {
-    let model = model(fixture("bert-mean"));
+    for name in ["bert-mean", "qwen3moe-causal"] {
+        goes_on_anywhere(&model(fixture(name)));
+    }
+}
+
+fn goes_on_anywhere(model: &Model) {
     let set = set(4);
-    let whole = calibrated(&model, &set);
+    let whole = calibrated(model, &set);
     for batches in 0..=set.plan.batches().len() {
         let mut begun = Begun::default();
         let mut steps = 0;
@@ -306,7 +348,7 @@ fn a_pass_that_goes_on_anywhere_ends_in_the_bits_of_an_uninterrupted_one() {
             ControlFlow::Break(())
         };
         if batches > 0 {
-            calibrate_from(&model, &set, &set.plan, Begun::default(), room(), &mut stop)
+            calibrate_from(model, &set, &set.plan, Begun::default(), room(), &mut stop)
                 .expect("the pass succeeds");
         }
         if begun.parts == 1 {
@@ -318,7 +360,7 @@ fn a_pass_that_goes_on_anywhere_ends_in_the_bits_of_an_uninterrupted_one() {
             last = Some((observed.progress.done, observed.progress.tokens));
             ControlFlow::Continue(())
         };
-        match calibrate_from(&model, &set, &set.plan, begun, room(), &mut watch).expect("the pass succeeds") {
+        match calibrate_from(model, &set, &set.plan, begun, room(), &mut watch).expect("the pass succeeds") {
             Calibrated::Done(statistics) => assert_eq!(statistics, whole, "from batch {batches}"),
             Calibrated::Cancelled => panic!("nobody cancelled"),
         }

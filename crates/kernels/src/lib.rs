@@ -54,7 +54,8 @@ mod weight_only;
 mod x86;
 
 pub use activation::{
-    Activation, activate, add_in_place, sigmoid_in_place, soft_cap_in_place, swish_in_place, tanh_in_place,
+    Activation, activate, add_in_place, exp_nonpositive_in_place, sigmoid_in_place, soft_cap_in_place,
+    swish_in_place, tanh_in_place,
 };
 pub use attention::{
     AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, attend, attend_cached,

@@ -16,6 +16,7 @@ mod chat;
 mod embed;
 mod embedded;
 mod error;
+mod experts;
 mod families;
 mod heads;
 mod image_processor;
@@ -56,9 +57,10 @@ pub use sites::{
 };
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{
-    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, Gate, ImageInput, InputSpec,
-    LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Positions,
-    Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, ExpertsSpec, FeedForward,
+    Gate, ImageInput, InputSpec, LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind,
+    NormPlacement, NormSpec, Positions, Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId,
+    TextInput, Tower,
 };
 pub use states::HiddenStates;
 pub use tokenizer::{AlignedTokens, MaskToken, TextPart, TextStream, Tokenizer};

@@ -21,7 +21,7 @@ use crate::read::{check_copies, read_finite};
 use crate::sites::{FloatSite, SiteOp};
 use crate::source::ModelDirectory;
 use crate::spec::{
-    BlockSpec, InputSpec, LinearId, MlpSpec, ModelSpec, NormPlacement, NormSpec, SiteId, Tower,
+    BlockSpec, FeedForward, InputSpec, LinearId, MlpSpec, ModelSpec, NormPlacement, NormSpec, SiteId, Tower,
 };
 
 /// What the products of attention multiply in a model with INT8 Linears, whether it runs in integers or simulates them: its
@@ -33,6 +33,19 @@ pub trait SiteSink {
     /// Called with every site's activation before its Linears run: contiguous `[rows, channels]`, every row a real
     /// token. An error ends the forward pass.
     fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String>;
+
+    /// As [`SiteSink::observe`], at a site of an expert: the activation that all rows would have there, of which the router
+    /// sends `routed`.
+    fn observe_expert(
+        &mut self,
+        site: SiteId,
+        values: &[f32],
+        channels: usize,
+        routed: usize,
+    ) -> Result<(), String> {
+        let _ = routed;
+        self.observe(site, values, channels)
+    }
 }
 
 /// Runs all blocks of a tower and its final norm at once, in place of its sites one by one.
@@ -374,7 +387,7 @@ fn misplaced(part: Part) -> ModelError {
 /// One forward pass.
 pub(crate) struct Pass<'a, 's> {
     pub(crate) model: &'a Model,
-    sink: &'a mut Option<&'s mut dyn SiteSink>,
+    pub(crate) sink: &'a mut Option<&'s mut dyn SiteSink>,
     /// Whether what the last Linears give is of no use.
     pub(crate) observes_only: bool,
 }
@@ -486,7 +499,7 @@ impl<'a, 's> Pass<'a, 's> {
                     Some(norm) => norm.forward(&mixed, Some(hidden))?,
                     None => self.add(mixed, hidden)?,
                 };
-                let out = self.mlp(&block.mlp, &hidden)?;
+                let out = self.feed_forward(&block.mlp, &hidden)?;
                 Ok(norms.mlp.forward(&out, Some(&hidden))?)
             }
             NormPlacement::Pre | NormPlacement::Parallel => {
@@ -494,13 +507,13 @@ impl<'a, 's> Pass<'a, 's> {
                 let mixed = self.attention((index, block), norms, attention, &normed)?;
                 let mixed = normalized(norms.attention_output.as_ref(), mixed)?;
                 if block.placement == NormPlacement::Parallel {
-                    let out = self.mlp(&block.mlp, &norms.mlp.forward(hidden, None)?)?;
+                    let out = self.feed_forward(&block.mlp, &norms.mlp.forward(hidden, None)?)?;
                     let out = normalized(norms.mlp_output.as_ref(), out)?;
                     let hidden = self.add(out, hidden)?;
                     return self.add(mixed, &hidden);
                 }
                 let hidden = self.add(mixed, hidden)?;
-                let out = self.mlp(&block.mlp, &norms.mlp.forward(&hidden, None)?)?;
+                let out = self.feed_forward(&block.mlp, &norms.mlp.forward(&hidden, None)?)?;
                 self.add(normalized(norms.mlp_output.as_ref(), out)?, &hidden)
             }
         }
@@ -524,23 +537,35 @@ impl<'a, 's> Pass<'a, 's> {
         self.single(spec.context, &mixed)
     }
 
-    fn mlp(&mut self, spec: &MlpSpec, input: &Tensor) -> Result<Tensor, ModelError> {
-        let isa = self.model.isa;
+    fn feed_forward(&mut self, spec: &FeedForward, input: &Tensor) -> Result<Tensor, ModelError> {
+        match spec {
+            FeedForward::Dense(mlp) => self.mlp(mlp, input),
+            FeedForward::Experts(mixture) => self.experts(mixture, input),
+        }
+    }
+
+    pub(crate) fn mlp(&mut self, spec: &MlpSpec, input: &Tensor) -> Result<Tensor, ModelError> {
         let outputs = self.site(spec.input, input)?;
-        let up = part(&outputs, &spec.up)?;
-        let inner = match &spec.gate {
-            None => up.contiguous()?,
-            Some(gate) => {
-                let gated = part(&outputs, &gate.projection)?;
-                // One row of a fused Linear is contiguous as it is, and would share the memory of `up`.
-                let fused = gate.projection.linear == spec.up.linear;
-                let gated = if fused { gated.force_contiguous()? } else { gated };
-                gated.inplace_op1(&ActivateInPlace { isa, activation: gate.activation })?;
-                gated.inplace_op2(&up.contiguous()?, &MultiplyInPlace)?;
-                gated
-            }
-        };
+        let inner = self.inner(spec, &outputs)?;
         self.single(spec.inner, &inner)
+    }
+
+    /// What `down` reads, of the outputs of the Linears before it.
+    pub(crate) fn inner(
+        &self,
+        spec: &MlpSpec,
+        outputs: &BTreeMap<LinearId, Tensor>,
+    ) -> Result<Tensor, ModelError> {
+        let isa = self.model.isa;
+        let up = part(outputs, &spec.up)?;
+        let Some(gate) = &spec.gate else { return Ok(up.contiguous()?) };
+        let gated = part(outputs, &gate.projection)?;
+        // One row of a fused Linear is contiguous as it is, and would share the memory of `up`.
+        let fused = gate.projection.linear == spec.up.linear;
+        let gated = if fused { gated.force_contiguous()? } else { gated };
+        gated.inplace_op1(&ActivateInPlace { isa, activation: gate.activation })?;
+        gated.inplace_op2(&up.contiguous()?, &MultiplyInPlace)?;
+        Ok(gated)
     }
 
     /// `x + y`, in the memory of `x`.
@@ -550,7 +575,11 @@ impl<'a, 's> Pass<'a, 's> {
     }
 
     /// The outputs of a site's Linears by their ids.
-    fn site(&mut self, site: SiteId, input: &Tensor) -> Result<BTreeMap<LinearId, Tensor>, ModelError> {
+    pub(crate) fn site(
+        &mut self,
+        site: SiteId,
+        input: &Tensor,
+    ) -> Result<BTreeMap<LinearId, Tensor>, ModelError> {
         self.observe(site, input)?;
         let outputs = self.model.site(site)?.forward(input)?;
         Ok(self.model.spec.sites[site].consumers.iter().copied().zip(outputs).collect())

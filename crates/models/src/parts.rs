@@ -124,7 +124,9 @@ impl ModelSpec {
 impl BlockSpec {
     /// The sites of its Linears. Two may be one.
     pub fn sites(&self) -> impl Iterator<Item = SiteId> {
-        [self.attention.input, self.attention.context, self.mlp.input, self.mlp.inner].into_iter()
+        let router = self.mlp.experts().map(|mixture| mixture.router);
+        let halves = self.mlp.mlps().iter().flat_map(|mlp| [mlp.input, mlp.inner]);
+        [self.attention.input, self.attention.context].into_iter().chain(router).chain(halves)
     }
 }
 

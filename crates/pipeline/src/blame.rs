@@ -54,6 +54,9 @@ pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
         PipelineError::Plan(PlanError::Impossible { .. }) => {
             (vec!["quantization.ignore".to_owned()], "does not name it")
         }
+        PipelineError::Plan(PlanError::Expert { .. }) => {
+            (vec!["model.source".to_owned()], "is a mixture of experts")
+        }
         PipelineError::Plan(PlanError::NeverObserved { .. }) => {
             (vec!["quantization.scheme".to_owned()], "needs the range of every input")
         }

@@ -19,6 +19,7 @@ mod encode;
 mod error;
 mod evaluate;
 mod events;
+mod experts;
 mod header;
 mod identity;
 mod init;

@@ -17,6 +17,7 @@ use zeropoint_quantizer::{Decision, LayerScheme};
 
 use crate::deploy::dense_files;
 use crate::distribution::activation_bins;
+use crate::experts::{expert_rows, unused_warning};
 use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
 use crate::{PipelineError, Prepared, config};
@@ -57,6 +58,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
     let dense = dense_files(prepared, output.dir())?;
     let source_dense = dense_files(prepared, prepared.directory.path())?;
+    let experts = expert_rows(spec, statistics);
     Ok(Report {
         schema: SCHEMA,
         zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -85,7 +87,8 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
         not_quantized: not_quantized(prepared, output, &dense),
         self_check,
-        warnings: prepared.warnings.clone(),
+        warnings: prepared.warnings.iter().cloned().chain(unused_warning(&experts)).collect(),
+        experts,
         timing: Timing { processor: processor(), ..timing },
     })
 }

@@ -18,6 +18,7 @@ use crate::check::{LayerErrors, PartCheck, unrun_linears};
 use crate::deploy::{Deployment, MODEL_DIR, input_quantizer};
 use crate::evaluate::{Original, gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::experts::{expert_rows, unused_warning};
 use crate::identity::{Identity, model_weights};
 use crate::journal::{
     CheckpointDone, Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, PartDone, StatisticsDone,
@@ -110,6 +111,8 @@ impl Work<'_> {
         }
         let loaded = clock.elapsed().as_secs_f64();
         let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
+        let unused = unused_warning(&expert_rows(prepared.directory.spec(), &statistics));
+        unused.into_iter().for_each(|warning| self.events.event(Event::Warning(warning)));
         let (made, sources) = self.model(float, &statistics, journal, done)?;
         let MadeModel { layers, self_check, cost: model_cost, written } = made;
         let weights = match origin {
@@ -538,7 +541,7 @@ impl Cadence {
 
     fn new(prepared: &Prepared, parts: usize, begun: &Begun) -> Self {
         let spec = prepared.directory.spec();
-        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_row(tower)).sum();
+        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_observed_row(tower)).sum();
         let set = &prepared.calibration;
         let of_part = set.plan.batches().len();
         let before = set.plan.batches().iter().take(begun.batches).flatten();

@@ -316,6 +316,41 @@ fn a_model_whose_linears_are_none_of_torch_is_refused() {
 }
 
 #[test]
+fn experts_in_int8_are_refused_and_left_float_by_the_override_that_is_named() {
+    for (fixture, module, experts) in
+        [("mixtral-causal", "block_sparse_moe", 8), ("qwen3moe-causal", "mlp", 10)]
+    {
+        let spec = spec(fixture);
+        let error = Plan::new(&spec, &request(DYNAMIC)).unwrap_err().to_string();
+        let name = if module == "mlp" { "gate_proj" } else { "w1" };
+        let says = format!("`model.layers.0.{module}.experts.0.{name}` cannot be quantised (expert: ");
+        assert!(error.starts_with(&says), "{error}");
+        let pattern = r"re:.*\.experts\.";
+        assert!(error.contains(&format!("`layers = [{pattern:?}]` and `scheme = \"none\"`")), "{error}");
+        let plan = Plan::new(&spec, &overriding(DYNAMIC, &[(&[pattern], None)])).unwrap();
+        let kept =
+            |path: &str| plan.linears.iter().any(|linear| linear.path == path && linear.scheme().is_none());
+        assert!(kept("lm_head") && kept(&format!("model.layers.0.{module}.gate")));
+        assert!(reason(&plan, &format!("model.layers.0.{module}.gate")).starts_with("router: "));
+        let float = plan.linears.iter().filter(|linear| linear.path.contains(".experts.")).count();
+        assert_eq!((float, plan.warnings.len()), (3 * experts, 1), "{fixture}");
+        assert!(plan.warnings[0].starts_with("the experts stay float: "), "{:?}", plan.warnings);
+        assert!(
+            quantized(&plan).iter().all(|path| !path.contains("experts") && !path.ends_with(".mlp.gate"))
+        );
+    }
+}
+
+#[test]
+fn a_router_is_quantised_by_no_plan() {
+    let spec = spec("mixtral-causal");
+    let error =
+        Plan::new(&spec, &ignoring(DYNAMIC, &["lm_head", r"re:.*\.experts\."])).unwrap_err().to_string();
+    let says = "`model.layers.0.block_sparse_moe.gate` cannot be quantised (router: no torch Linear, ";
+    assert!(error.starts_with(says), "{error}");
+}
+
+#[test]
 fn a_plan_that_quantises_nothing_is_refused() {
     let spec = spec("bert-mean");
     for request in [ignoring(STATIC, &["re:"]), overriding(DYNAMIC, &[(&["re:encoder"], None)])] {

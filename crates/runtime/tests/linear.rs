@@ -127,6 +127,7 @@ fn the_longest_sums_are_exact() {
             outputs: 1,
             inputs,
             weight_scales: vec![1.0],
+            column_groups: None,
             input: None,
         };
         let a = vec![if zero_point < 0 { 127 } else { -128 }; inputs];
@@ -176,6 +177,7 @@ fn weights_that_cannot_be_packed_are_refused() {
         outputs,
         inputs,
         weight_scales: vec![1.0; outputs],
+        column_groups: None,
         input: None,
     };
     for (stored, says) in [

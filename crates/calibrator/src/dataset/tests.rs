@@ -478,7 +478,7 @@ fn conversations_are_read_where_they_are_asked_for() {
 /// A reader that knows how much it has given.
 struct Counting<'a>(&'a std::cell::Cell<u64>, u64);
 
-impl std::io::Read for Counting<'_> {
+impl Read for Counting<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         const LINE: &[u8] = b"{\"text\": \"a line of text\"}\n";
         let (given, count) = (self.0.get(), (buffer.len() / LINE.len() * LINE.len()) as u64);

@@ -455,13 +455,11 @@ impl<'a> Builder<'a> {
             } else {
                 Some(block.mlp_norm.path.clone())
             };
-            let mut wide: Vec<LinearId> = block
-                .mlp
-                .gate
-                .iter()
-                .map(|gate| gate.projection.linear)
-                .chain([block.mlp.up.linear])
-                .collect();
+            let router = block.mlp.experts().map(|mixture| &self.sites[mixture.router].consumers);
+            let mut wide: Vec<LinearId> = router.into_iter().flatten().copied().collect();
+            for mlp in block.mlp.mlps() {
+                wide.extend(mlp.gate.iter().map(|gate| gate.projection.linear).chain([mlp.up.linear]));
+            }
             wide.dedup();
             // A block that shares its layers with an earlier one adds nothing but the norm that feeds it.
             let repeated = !seen.insert(*output);
@@ -478,8 +476,10 @@ impl<'a> Builder<'a> {
                         kv_heads: *kv_heads,
                     });
                 }
-                if block.mlp.up.outputs.len() == self.linears[block.mlp.up.linear].outputs {
-                    self.edges.push(Edge::UpToDown { up: block.mlp.up.linear, down: block.mlp.down });
+                for mlp in block.mlp.mlps() {
+                    if mlp.up.outputs.len() == self.linears[mlp.up.linear].outputs {
+                        self.edges.push(Edge::UpToDown { up: mlp.up.linear, down: mlp.down });
+                    }
                 }
             }
             residual_norm = Some(block.mlp_norm.path.clone());

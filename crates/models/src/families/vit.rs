@@ -13,8 +13,8 @@ use super::{Family, FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
 use crate::heads::{HeadBranch, HeadOutput, HeadSpec, RowSelection, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, ImageInput, InputSpec, LinearRole, MlpSpec, ModelSpec,
-    NormPlacement, Positions, Reach, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, FeedForward, ImageInput, InputSpec, LinearRole, MlpSpec,
+    ModelSpec, NormPlacement, Positions, Reach, Tower,
 };
 
 pub(super) const VIT: Family = Family {
@@ -250,13 +250,13 @@ fn block(
         attention_norm: Some(attention_norm),
         attention_output_norm: None,
         mlp_output_norm: None,
-        mlp: MlpSpec {
+        mlp: FeedForward::Dense(MlpSpec {
             input: build.site(vec![up]),
             up: build.whole(up),
             gate: None,
             inner: build.site(vec![down]),
             down,
-        },
+        }),
         mlp_norm,
         path: build.in_module(&path),
     })
