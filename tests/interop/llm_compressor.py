@@ -2,9 +2,9 @@
 
     llm_compressor.py SOURCE OUT SCHEME [--text FILE] [--skip 40] [--samples 64] [--window 512]
 
-SCHEME is one of `w8a8-dynamic`, `w8a8-static`, `w8a8-static-asymmetric`, `w8a16` and `w4a16-g64`: weights rounded to
-nearest with the scales of the largest magnitude, per output channel or per group of 64 inputs; activations per token at
-run time, or per tensor from the smallest and largest value seen. `lm_head` stays float, everything is computed in f32.
+SCHEME is `w8a8-dynamic` or `w8a8-static`, symmetric, or with `-asymmetric` behind it; `w8a16`; or `w4a16-g64`. Weights are
+rounded to nearest with the scales of the largest magnitude, per output channel or per group of 64 inputs; activations per
+token at run time, or per tensor from the smallest and largest value seen. `lm_head` stays float, everything is in f32.
 The static schemes are calibrated on the windows behind the first --skip of FILE, which is tokenised as a whole, without
 special tokens, as `zeropoint run` does for a `perplexity` task; the first ones are left to measure on.
 
@@ -33,6 +33,7 @@ def scheme(name):
     tensor = {"num_bits": 8, "strategy": "tensor", "observer": "static_minmax"}
     weights, inputs = {
         "w8a8-dynamic": (channel, token),
+        "w8a8-dynamic-asymmetric": (channel, token | {"symmetric": False}),
         "w8a8-static": (channel, tensor | {"symmetric": True}),
         "w8a8-static-asymmetric": (channel, tensor | {"symmetric": False}),
         "w8a16": (channel, None),
