@@ -13,7 +13,7 @@ prompts of prompts.py, transformers in f32 with quantised activations (check.py 
 - Zeropoint's distributions are as near to the original's as transformers' (mean divergence, within DIVERGENCE_SLACK).
 
 Rounding parts two correct programs that quantise activations (check.py), and the more so the deeper the model. How far is
-measured: transformers runs once more in double precision, and once with queries, keys, probabilities and values rounded to
+measured: transformers runs once more in double precision, and once with queries, keys, exponentials and values rounded to
 bfloat16 before they are multiplied, as Zeropoint does. Where these agree with its first run less than the bounds ask, Zeropoint may
 be as far from it as the farther of them. --strict does not allow that. Where two texts part, it prints the step, and by how much transformers' logit
 of its own token exceeds that of the other's. The last line is JSON. Exit code 1 when a check fails.
@@ -62,7 +62,8 @@ def check_directory(model, info, original, directory, failures):
 
 
 def bfloat16_attention(module, query, key, value, mask, scaling, dropout=0.0, **_):
-    """Attention of transformers' own sort, with bfloat16 factors and sums in the dtype of the model."""
+    """Attention with queries, keys, values and exponentials rounded to bfloat16 and sums in the dtype of the model; what makes
+    the shares sum to 1 is added from exponentials that are not rounded."""
 
     def rounded(x):
         return x.to(torch.bfloat16).to(x.dtype)
@@ -72,7 +73,9 @@ def bfloat16_attention(module, query, key, value, mask, scaling, dropout=0.0, **
     scores = rounded(query) @ key.transpose(2, 3) * scaling
     if mask is not None:
         scores = scores + mask[..., : key.shape[2]]
-    return (rounded(scores.softmax(-1)) @ value).transpose(1, 2).contiguous(), None
+    exponentials = (scores - scores.amax(-1, keepdim=True)).exp()
+    output = rounded(exponentials) @ value / exponentials.sum(-1, keepdim=True)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def zeropoint_texts(program, directory, prompts, tokens):
