@@ -91,20 +91,16 @@ impl<'a> SequenceDraw<'a> {
 
     /// Takes a sample: its first text, or its tokens where it has them.
     pub fn sample(&mut self, sample: Sample) -> Result<(), ModelError> {
-        match sample.tokens {
-            Some(tokens) => {
-                self.push(Queued::Begin { file: sample.file, line: sample.line, specials: false });
-                self.push(Queued::Tokens(tokens));
-                self.push(Queued::End { specials: false });
-                self.flush_if_full()
-            }
-            None => {
-                self.begin(sample.file, sample.line);
-                self.text(&sample.text_a)?;
-                self.end();
-                self.flush_if_full()
-            }
+        if let Some(tokens) = sample.tokens {
+            self.push(Queued::Begin { file: sample.file, line: sample.line, specials: false });
+            self.push(Queued::Tokens(tokens));
+            self.push(Queued::End { specials: false });
+        } else {
+            self.begin(sample.file, sample.line);
+            self.text(&sample.text_a)?;
+            self.end();
         }
+        self.flush_if_full()
     }
 
     /// Begins a text that comes in pieces, at a line of a file.

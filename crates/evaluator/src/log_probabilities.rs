@@ -101,8 +101,8 @@ impl RowCode {
             code.extend_from_slice(&(index as u32).to_le_bytes());
             code.extend_from_slice(&(log_probability(index) as f32).to_le_bytes());
         }
-        for index in 0..self.columns {
-            let steps = if shares[index].is_nan() { 0.0 } else { code_of(index) };
+        for (index, share) in shares.iter().enumerate() {
+            let steps = if share.is_nan() { 0.0 } else { code_of(index) };
             code.extend_from_slice(&(steps as u16).to_le_bytes());
         }
     }

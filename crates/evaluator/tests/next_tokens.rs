@@ -23,7 +23,7 @@ const TEXT: &str = "the river is on fire\n\nit was a cold night for the model\r\
 
 fn open(fixture: &str) -> ModelDirectory {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(fixture);
-    ModelDirectory::open(&SourceRef::Directory(path), ModelTask::Auto).unwrap()
+    ModelDirectory::open(&SourceRef::Directory(path), ModelTask::Auto).expect("it is a model")
 }
 
 /// Two models of one vocabulary that have nothing else in common, and the tokens of a text.
@@ -38,36 +38,36 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let directory = open("llama-causal");
-        let inputs = Inputs::of(&directory, None).unwrap();
-        let tokenizer = inputs.tokenizer().unwrap();
+        let inputs = Inputs::of(&directory, None).expect("a tokenizer");
+        let tokenizer = inputs.tokenizer().expect("a tokenizer");
         Self {
-            ids: tokenizer.token_ids(&TEXT.repeat(4)).unwrap(),
-            before: tokenizer.specials_around().unwrap().0,
-            original: Model::load(&directory).unwrap(),
-            quantized: Model::load(&open("mistral-causal")).unwrap(),
+            ids: tokenizer.token_ids(&TEXT.repeat(4)).expect("a text"),
+            before: tokenizer.specials_around().expect("a tokenizer").0,
+            original: Model::load(&directory).expect("it loads"),
+            quantized: Model::load(&open("mistral-causal")).expect("it loads"),
             inputs,
         }
     }
 
     fn measure(&self, data: TaskData, original: &dyn Forward, quantized: &dyn Forward) -> Vec<Metric> {
-        let activation = open("llama-causal").score_activation().unwrap();
+        let activation = open("llama-causal").score_activation().expect("a config");
         let models = Models { original, quantized, inputs: &self.inputs, activation };
         let options = Options { batch_size: 3, resamples: 100, seed: 5 };
         let task = Task { name: "task".to_owned(), data };
-        run_task(&task, &models, options, &mut |_, _| ControlFlow::Continue(())).unwrap()
+        run_task(&task, &models, options, &mut |_, _| ControlFlow::Continue(())).expect("it is measured")
     }
 
     /// The probabilities of both models for the token after each of a sequence.
     fn probabilities(&self, ids: &[u32]) -> Vec<(Vec<f64>, Vec<f64>)> {
         let sequence = TokenSequence { ids: ids.to_vec(), type_ids: vec![0; ids.len()], prompt: 0 };
-        let batch = PackedBatch::new([&sequence]).unwrap();
+        let batch = PackedBatch::new([&sequence]).expect("a sequence");
         let of = |model: &Model| -> Vec<Vec<f64>> {
             let softmax = |row: &[f32]| {
                 let all: Vec<f64> = row.iter().map(|logit| f64::from(*logit).exp()).collect();
                 let sum: f64 = all.iter().sum();
                 all.into_iter().map(|value| value / sum).collect()
             };
-            model.forward(&batch).unwrap().rows().map(softmax).collect()
+            model.forward(&batch).expect("it runs").rows().map(softmax).collect()
         };
         of(&self.original).into_iter().zip(of(&self.quantized)).collect()
     }
@@ -140,7 +140,7 @@ fn perplexity_counts_as_llama_cpp_does() {
 fn texts_without_a_second_token_are_refused() {
     let scene = Scene::new();
     let windows = Windows { tokens: vec![vec![5], vec![6]], ..Windows::default() };
-    let activation = open("llama-causal").score_activation().unwrap();
+    let activation = open("llama-causal").score_activation().expect("a config");
     let models =
         Models { original: &scene.original, quantized: &scene.original, inputs: &scene.inputs, activation };
     let task = Task { name: "short".to_owned(), data: TaskData::Perplexity(windows) };
@@ -155,14 +155,14 @@ fn sixteen_bits_keep_the_divergence_of_a_real_model() {
     let models = std::env::var("ZEROPOINT_MODELS").expect("a directory with models");
     let source = SourceRef::Directory(Path::new(&models).join("smollm2"));
     let directory = ModelDirectory::open(&source, ModelTask::Auto).unwrap();
-    let (model, tokenizer) = (Model::load(&directory).unwrap(), directory.tokenizer(None).unwrap());
+    let (model, tokenizer) = (Model::load(&directory).expect("it loads"), directory.tokenizer(None).unwrap());
     let text = concat!(env!("CARGO_MANIFEST_DIR"), "/../../calibration-data/general-en.jsonl");
     let ids = tokenizer.token_ids(&std::fs::read_to_string(text).unwrap()).unwrap();
     let (mut rng, mut rows) = (Rng::new(1), 0.0);
     let (mut divergence, mut change, mut loss_change) = (0.0, 0.0, 0.0);
     for window in Windows::new(&ids, 128, 128, 3).tokens {
         let sequence = TokenSequence { type_ids: vec![0; window.len()], ids: window.clone(), prompt: 0 };
-        let outputs = model.forward(&PackedBatch::new([&sequence]).unwrap()).unwrap();
+        let outputs = model.forward(&PackedBatch::new([&sequence]).expect("a sequence")).unwrap();
         let code = RowCode::new(outputs.columns);
         for (logits, &next) in outputs.rows().zip(&window[1..]) {
             // Another model: the same logits with the noise of a coarse quantisation.

@@ -160,6 +160,9 @@ fn i64_bytes(values: &[i64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
+/// A tensor as it is stored: type, shape, bytes.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
 #[test]
 fn what_other_programs_write_beside_the_usual_is_read() {
     let int8 = scheme(Channel, Dynamic, Symmetric);
@@ -168,7 +171,7 @@ fn what_other_programs_write_beside_the_usual_is_read() {
     let four = Scheme::weight_only(WeightBits::Four, Granularity::Group(4));
     let whole = Scheme::weight_only(WeightBits::Eight, Channel);
     let scales = |scheme| linear(scheme).weight_scales;
-    let cases: [(&str, Scheme, &str, (Dtype, Vec<usize>, Vec<u8>)); 13] = [
+    let cases: [(&str, Scheme, &str, Stored); 13] = [
         ("bf16 scales", int8, "weight_scale", (Dtype::BF16, vec![2, 1], bf16_bytes(&scales(int8)))),
         ("f16 scales", int8, "weight_scale", (Dtype::F16, vec![2, 1], f16_bytes(&scales(int8)))),
         ("a vector of scales", int8, "weight_scale", (Dtype::F32, vec![2], f32_bytes(&scales(int8)))),
@@ -252,7 +255,7 @@ fn a_packed_linear_that_contradicts_its_scheme_is_refused() {
         ("weight_scale", Some((Dtype::F32, vec![2, 1], f32_bytes(&[1.0; 2]))), "where [2, 3] is needed"),
         ("weight_scale", Some((Dtype::F32, vec![3, 2], f32_bytes(&[1.0; 6]))), "where [2, 3] is needed"),
         ("weight_scale", Some((Dtype::F32, vec![2, 3], f32_bytes(&[0.0; 6]))), "scale 0 is 0"),
-        ("weight_scale", Some((Dtype::BF16, vec![2, 3], vec![1, 0].repeat(6))), "has a bad `weight_scale`"),
+        ("weight_scale", Some((Dtype::BF16, vec![2, 3], [1, 0].repeat(6))), "has a bad `weight_scale`"),
         (
             "weight_zero_point",
             Some((Dtype::I8, vec![2, 3], vec![0, 0, 0, 1, 0, 0])),

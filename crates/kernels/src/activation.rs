@@ -371,7 +371,9 @@ mod tests {
     #[test]
     fn exp_below_zero_keeps_its_error() {
         let negative = |isa: Isa, x: &mut [f32]| {
-            x.iter_mut().for_each(|x| *x = -x.abs());
+            for x in x.iter_mut() {
+                *x = -x.abs();
+            }
             exp_nonpositive_in_place(isa, x);
         };
         each_value(negative, |x, y| {

@@ -77,7 +77,7 @@ impl WeightOnlyMatrix {
                         let (pair, lane) = (output / (2 * LANES), output % LANES);
                         let byte =
                             &mut panel[column / 2].0[(column % 2 * (VECTORS / 2) + pair) * LANES + lane];
-                        *byte |= if output / LANES % 2 == 0 { value & 0xf } else { value << 4 };
+                        *byte |= if (output / LANES).is_multiple_of(2) { value & 0xf } else { value << 4 };
                     }
                 }
             }

@@ -87,7 +87,7 @@ impl Pass<'_, '_> {
 
     fn show(&mut self, site: SiteId, values: &Tensor, routed: usize) -> Result<(), ModelError> {
         let spec = &self.model.spec().sites[site];
-        let Some(sink) = &mut self.sink else { return Ok(()) };
+        let Some(sink) = &mut *self.sink else { return Ok(()) };
         rows_of(values, |values| sink.observe_expert(site, values, spec.channels, routed))?
             .map_err(|reason| ModelError::Site { site: spec.id.clone(), reason })
     }

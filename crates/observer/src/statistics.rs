@@ -547,7 +547,9 @@ mod tests {
                 statistics.observe_expert(Isa::SCALAR, &vec![0.5; rows], &[], routed).unwrap();
             };
             let mut whole = ActivationStatistics::new(1);
-            parts.iter().for_each(|part| show(&mut whole, *part));
+            for part in &parts {
+                show(&mut whole, *part);
+            }
             let mut merged = ActivationStatistics::new(1);
             let count = parts.len().max(1);
             for part in parts.iter().cycle().skip(shift % count).take(parts.len()) {

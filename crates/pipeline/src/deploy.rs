@@ -280,7 +280,7 @@ impl<'a> Deployment<'a> {
                 let Ok(read) = receive.recv() else { return Err(PipelineError::Cancelled) };
                 let (hash, bytes) = read?;
                 deployed.sources.extend(hash.map(|hash| (info.name.clone(), hash)));
-                self.tensor(info, bytes, statistics, &mut deployed.linears, &mut hasher, events)?;
+                self.tensor(info, &bytes, statistics, &mut deployed.linears, &mut hasher, events)?;
             }
             Ok(())
         })?;
@@ -291,7 +291,7 @@ impl<'a> Deployment<'a> {
     fn tensor(
         &mut self,
         info: &TensorInfo,
-        bytes: Vec<u8>,
+        bytes: &[u8],
         statistics: &StatisticsFile,
         deployed: &mut BTreeMap<usize, DeployedLinear>,
         hasher: &mut RangesHasher,
@@ -302,7 +302,9 @@ impl<'a> Deployment<'a> {
         let (writer, done) = (&mut self.writer, &mut self.done);
         let mut write = |name: &str, bytes: &[u8]| {
             writer.write(name, bytes)?;
-            hasher.add(writer.place_of(name), bytes);
+            if let Some((file, place)) = writer.place_of(name) {
+                hasher.add(file, &place, bytes);
+            }
             Ok::<(), PipelineError>(())
         };
         let mut quantize = |id: usize, scheme: &LayerScheme, values: &[f32], write: &mut Write<'_>| {
@@ -319,8 +321,8 @@ impl<'a> Deployment<'a> {
                 quantize(*id, scheme, &values, &mut write)?;
             }
             Fate::Split(parts) => {
-                check_finite(prepared, info, &bytes)?;
-                let values = floats(info, &bytes);
+                check_finite(prepared, info, bytes)?;
+                let values = floats(info, bytes);
                 for (id, scheme) in parts {
                     if let Some(scheme) = scheme {
                         quantize(*id, scheme, &values, &mut write)?;
@@ -333,7 +335,7 @@ impl<'a> Deployment<'a> {
                 }
             }
             Fate::SplitBias(parts) => {
-                check_finite(prepared, info, &bytes)?;
+                check_finite(prepared, info, bytes)?;
                 for linear in parts.iter().map(|id| &spec.linears[*id]) {
                     let size = info.dtype.size();
                     let part = &bytes[linear.rows.start * size..linear.rows.end * size];
@@ -342,8 +344,8 @@ impl<'a> Deployment<'a> {
             }
             Fate::Bf16 => write(&info.name, &bf16_bytes(&finite(prepared, info, bytes)?))?,
             Fate::Kept => {
-                check_finite(prepared, info, &bytes)?;
-                write(&info.name, &bytes)?;
+                check_finite(prepared, info, bytes)?;
+                write(&info.name, bytes)?;
             }
         }
         Ok(())
@@ -444,10 +446,10 @@ pub(crate) fn input_quantizer(
     }
 }
 
-/// The values of a tensor, every one finite. Its bytes are gone when this returns.
-fn finite(prepared: &Prepared, info: &TensorInfo, bytes: Vec<u8>) -> Result<Vec<f32>, PipelineError> {
-    check_finite(prepared, info, &bytes)?;
-    Ok(floats(info, &bytes))
+/// The values of a tensor, every one finite.
+fn finite(prepared: &Prepared, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, PipelineError> {
+    check_finite(prepared, info, bytes)?;
+    Ok(floats(info, bytes))
 }
 
 /// The values of a tensor of floats.
@@ -578,9 +580,9 @@ pub(crate) mod tests {
                 let float = Model::load(&prepared.directory).unwrap();
                 let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
                 let (origin, cancel) = (Origin::of(&prepared, weights).unwrap(), Cancel::default());
-                let pass = Pass::whole(&prepared);
+                let pass = Pass::whole(&prepared, room());
                 let statistics =
-                    observe(&prepared, origin, &float, pass, room(), &mut |_| Ok(()), &(), &cancel).unwrap();
+                    observe(&prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
                 for max_shard_bytes in [5_000_000_000, 20_000, 3_000, 0] {
                     let planned = PlannedCheckpoint::new(output_specs(&prepared), max_shard_bytes);
                     let dir = tempfile::tempdir().unwrap();

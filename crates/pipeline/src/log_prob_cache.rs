@@ -97,7 +97,7 @@ impl LogProbCache {
         }
         // The files that have not been used for longest go first. One whose time cannot be set goes earlier.
         let _ = reader.get_ref().set_modified(SystemTime::now());
-        Ok(Some(Reader { path, reader, columns }))
+        Ok(Some(Reader { path, file: reader, columns }))
     }
 
     /// Begins the file of an entry; `None` where it would be too large.
@@ -151,7 +151,7 @@ impl LogProbCache {
 /// The rows of an entry, batch by batch.
 pub(crate) struct Reader {
     path: PathBuf,
-    reader: BufReader<File>,
+    file: BufReader<File>,
     /// Entries of a row.
     pub(crate) columns: usize,
 }
@@ -162,9 +162,9 @@ impl Reader {
         let said = |reason: &dyn std::fmt::Display| format!("{}: {reason}", self.path.display());
         let mut expected = [0u8; DIGEST];
         let mut coded = vec![0u8; rows * RowCode::new(self.columns).bytes()];
-        let read = self.reader.read_exact(&mut expected).and_then(|()| self.reader.read_exact(&mut coded));
+        let read = self.file.read_exact(&mut expected).and_then(|()| self.file.read_exact(&mut coded));
         read.map_err(|error| said(&error))?;
-        if digest(&coded).as_bytes() != expected { Err(said(&"it is damaged")) } else { Ok(coded) }
+        if digest(&coded).as_bytes() == expected { Ok(coded) } else { Err(said(&"it is damaged")) }
     }
 }
 

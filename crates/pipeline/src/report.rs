@@ -349,9 +349,8 @@ mod tests {
         let float = zeropoint_models::Model::load(&prepared.directory).unwrap();
         let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
         let (origin, cancel) = (Origin::of(prepared, weights).unwrap(), Cancel::default());
-        let pass = Pass::whole(prepared);
-        let statistics =
-            observe(prepared, origin, &float, pass, room(), &mut |_| Ok(()), &(), &cancel).unwrap();
+        let pass = Pass::whole(prepared, room());
+        let statistics = observe(prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let deployed = deploy(prepared, &statistics, float.isa(), dir.path());
         (dir, deployed, statistics)

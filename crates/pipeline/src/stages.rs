@@ -112,7 +112,9 @@ impl Work<'_> {
         let loaded = clock.elapsed().as_secs_f64();
         let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
         let unused = unused_warning(&expert_rows(prepared.directory.spec(), &statistics));
-        unused.into_iter().for_each(|warning| self.events.event(Event::Warning(warning)));
+        if let Some(warning) = unused {
+            self.events.event(Event::Warning(warning));
+        }
         let (made, sources) = self.model(float, &statistics, journal, done)?;
         let MadeModel { layers, self_check, cost: model_cost, written } = made;
         let weights = match origin {
@@ -259,8 +261,8 @@ impl Work<'_> {
             journal.append(&Entry::Checkpoint(done))?;
             self.remove_but("calibration-", &kept)
         };
-        let pass = Pass { begun, ..Pass::whole(self.prepared) };
-        observe(self.prepared, origin, model, pass, self.room(), &mut after_batch, self.events, self.cancel)
+        let pass = Pass { begun, ..Pass::whole(self.prepared, self.room()) };
+        observe(self.prepared, origin, model, pass, &mut after_batch, self.events, self.cancel)
     }
 
     /// Where hidden states are.

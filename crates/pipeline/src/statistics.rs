@@ -174,12 +174,14 @@ pub(crate) struct Pass<'a> {
     pub(crate) shard: Option<ShardHeader>,
     /// What an interrupted pass over them has done.
     pub(crate) begun: Begun,
+    /// Where hidden states are.
+    pub(crate) room: Room<'a>,
 }
 
 impl<'a> Pass<'a> {
     /// Over the whole calibration set, from its beginning.
-    pub(crate) fn whole(prepared: &'a Prepared) -> Self {
-        Self { plan: &prepared.calibration.plan, shard: None, begun: Begun::default() }
+    pub(crate) fn whole(prepared: &'a Prepared, room: Room<'a>) -> Self {
+        Self { plan: &prepared.calibration.plan, shard: None, begun: Begun::default(), room }
     }
 }
 
@@ -190,7 +192,6 @@ pub(crate) fn observe(
     origin: Origin,
     model: &dyn ModelParts,
     pass: Pass<'_>,
-    room: Room<'_>,
     after_batch: &mut dyn FnMut(&mut Observed<'_>) -> Result<(), PipelineError>,
     events: &dyn Events,
     cancel: &Cancel,
@@ -207,7 +208,7 @@ pub(crate) fn observe(
             }
         }
     };
-    let Pass { plan, shard, begun } = pass;
+    let Pass { plan, shard, begun, room } = pass;
     match calibrate_from(model, &prepared.calibration, plan, begun, room, &mut after)? {
         Calibrated::Done(sites) => {
             Ok(StatisticsFile { header: origin.header(prepared, shard).to_map(), sites })
@@ -259,13 +260,13 @@ pub fn calibrate(
     let file = if let Some(file) = at_hand {
         file
     } else {
+        let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let room = Room { memory: options.memory.0, dir: parent.unwrap_or(Path::new(".")) };
         let pass = match &part {
-            None => Pass::whole(prepared),
-            Some((plan, header)) => Pass { plan, shard: Some(*header), begun: Begun::default() },
+            None => Pass::whole(prepared, room),
+            Some((plan, header)) => Pass { plan, shard: Some(*header), begun: Begun::default(), room },
         };
-        let temporary = std::env::temp_dir();
-        let room = Room { memory: options.memory.0, dir: out.parent().unwrap_or(&temporary) };
-        let file = observe(prepared, origin, &model, pass, room, &mut |_| Ok(()), events, cancel)?;
+        let file = observe(prepared, origin, &model, pass, &mut |_| Ok(()), events, cancel)?;
         if part.is_none() {
             keep(&file, origin, &options.cache, events);
         }

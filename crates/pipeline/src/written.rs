@@ -67,11 +67,9 @@ pub(crate) struct RangesHasher {
 
 impl RangesHasher {
     /// Adds bytes at their place.
-    pub(crate) fn add(&mut self, place: Option<(&str, Range<u64>)>, bytes: &[u8]) {
-        if let Some((file, Range { start, end })) = place {
-            self.ranges.push(WrittenRange { file: file.to_owned(), start, end });
-            self.hasher.add(bytes);
-        }
+    pub(crate) fn add(&mut self, file: &str, place: &Range<u64>, bytes: &[u8]) {
+        self.ranges.push(WrittenRange { file: file.to_owned(), start: place.start, end: place.end });
+        self.hasher.add(bytes);
     }
 
     pub(crate) fn finish(self) -> WrittenRanges {

@@ -148,7 +148,7 @@ fn a_damaged_directory_is_refused() {
             what: "scales of another shape",
             scheme: DYNAMIC,
             damage: |tensors, _| {
-                tensors.get_mut(&named("weight_scale")).expect("scales").0.shape = vec![1, 32]
+                tensors.get_mut(&named("weight_scale")).expect("scales").0.shape = vec![1, 32];
             },
             says: &["weight_scale` in ", "has shape [1, 32] where [32, 1] or [32] is needed"],
         },

@@ -165,7 +165,7 @@ fn normal_values() -> Vec<[u8; 2]> {
     (0..1 << 16).map(|_| bf16::from_f64(rng.normal() * DEVIATION).to_le_bytes()).collect()
 }
 
-/// Values chosen by the bits of a counter under SplitMix64 (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number
+/// Values chosen by the bits of a counter under `SplitMix64` (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number
 /// Generators"), so that any part can be made alone.
 fn random(values: usize, tensor: u64, table: &[[u8; 2]]) -> Vec<u8> {
     let mut bytes = vec![0; 2 * values];

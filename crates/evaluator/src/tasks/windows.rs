@@ -54,7 +54,9 @@ impl Windows {
         let mut tokens: Vec<Vec<u32>> =
             all.chunks_exact(window.max(1)).take(most).map(<[u32]>::to_vec).collect();
         if let Some(first) = before.first() {
-            tokens.iter_mut().for_each(|window| window[0] = *first);
+            for window in &mut tokens {
+                window[0] = *first;
+            }
         }
         Self { tokens, counting: Counting::LlamaCpp }
     }

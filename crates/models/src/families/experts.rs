@@ -122,18 +122,18 @@ impl Mixture {
 /// The keys of config.json that say how many experts there are; version 5 of `transformers` writes the first.
 #[derive(Debug, Deserialize)]
 struct ExpertsConfig {
-    #[serde(default)]
-    num_local_experts: Option<usize>,
-    #[serde(default)]
-    num_experts: Option<usize>,
-    #[serde(default)]
-    num_experts_per_tok: Option<usize>,
+    #[serde(default, rename = "num_local_experts")]
+    local: Option<usize>,
+    #[serde(default, rename = "num_experts")]
+    all: Option<usize>,
+    #[serde(default, rename = "num_experts_per_tok")]
+    per_token: Option<usize>,
 }
 
 impl ExpertsConfig {
     /// The experts; `default` is what silence means.
     fn experts(&self, input: &FamilyInput<'_>, default: usize) -> Result<usize, ModelError> {
-        match (self.num_local_experts, self.num_experts) {
+        match (self.local, self.all) {
             (Some(local), Some(all)) if local != all => Err(input.config_error(format!(
                 "`num_local_experts` is {local} and `num_experts` {all}; both mean the experts of a layer"
             ))),
@@ -156,7 +156,7 @@ fn mixtral(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError>
         module: "block_sparse_moe",
         names: ["w1", "w3", "w2"],
         experts: own.experts(input, 8)?,
-        top_k: own.num_experts_per_tok.unwrap_or(2),
+        top_k: own.per_token.unwrap_or(2),
         renormalize: true,
         inner: config.intermediate_size,
     };
@@ -206,7 +206,7 @@ fn qwen3_moe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelErro
         module: "mlp",
         names: ["gate_proj", "up_proj", "down_proj"],
         experts: number.experts(input, 128)?,
-        top_k: number.num_experts_per_tok.unwrap_or(8),
+        top_k: number.per_token.unwrap_or(8),
         renormalize: own.norm_topk_prob,
         inner: own.moe_intermediate_size,
     };

@@ -41,8 +41,8 @@ fn finished() -> (tempfile::TempDir, Vec<Entry>) {
     };
     let checkpoint = file("calibration-00000064.safetensors");
     let mut written = RangesHasher::default();
-    written.add(Some(("w", 0..3)), b"mod");
-    written.add(Some(("w", 3..7)), b"el/w");
+    written.add("w", &(0..3), b"mod");
+    written.add("w", &(3..7), b"el/w");
     let written = written.finish();
     let entries = vec![
         Entry::Checkpoint(CheckpointDone {
