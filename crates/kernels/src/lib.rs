@@ -56,7 +56,8 @@ pub use activation::{
     Activation, activate, add_in_place, sigmoid_in_place, soft_cap_in_place, swish_in_place, tanh_in_place,
 };
 pub use attention::{
-    AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, attend, attend_cached,
+    AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, KvPrecision, attend,
+    attend_cached,
 };
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};

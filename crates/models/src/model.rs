@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 use zeropoint_formats::safetensors::element::floats_from_bytes;
 use zeropoint_formats::{Checkpoint, Dtype};
-use zeropoint_kernels::{AttentionPrecision, Isa};
+use zeropoint_kernels::{AttentionPrecision, Isa, KvPrecision};
 
 use crate::ModelError;
 use crate::attention::{Attention, AttentionContext, part};
@@ -202,7 +202,12 @@ impl Model {
 
     /// A cache of no token, whose keys and values have the precision of [`Model::attention_precision`].
     pub fn new_cache(&self) -> Result<KvCache, ModelError> {
-        KvCache::new(&self.spec, self.attention)
+        self.new_cache_in(self.attention.into())
+    }
+
+    /// As [`Model::new_cache`], with keys and values of that precision.
+    pub fn new_cache_in(&self, precision: KvPrecision) -> Result<KvCache, ModelError> {
+        KvCache::new(&self.spec, precision)
     }
 
     /// The output rows of the last `rows` of the tokens `ids`, which follow those of `cache` and are added to it.
