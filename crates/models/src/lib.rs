@@ -29,11 +29,11 @@ mod sentence;
 mod sites;
 mod source;
 mod spec;
+mod tables;
 mod tokenizer;
 
 pub use batch::{ImagePixels, InputRef, ModelInput, PackedBatch, TokenSequence};
 pub use cache::KvCache;
-pub use embed::Tables;
 pub use embedded::EMBEDDED;
 pub use error::ModelError;
 pub use heads::{
@@ -54,4 +54,5 @@ pub use spec::{
     LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Positions,
     Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId, TextInput, Tower,
 };
+pub use tables::{Int8Table, TableFactory, TableRows, Tables};
 pub use tokenizer::{AlignedTokens, MaskToken, TextPart, TextStream, Tokenizer};

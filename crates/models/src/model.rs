@@ -13,7 +13,7 @@ use crate::attention::{Attention, AttentionContext, part};
 use crate::awake::awake;
 use crate::batch::{PackedBatch, TokenSequence};
 use crate::cache::{CachedAttention, KvCache, decoder};
-use crate::embed::{Embedding, Tables};
+use crate::embed::Embedding;
 use crate::ops::{ActivateInPlace, AddInPlace, MultiplyInPlace, Norm};
 use crate::output::Head;
 use crate::positions::{BiasTable, PositionTables};
@@ -23,6 +23,7 @@ use crate::spec::{
     BlockSpec, InputSpec, LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec,
     SiteId, Tower,
 };
+use crate::tables::Tables;
 
 /// What the products of attention multiply in a model with INT8 Linears, whether it runs in integers or simulates them: its
 /// queries, keys and values come from INT8 products, and a bfloat16 number has as many bits.
@@ -663,8 +664,8 @@ fn float_site(
     let read = |id: &LinearId| {
         let linear = &spec.linears[*id];
         let mut tables = spec.towers.iter().zip(towers);
-        match tables.find_map(|(tower, parts)| parts.embedding.table(&tower.input, &linear.weight)) {
-            Some(table) => linear.with_weight(checkpoint, table.clone()),
+        match tables.find_map(|(tower, parts)| parts.embedding.matrix(&tower.input, &linear.weight)) {
+            Some(table) => linear.with_weight(checkpoint, table?),
             None => linear.read_float(checkpoint),
         }
     };

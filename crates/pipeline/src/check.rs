@@ -7,15 +7,15 @@ use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
 use zeropoint_formats::compressed_tensors::read_linear;
 use zeropoint_models::{
-    INT8_ATTENTION, Model, ModelError, ModelInput, Outputs, PackedBatch, SimulatedReader, SimulatedSite,
-    SiteId, SiteOp, SiteSink, Tables, rows_of,
+    EmbeddingTable, INT8_ATTENTION, Model, ModelError, ModelInput, Outputs, PackedBatch, SimulatedReader,
+    SimulatedSite, SiteId, SiteOp, SiteSink, Tables, rows_of,
 };
 use zeropoint_observer::sqnr_db;
 use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
 use zeropoint_runtime::QuantizedModel;
 
 use crate::deploy::DeployedLinear;
-use crate::{PipelineError, Prepared};
+use crate::{PipelineError, Prepared, tables};
 
 /// The largest relative deviation of the written model's outputs from the simulation's. They are computed to the same
 /// bits; what is above 0 is a fault. (A cosine of 0.9999 would be a deviation of 0.014.)
@@ -61,9 +61,14 @@ pub(crate) fn simulate(
             .collect::<Result<_, ModelError>>()?;
         Ok(Some(Box::new(SimulatedSite { isa: float.isa(), readers })))
     };
+    let made = |table: &EmbeddingTable| {
+        let rows = tables::simulated(prepared, float.isa(), table, deployed);
+        rows.map(Some).map_err(|error| ModelError::Sample { reason: error.to_string() })
+    };
     let tables = match prepared.plan.embeddings {
         EmbeddingPrecision::Keep => Tables::Shared(float),
         EmbeddingPrecision::Bf16 => Tables::SharedAsBf16(float),
+        EmbeddingPrecision::Int8 => Tables::Made(&made),
     };
     let mut model = Model::load_with(spec, checkpoint, &mut factory, tables)?;
     model.set_attention_precision(INT8_ATTENTION);

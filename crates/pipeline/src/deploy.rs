@@ -12,25 +12,24 @@ use zeropoint_formats::compressed_tensors::{
 use zeropoint_formats::safetensors::element::{bf16_bytes, floats_from_bytes};
 use zeropoint_formats::staged::copy_companions;
 use zeropoint_formats::{
-    CheckpointWriter, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
+    CheckpointWriter, DeployedConfig, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
     write_file_atomically,
 };
 use zeropoint_kernels::Isa;
-use zeropoint_models::{ActivationQuantizer, HeadOutput, LinearSpec, ModelError, SentenceStep};
+use zeropoint_models::{ActivationQuantizer, HeadOutput, LinearRole, LinearSpec, ModelError, SentenceStep};
 use zeropoint_observer::StatisticsFile;
-use zeropoint_quantizer::{
-    EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer,
-};
+use zeropoint_quantizer::{LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
 
 use crate::distribution::WeightDistribution;
 use crate::events::{Cancel, Event, Events};
 use crate::run::MARKER;
+use crate::tables::{Stored, TableFate};
 use crate::{PipelineError, Prepared};
 
 /// The deployable directory inside a run directory.
 pub const MODEL_DIR: &str = "model";
 /// Largest weight file, as `transformers` splits by default.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+pub(crate) const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Elements of a copied tensor that are decoded at a time to be checked.
 const ELEMENTS_AT_A_TIME: usize = 1 << 16;
 /// What the source's own card is called beside ours.
@@ -53,8 +52,10 @@ enum Fate<'a> {
     Split(Vec<(usize, Option<&'a LayerScheme>)>),
     /// The bias of such Linears.
     SplitBias(Vec<usize>),
-    /// Rounded to bfloat16.
-    Bf16,
+    /// An embedding table that is not copied as it is, or that an INT8 head reads.
+    Table(TableFate<'a>),
+    /// A second copy of an embedding table.
+    Copy(Stored),
     /// Copied.
     Kept,
 }
@@ -66,22 +67,19 @@ impl<'a> Fates<'a> {
     fn of(prepared: &'a Prepared) -> Self {
         let spec = prepared.directory.spec();
         let mut fates = BTreeMap::new();
-        if prepared.plan.embeddings == EmbeddingPrecision::Bf16 {
-            let wide = |tensor: &str| {
-                let info = prepared.directory.checkpoint().get(tensor);
-                info.is_some_and(|info| matches!(info.dtype, Dtype::F32 | Dtype::F64))
-            };
-            let tables = spec.tables().map(|table| table.tensor.as_str()).filter(|tensor| wide(tensor));
-            fates.extend(tables.map(|tensor| (tensor, Fate::Bf16)));
-            // A table that the file holds twice is rounded twice: loaders would untie what differs.
-            for (copy, original) in &spec.copies {
-                if matches!(fates.get(original.as_str()), Some(Fate::Bf16)) {
-                    fates.insert(copy.as_str(), Fate::Bf16);
-                }
+        let tables = TableFate::all(prepared);
+        // A table that the file holds twice is rounded twice: loaders would untie what differs.
+        for (copy, original) in &spec.copies {
+            if let Some(fate) = tables.get(original.as_str()) {
+                fates.insert(copy.as_str(), Fate::Copy(fate.stored));
             }
         }
+        fates.extend(tables.into_iter().map(|(tensor, fate)| (tensor, Fate::Table(fate))));
         for (plan, scheme) in prepared.plan.quantized() {
             let linear = &spec.linears[plan.linear];
+            if linear.role == LinearRole::TiedDecoder {
+                continue;
+            }
             if !linear.is_fused_in_file() {
                 fates.insert(&linear.weight, Fate::Quantized(plan.linear, scheme));
                 continue;
@@ -135,8 +133,13 @@ pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
                 .map(|id| &spec.linears[*id])
                 .map(|l| TensorSpec::new(format!("{}.bias", l.tensor), info.dtype, vec![l.outputs]))
                 .collect(),
-            Fate::Bf16 => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
-            Fate::Kept => vec![TensorSpec::from(info)],
+            Fate::Table(fate) => fate.specs(info),
+            Fate::Copy(Stored::Bf16) => {
+                vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())]
+            }
+            // The table serves both.
+            Fate::Copy(Stored::Int8) => Vec::new(),
+            Fate::Kept | Fate::Copy(Stored::AsItIs) => vec![TensorSpec::from(info)],
         })
         .collect()
 }
@@ -152,8 +155,10 @@ pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
     let bytes = tensors.map(|info| match fates.get(&info.name) {
         // In f32, and what it is rounded to.
         Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => info.elements() * 5,
-        Fate::Bf16 => info.elements() * 6,
-        Fate::Kept => info.bytes() as usize,
+        // In f32, what it is rounded to, and what a head has of it.
+        Fate::Table(_) => info.elements() * 7,
+        Fate::Copy(Stored::Bf16) => info.elements() * 6,
+        Fate::Kept | Fate::Copy(_) => info.bytes() as usize,
     });
     bytes.max().unwrap_or(0)
 }
@@ -226,8 +231,17 @@ fn deploy_in_shards(
                     writer.write(&format!("{}.bias", linear.tensor), part)?;
                 }
             }
-            Fate::Bf16 => writer.write(&info.name, &bf16_bytes(&finite(prepared, info)?))?,
-            Fate::Kept => writer.write(&info.name, &finite_bytes(prepared, info)?)?,
+            Fate::Table(fate) => {
+                if let Some((id, head)) = fate.write(prepared, isa, info, dir, &mut writer)? {
+                    deployed.insert(id, head);
+                    events.event(Event::Quantized { done: deployed.len(), total });
+                }
+            }
+            Fate::Copy(Stored::Bf16) => writer.write(&info.name, &bf16_bytes(&finite(prepared, info)?))?,
+            Fate::Copy(Stored::Int8) => {}
+            Fate::Kept | Fate::Copy(Stored::AsItIs) => {
+                writer.write(&info.name, &finite_bytes(prepared, info)?)?
+            }
         }
     }
     writer.finish()?;
@@ -295,7 +309,7 @@ fn quantize_linear(
     .map_err(|error| failed(error.to_string()))?;
     let distribution = WeightDistribution::of(&float, &weight);
     drop(float);
-    let quantizer = input_quantizer(prepared, statistics, linear, scheme)?;
+    let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
     let input = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(params),
         _ => None,
@@ -320,12 +334,12 @@ fn quantize_linear(
 /// How the input of a Linear becomes INT8; `None` for one that the task does not run and whose scheme needs nothing.
 pub(crate) fn input_quantizer(
     prepared: &Prepared,
-    statistics: &StatisticsFile,
+    statistics: Option<&StatisticsFile>,
     linear: &LinearSpec,
     scheme: &LayerScheme,
 ) -> Result<Option<ActivationQuantizer>, PipelineError> {
     let observed =
-        linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
+        linear.site.and_then(|site| statistics?.sites.get(&prepared.directory.spec().sites[site].id));
     match (linear.site, scheme.scheme.activations.mode) {
         (None, ActivationMode::Dynamic) => Ok(None),
         _ => site_quantizer(observed, scheme)
@@ -334,14 +348,14 @@ pub(crate) fn input_quantizer(
     }
 }
 
-fn finite(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<f32>, PipelineError> {
+pub(crate) fn finite(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<f32>, PipelineError> {
     let values = prepared.directory.checkpoint().read_f32(&info.name)?;
     check_finite(prepared, info, &values, 0)?;
     Ok(values)
 }
 
 /// The bytes of a tensor, every float among them finite.
-fn finite_bytes(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<u8>, PipelineError> {
+pub(crate) fn finite_bytes(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<u8>, PipelineError> {
     let bytes = prepared.directory.checkpoint().read_bytes(&info.name)?;
     if info.dtype.is_float() {
         let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
@@ -371,19 +385,26 @@ fn check_finite(
 
 /// The source's config.json with `quantization_config` at its end; everything else stays as it was.
 fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
-    let plan = &prepared.plan;
-    let modules = plan.quantized().map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
-    let float = plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.linear);
-    let spec = prepared.directory.spec();
+    let (plan, spec) = (&prepared.plan, prepared.directory.spec());
+    let tied = plan.tied_head(spec).map(|(id, _)| id);
+    // To whoever reads the table, the head is float.
+    let is_int8 = |id: usize| plan.linears[id].scheme().is_some() && Some(id) != tied;
+    let modules = plan.quantized().filter(|(linear, _)| is_int8(linear.linear));
+    let modules = modules.map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
+    let float = plan.linears.iter().map(|linear| linear.linear).filter(|id| !is_int8(*id));
     let float =
         float.filter(|id| spec.linears[*id].is_torch_linear()).map(|id| spec.linears[id].path.clone());
     let float = float.chain(spec.absent_linears.iter().cloned()).chain(unused_linears(prepared));
-    let quantization = QuantizationConfig::for_modules(modules, float);
+    let quantization = DeployedConfig {
+        format: plan.format,
+        linears: QuantizationConfig::for_modules(modules, float),
+        int8_head: tied.is_some(),
+    };
     let mut config = prepared.directory.config().clone();
     if let Value::Object(map) = &mut config {
         // A checkpoint of a pre-training model is deployed as the encoder that was measured.
         map.insert("architectures".to_owned(), json!([prepared.directory.spec().architecture]));
-        map.insert("quantization_config".to_owned(), quantization.to_json());
+        quantization.write_into(map);
     }
     let mut text = serde_json::to_string_pretty(&config)
         .map_err(|error| PipelineError::Io { path: dir.join("config.json"), source: error.into() })?;
@@ -406,7 +427,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::config::Config;
+    use crate::config::{self, Config};
     use crate::events::Cancel;
     use crate::statistics::{Origin, Pass, observe};
     use zeropoint_formats::Checkpoint;
@@ -415,11 +436,15 @@ mod tests {
     #[test]
     fn the_planned_files_are_the_written_ones_to_the_byte_in_any_number_of_shards() {
         let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
-        for name in ["bert-mean", "bert-cls-sharded", "bert-max-f16", "bert-classifier-bf16"] {
-            for quantization in ["scheme = 'w8a8-dynamic'", "scheme = 'w8a8-static'\nembeddings = 'bf16'"] {
+        let portable = ["scheme = 'w8a8-dynamic'", "scheme = 'w8a8-static'\nembeddings = 'bf16'"];
+        for name in ["bert-mean", "bert-cls-sharded", "bert-max-f16", "bert-classifier-bf16", "bert-mlm"] {
+            for quantization in portable.into_iter().chain(["embeddings = 'int8'"]) {
                 let mut config = Config::new(fixtures.join(name).to_string_lossy());
                 config.quantization = toml::from_str(quantization).unwrap();
                 config.calibration.samples = 4;
+                if config.quantization.embeddings == config::Embeddings::Int8 {
+                    config.output.formats = vec![config::OutputFormat::Zeropoint];
+                }
                 let prepared = Prepared::new(config).unwrap();
                 let float = Model::load(&prepared.directory).unwrap();
                 let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();

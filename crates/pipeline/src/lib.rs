@@ -37,6 +37,7 @@ mod sources;
 mod stages;
 mod statistics;
 mod system;
+mod tables;
 
 pub use bench::{BenchRequest, bench, bench_texts};
 pub use check::LayerErrors;

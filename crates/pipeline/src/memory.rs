@@ -32,7 +32,7 @@ pub(crate) fn peak(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> u64 {
         .sum();
     // What the plan leaves float is read again by the simulation and by the written model.
     let float_again = linears - quantized * F32;
-    let simulated_tables = if prepared.plan.embeddings == EmbeddingPrecision::Bf16 { tables } else { 0 };
+    let simulated_tables = if prepared.plan.embeddings == EmbeddingPrecision::Keep { 0 } else { tables };
     let statistics = disk::statistics(prepared) as usize;
 
     let model = tables + linears;

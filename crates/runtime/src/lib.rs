@@ -13,6 +13,7 @@
 mod encoder;
 mod engine;
 mod generate;
+mod head;
 mod linear;
 mod model;
 mod module;

@@ -3,16 +3,19 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use zeropoint_core::{QuantParams, Symmetry};
+use zeropoint_core::{QuantParams, Symmetry, dequantize};
 use zeropoint_formats::compressed_tensors::QuantizedLinear;
 use zeropoint_kernels::{
     Activation, AlignedMemory, Epilogue, Isa, NonFinite, PackError, PackedWeights, RowMagnitudes, RowParams,
     linear, linear_added, linear_measured, linear_quantized, quantize_measured, quantize_tokens,
 };
-use zeropoint_models::{ActivationFn, ActivationQuantizer, apply_activation};
+use zeropoint_models::{ActivationFn, ActivationQuantizer, TableRows, apply_activation};
 
 /// Rows that one task multiplies: enough to use a panel of weights several times while it is in cache.
 const ROWS_PER_TASK: usize = 48;
+
+/// Most outputs of one row that one task computes.
+const OUTPUTS_PER_TASK: usize = 1024;
 
 /// A Linear whose weight is INT8, packed for one instruction set.
 #[derive(Debug)]
@@ -52,6 +55,14 @@ impl IntegerLinear {
     /// Input channels.
     pub fn inputs(&self) -> usize {
         self.weights.inputs()
+    }
+
+    /// The real weights of one output, over `out` of `inputs` values.
+    fn dequantize_row(&self, output: usize, out: &mut [f32]) {
+        let mut row = vec![0i8; self.inputs()];
+        self.weights.row(output, &mut row);
+        let params = QuantParams { scale: self.scales[output], zero_point: 0 };
+        out.iter_mut().zip(&row).for_each(|(out, q)| *out = dequantize(*q, params));
     }
 
     /// `activation((a - zero_point) w * scales + bias)` for INT8 rows `a`, `[rows, inputs]`; `[rows, outputs]` out.
@@ -158,6 +169,15 @@ impl IntegerLinear {
             linear(a, rows, &self.weights, 0..outputs, &epilogue, out, outputs);
             return;
         }
+        if rows == 1 {
+            // Narrow enough that the threads end together though one is slower.
+            let width = width.min(OUTPUTS_PER_TASK);
+            out.par_chunks_mut(width).enumerate().for_each(|(i, out)| {
+                let (start, count) = (i * width, out.len());
+                linear(a, 1, &self.weights, start..start + count, &epilogue, out, count);
+            });
+            return;
+        }
         let parts: Vec<(usize, Vec<f32>)> = (0..outputs)
             .into_par_iter()
             .step_by(width)
@@ -184,6 +204,13 @@ impl IntegerLinear {
             bias: self.bias.as_deref(),
             activation: self.activation,
         }
+    }
+}
+
+/// A head's weights are an embedding table too: one copy serves both.
+impl TableRows for IntegerLinear {
+    fn read(&self, row: usize, out: &mut [f32]) {
+        self.dequantize_row(row, out);
     }
 }
 

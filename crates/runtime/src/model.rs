@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use zeropoint_core::{ActivationMode, Scheme};
-use zeropoint_formats::FormatError;
 use zeropoint_formats::compressed_tensors::{QuantizationConfig, read_linear};
+use zeropoint_formats::{DeployedConfig, FormatError};
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
-    ActivationQuantizer, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError, Outputs, PackedBatch,
-    SiteOp, SourceRef, Tables, Task,
+    ActivationQuantizer, EmbeddingTable, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError,
+    Outputs, PackedBatch, SiteOp, SourceRef, Tables, Task,
 };
 
 use crate::IntegerLinear;
 use crate::engine::{Engine, FloatParts};
+use crate::head;
 use crate::site::{IntegerSite, Reader};
 
 /// Why a directory cannot be loaded or run.
@@ -53,19 +54,23 @@ impl QuantizedModel {
 
     /// As [`QuantizedModel::load`], from a directory that is open already.
     pub fn from_directory(directory: ModelDirectory) -> Result<Self, RuntimeError> {
-        let Some(config) = directory.quantization_config() else {
+        let Some(config) = DeployedConfig::from_config(directory.config())? else {
             return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
         };
-        let config = QuantizationConfig::from_json(config)?;
         let isa = Isa::active().map_err(ModelError::from)?;
         let spec = directory.spec().clone();
         let mut quantized = 0;
         let mut sites: Vec<Option<Arc<IntegerSite>>> = vec![None; spec.sites.len()];
+        let head = head::load(&directory, isa, config.int8_head)?;
         let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
-            let linears: Vec<&LinearSpec> =
-                spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
+            let consumers = &spec.sites[site].consumers;
+            if let Some(head) = head.as_ref().filter(|head| consumers == &[head.id]) {
+                quantized += 1;
+                return Ok(Some(Box::new(IntegerSite::new(isa, vec![head.reader()]))));
+            }
+            let linears: Vec<&LinearSpec> = consumers.iter().map(|&id| &spec.linears[id]).collect();
             let schemes: Vec<Option<Scheme>> =
-                linears.iter().map(|linear| scheme_of(&config, linear)).collect();
+                linears.iter().map(|linear| scheme_of(&config.linears, linear)).collect();
             if schemes.iter().all(Option::is_none) {
                 return Ok(None);
             }
@@ -79,7 +84,9 @@ impl QuantizedModel {
             sites[site] = Some(Arc::clone(&op));
             Ok(Some(Box::new(op)))
         };
-        let mut model = Model::load_with(&spec, directory.checkpoint(), &mut factory, Tables::Read)?;
+        let table = |table: &EmbeddingTable| Ok(head.as_ref().and_then(|head| head.rows_of(table)));
+        let tables = Tables::Made(&table);
+        let mut model = Model::load_with(&spec, directory.checkpoint(), &mut factory, tables)?;
         model.set_attention_precision(INT8_ATTENTION);
         for (i, tower) in spec.towers.iter().enumerate() {
             let parts = FloatParts::read(tower, directory.checkpoint(), isa)?;

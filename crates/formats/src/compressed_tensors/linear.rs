@@ -115,7 +115,7 @@ impl QuantizedLinear {
 }
 
 /// Scales must be positive and normal: a subnormal one has lost most of its digits.
-fn check_scales(scales: &[f32]) -> Result<(), String> {
+pub(crate) fn check_scales(scales: &[f32]) -> Result<(), String> {
     match scales.iter().position(|s| !(s.is_normal() && *s > 0.0)) {
         None => Ok(()),
         Some(i) => {

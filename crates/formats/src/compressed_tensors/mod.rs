@@ -12,6 +12,7 @@ mod parse;
 mod pattern;
 
 pub use config::{Format, Group, QuantizationConfig};
+pub(crate) use linear::check_scales;
 pub use linear::{NamedBytes, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs, read_linear};
 pub use matching::Target;
 pub use pattern::{Pattern, PatternError};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use zeropoint_formats::Dtype;
+use zeropoint_formats::deployed::{DirectoryFormat, format_of, table_scale};
 
 use super::{FamilyInput, MAX_WIDTH};
 use crate::ModelError;
@@ -165,6 +166,9 @@ impl<'a> Builder<'a> {
     ) -> Result<EmbeddingTable, ModelError> {
         let tensor = self.in_file(&format!("{path}.weight"));
         self.expect(&tensor, &[rows, width])?;
+        if self.is_own_int8(&tensor) {
+            self.known.insert(table_scale(&tensor));
+        }
         Ok(EmbeddingTable { tensor, rows, width, role })
     }
 
@@ -355,8 +359,19 @@ impl<'a> Builder<'a> {
         self.norm_at(&file, module, width, true)
     }
 
+    /// Whether the file is of our own format and holds that tensor in INT8.
+    fn is_own_int8(&self, tensor: &str) -> bool {
+        let is_int8 = self.input.checkpoint.get(tensor).is_some_and(|info| info.dtype == Dtype::I8);
+        is_int8 && self.input.quantized && format_of(self.input.config) == DirectoryFormat::Zeropoint
+    }
+
     /// Takes a Linear into the description; its tensors must be there.
-    pub(super) fn push(&mut self, linear: LinearSpec) -> Result<LinearId, ModelError> {
+    pub(super) fn push(&mut self, mut linear: LinearSpec) -> Result<LinearId, ModelError> {
+        if linear.transposed && self.is_own_int8(&linear.weight) {
+            // INT8 weights have their outputs first.
+            linear.transposed = false;
+            linear.weight_shape = vec![linear.outputs, linear.inputs];
+        }
         self.expect(&linear.weight, &linear.weight_shape)?;
         if let Some(bias) = &linear.bias {
             self.expect(bias, &linear.weight_shape[usize::from(linear.transposed)..][..1])?;
