@@ -12,7 +12,9 @@ use crate::safetensors::element::f32_bytes;
 use crate::{Checkpoint, Dtype, FormatError, QuantizationConfig, TensorSpec};
 
 const QUANTIZATION: &str = "quantization_config";
-const METHOD: &str = "quant_method";
+/// Names our own format. There is no `quant_method` beside it: transformers refuses a config without one, where of one that it does
+/// not know it only warns, and takes the integers for floats.
+const FORMAT: &str = "format";
 const VERSION: u64 = 1;
 /// The Linears of our own format, in the words of compressed-tensors.
 const LINEARS: &str = "linears";
@@ -36,7 +38,7 @@ pub enum DirectoryFormat {
     /// Whoever reads compressed-tensors.
     CompressedTensors,
     /// Zeropoint's runtime: embedding tables may be I8 with a scale for each row, and so may Linears that torch has in another
-    /// module. Its `quant_method` is "zeropoint", which other loaders refuse.
+    /// module. Other loaders refuse it.
     Zeropoint,
 }
 
@@ -75,7 +77,7 @@ impl DeployedConfig {
         let linears = self.linears.to_json();
         let quantization = match self.format {
             DirectoryFormat::CompressedTensors => linears,
-            DirectoryFormat::Zeropoint => json!({ METHOD: SECTION, "version": VERSION, LINEARS: linears }),
+            DirectoryFormat::Zeropoint => json!({ FORMAT: SECTION, "version": VERSION, LINEARS: linears }),
         };
         config.insert(QUANTIZATION.to_owned(), quantization);
         config.remove(SECTION);
@@ -87,8 +89,8 @@ impl DeployedConfig {
 
 /// Who can load the directory with that config.json; whether it is quantised at all is another question.
 pub fn format_of(config: &Value) -> DirectoryFormat {
-    let method = config.get(QUANTIZATION).and_then(|quantization| quantization.get(METHOD));
-    match method.and_then(Value::as_str) {
+    let format = config.get(QUANTIZATION).and_then(|quantization| quantization.get(FORMAT));
+    match format.and_then(Value::as_str) {
         Some(SECTION) => DirectoryFormat::Zeropoint,
         _ => DirectoryFormat::CompressedTensors,
     }
@@ -105,7 +107,7 @@ const LATER: &str = "it is not known: a later version of zeropoint may have writ
 fn own_linears(quantization: &Value) -> Result<QuantizationConfig, FormatError> {
     let path = |key: &str| format!("{QUANTIZATION}.{}", key.escape_debug());
     for (key, value) in quantization.as_object().into_iter().flatten() {
-        if ![METHOD, "version", LINEARS].contains(&key.as_str()) {
+        if ![FORMAT, "version", LINEARS].contains(&key.as_str()) {
             return Err(refused(path(key), value, LATER));
         }
     }
