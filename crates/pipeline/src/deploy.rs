@@ -240,7 +240,7 @@ fn deploy_in_shards(
             Fate::Copy(Stored::Bf16) => writer.write(&info.name, &bf16_bytes(&finite(prepared, info)?))?,
             Fate::Copy(Stored::Int8) => {}
             Fate::Kept | Fate::Copy(Stored::AsItIs) => {
-                writer.write(&info.name, &finite_bytes(prepared, info)?)?
+                writer.write(&info.name, &finite_bytes(prepared, info)?)?;
             }
         }
     }

@@ -330,7 +330,7 @@ mod tests {
             let (key, value) = (normal(tokens * head_dim), normal(tokens * head_dim));
             let query = normal(tokens * together * head_dim);
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let row = |rows: &'_ [f32], at: usize| -> Vec<f32> { rows[at * head_dim..][..head_dim].to_vec() };
+            let row = |rows: &[f32], at: usize| -> Vec<f32> { rows[at * head_dim..][..head_dim].to_vec() };
             let input = |queries: Range<usize>| CachedInput {
                 query: &query[queries.start * together * head_dim..], queries, query_stride: head_dim, together,
                 scale, cap: None, before: window,
