@@ -206,12 +206,11 @@ fn source_bytes(prepared: &Prepared, linear: &LinearSpec) -> Option<u64> {
 }
 
 /// Bytes of a float tensor of the output in the source. One that the source does not name is a part of a fused tensor,
-/// copied as it is.
+/// copied as it is, or the scales of an INT8 table, which are new.
 fn float_source_bytes(prepared: &Prepared, info: &TensorInfo) -> u64 {
-    if info.name.ends_with("_scale") {
-        return 0;
-    }
-    prepared.directory.checkpoint().get(&info.name).map_or(info.bytes(), TensorInfo::bytes)
+    let of_a_table = prepared.plan.embeddings == EmbeddingPrecision::Int8 && info.name.ends_with("_scale");
+    let unnamed = if of_a_table { 0 } else { info.bytes() };
+    prepared.directory.checkpoint().get(&info.name).map_or(unnamed, TensorInfo::bytes)
 }
 
 /// Every float tensor of the output, those of dense modules in its folders at the end, with the reason why it is one.
