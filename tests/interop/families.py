@@ -299,7 +299,8 @@ def main():
     names = args.names or sorted(
         path.parent.name for path in FIXTURES.glob("*/reference.json")
         if "input_ids" in check.read_json(path) and not path.parent.name.endswith("-remote")
-        and check.read_json(path.parent / "config.json")["model_type"] not in ("clip", "gpt2")  # of GPT-2 nothing can be quantised
+        # Of GPT-2 nothing can be quantised; mixtures of experts do not load from compressed-tensors with INT8 Linears.
+        and check.read_json(path.parent / "config.json")["model_type"] not in ("clip", "gpt2", "mixtral", "qwen3_moe")
     )
     return table(args.zeropoint, names, one, args)
 

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use zeropoint_models::{ImageProcessor, ModelDirectory, ModelError, ModelInput, TextRef, Tokenizer};
+use zeropoint_models::{
+    ImageProcessor, ModelDirectory, ModelError, ModelInput, TextRef, TokenSequence, Tokenizer,
+};
 
 use crate::dataset::Sample;
 
@@ -39,10 +41,9 @@ impl Inputs {
 
     /// One input for each sample, in order: its image if it has one, otherwise its text or pair.
     pub fn encode(&self, samples: &[&Sample]) -> Result<Vec<ModelInput>, ModelError> {
-        let texts: Vec<TextRef<'_>> =
-            samples.iter().filter(|sample| sample.image.is_none()).map(|sample| sample.text()).collect();
+        let texts: Vec<&Sample> = samples.iter().filter(|sample| sample.image.is_none()).copied().collect();
         let paths: Vec<&Path> = samples.iter().filter_map(|sample| sample.image.as_deref()).collect();
-        let encoded = if texts.is_empty() { Vec::new() } else { self.tokenizer()?.encode_all(&texts)? };
+        let encoded = if texts.is_empty() { Vec::new() } else { encode_texts(self.tokenizer()?, &texts)? };
         let prepared = if paths.is_empty() { Vec::new() } else { self.images()?.prepare_all(&paths)? };
         let (mut encoded, mut prepared) = (encoded.into_iter(), prepared.into_iter());
         let next = |sample: &&Sample| match sample.image {
@@ -51,4 +52,20 @@ impl Inputs {
         };
         Ok(samples.iter().filter_map(next).collect())
     }
+}
+
+/// The tokens of each sample, in order: its own where it has been tokenised already, cut at the tokenizer's maximum length,
+/// otherwise those of its text or pair.
+pub fn encode_texts(tokenizer: &Tokenizer, samples: &[&Sample]) -> Result<Vec<TokenSequence>, ModelError> {
+    let texts: Vec<TextRef<'_>> =
+        samples.iter().filter(|sample| sample.tokens.is_none()).map(|sample| sample.text()).collect();
+    let mut encoded = tokenizer.encode_all(&texts)?.into_iter();
+    let next = |sample: &&Sample| match &sample.tokens {
+        Some(tokens) => {
+            let ids = tokens[..tokens.len().min(tokenizer.max_length())].to_vec();
+            Some(TokenSequence { type_ids: vec![0; ids.len()], ids, prompt: 0 })
+        }
+        None => encoded.next(),
+    };
+    Ok(samples.iter().filter_map(next).collect())
 }

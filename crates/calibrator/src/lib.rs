@@ -8,12 +8,14 @@ pub mod dataset;
 mod inputs;
 mod plan;
 mod run;
+mod sequences;
 mod shard;
 
-pub use inputs::Inputs;
+pub use inputs::{Inputs, encode_texts};
 pub use plan::{BatchPlan, CalibrationSet, choose_samples};
 pub use run::{
-    Begun, Calibrated, CalibrationProgress, Observed, calibrate, calibrate_batches, calibrate_from,
+    Begun, Calibrated, CalibrationProgress, Observed, Room, calibrate, calibrate_batches, calibrate_from,
     graph_fingerprint,
 };
+pub use sequences::{DrawnSequences, SequenceDraw, Sequences};
 pub use shard::{Shard, ShardError};

@@ -70,19 +70,16 @@ pub struct CalibrationSet {
 }
 
 impl CalibrationSet {
-    /// Chooses `samples` of `data`, and tokenises or decodes and batches them.
-    pub fn new(
-        data: &[Sample],
+    /// Tokenises or decodes and batches samples that were chosen of `available` ones.
+    pub fn of_chosen(
+        chosen: &[&Sample],
+        available: usize,
         makes: &Inputs,
-        samples: usize,
         batch_size: usize,
-        seed: u64,
     ) -> Result<Self, ModelError> {
-        let chosen: Vec<&Sample> =
-            choose_samples(data.len(), samples, seed).into_iter().map(|i| &data[i]).collect();
-        let inputs = makes.encode(&chosen)?;
+        let inputs = makes.encode(chosen)?;
         let plan = BatchPlan::new(&inputs, batch_size);
-        Ok(Self { inputs, plan, available: data.len() })
+        Ok(Self { inputs, plan, available })
     }
 
     /// Tokens over all samples; an image counts as one.

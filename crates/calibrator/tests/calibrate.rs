@@ -6,18 +6,25 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use zeropoint_calibrator::{
-    BatchPlan, Begun, Calibrated, CalibrationProgress, CalibrationSet, calibrate, calibrate_from,
+    BatchPlan, Begun, Calibrated, CalibrationProgress, CalibrationSet, Observed, Room, Shard, calibrate,
+    calibrate_batches, calibrate_from,
 };
 use zeropoint_core::Rng;
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
-    Model, ModelDirectory, ModelInput, PackedBatch, SiteId, SiteSink, SourceRef, Task, TokenSequence,
+    FloatParts, Model, ModelDirectory, ModelInput, ModelParts, PackedBatch, SiteId, SiteSink, SourceRef,
+    Task, TokenSequence,
 };
 use zeropoint_observer::{ActivationStatistics, SampleRange, SampleRows, StatisticsFile};
 
 type Statistics = BTreeMap<String, ActivationStatistics>;
 
 const SAMPLES: usize = 24;
+
+/// Everything in memory.
+fn room() -> Room<'static> {
+    Room { memory: u64::MAX, dir: Path::new("") }
+}
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
@@ -137,6 +144,43 @@ fn statistics_are_those_of_the_rows() {
 }
 
 #[test]
+fn experts_see_every_row_and_count_those_that_are_routed_to_them() {
+    let model = model(fixture("mixtral-causal"));
+    let set = set(4);
+    let whole = calibrated(&model, &set);
+    for block in &model.spec().towers[0].blocks {
+        let mixture = block.mlp.experts().expect("a mixture");
+        let mut routed = Vec::new();
+        for expert in &mixture.experts {
+            let [input, inner] =
+                [expert.input, expert.inner].map(|site| &whole[&model.spec().sites[site].id]);
+            assert_eq!((input.rows(), inner.rows()), (set.tokens() as u64, set.tokens() as u64));
+            assert_eq!(input.routed_rows(), inner.routed_rows());
+            assert_eq!(input.samples().len(), SAMPLES, "rows belong to their samples");
+            routed.push(input.routed_rows());
+        }
+        assert_eq!(routed.iter().sum::<u64>(), (mixture.top_k * set.tokens()) as u64);
+        assert!(routed.iter().all(|rows| *rows < set.tokens() as u64), "{routed:?}");
+        let router = &whole[&model.spec().sites[mixture.router].id];
+        assert_eq!(router.routed_rows(), router.rows());
+    }
+    // A shard without any batch among them.
+    let parts = [1, 2, 3].map(|index| {
+        let plan = set.shard(Shard::new(index, 3).expect("a shard"));
+        match calibrate_batches(&model, &set, &plan, &mut |_| ControlFlow::Continue(())) {
+            Ok(Calibrated::Done(sites)) => StatisticsFile { header: BTreeMap::new(), sites },
+            other => panic!("{other:?}"),
+        }
+    });
+    let none =
+        model.spec().sites.iter().map(|site| (site.id.clone(), ActivationStatistics::new(site.channels)));
+    let none = StatisticsFile { header: BTreeMap::new(), sites: none.collect() };
+    let [first, second, third] = parts;
+    let merged = third.merge(&none).and_then(|sum| sum.merge(&first)).and_then(|sum| sum.merge(&second));
+    assert_eq!(merged.expect("parts of one set").sites, whole);
+}
+
+#[test]
 fn every_site_that_the_task_runs_has_statistics() {
     let names: Vec<String> =
         calibrated(&model(fixture("bert-classifier-bf16")), &set(8)).into_keys().collect();
@@ -196,7 +240,7 @@ fn as_bytes(statistics: &Statistics) -> Vec<u8> {
 fn the_number_of_threads_does_not_show() {
     let found = || {
         let of = |name| as_bytes(&calibrated(&model(fixture(name)), &set(8)));
-        [of("bert-mean"), of("bert-cls-sharded")].concat()
+        [of("bert-mean"), of("bert-cls-sharded"), of("mixtral-causal")].concat()
     };
     if let Some(path) = std::env::var_os(OUTPUT) {
         std::fs::write(path, found()).unwrap();
@@ -283,33 +327,89 @@ fn an_overflow_names_the_site_that_sees_it_first() {
 
 #[test]
 fn a_pass_that_goes_on_anywhere_ends_in_the_bits_of_an_uninterrupted_one() {
-    let model = model(fixture("bert-mean"));
+    for name in ["bert-mean", "qwen3moe-causal"] {
+        goes_on_anywhere(&model(fixture(name)));
+    }
+}
+
+fn goes_on_anywhere(model: &Model) {
     let set = set(4);
-    let whole = calibrated(&model, &set);
+    let whole = calibrated(model, &set);
     for batches in 0..=set.plan.batches().len() {
         let mut begun = Begun::default();
-        let mut stop = |observed: &zeropoint_calibrator::Observed<'_>| {
-            if observed.batches < batches {
+        let mut steps = 0;
+        let mut stop = |observed: &mut Observed<'_>| {
+            steps += 1;
+            if steps < batches {
                 return ControlFlow::Continue(());
             }
-            let elapsed = observed.progress.elapsed;
-            begun = Begun { batches: observed.batches, sites: observed.sites(), elapsed };
+            let (elapsed, sites) = (observed.progress.elapsed, observed.sites());
+            begun = Begun { parts: observed.parts, batches: observed.batches, sites, states: None, elapsed };
             ControlFlow::Break(())
         };
         if batches > 0 {
-            calibrate_from(&model, &set, &set.plan, Begun::default(), &mut stop).expect("the pass succeeds");
+            calibrate_from(model, &set, &set.plan, Begun::default(), room(), &mut stop)
+                .expect("the pass succeeds");
+        }
+        if begun.parts == 1 {
+            assert_eq!((begun.batches, begun.sites), (0, whole.clone()), "nothing is left to do");
+            continue;
         }
         let mut last = None;
-        let mut watch = |observed: &zeropoint_calibrator::Observed<'_>| {
+        let mut watch = |observed: &mut Observed<'_>| {
             last = Some((observed.progress.done, observed.progress.tokens));
             ControlFlow::Continue(())
         };
-        match calibrate_from(&model, &set, &set.plan, begun, &mut watch).expect("the pass succeeds") {
+        match calibrate_from(model, &set, &set.plan, begun, room(), &mut watch).expect("the pass succeeds") {
             Calibrated::Done(statistics) => assert_eq!(statistics, whole, "from batch {batches}"),
             Calibrated::Cancelled => panic!("nobody cancelled"),
         }
-        let all = (batches < set.plan.batches().len()).then(|| (SAMPLES, set.tokens()));
-        assert_eq!(last, all, "progress counts what was done before");
+        assert_eq!(last, Some((SAMPLES, set.tokens())), "progress counts what was done before");
+    }
+}
+
+#[test]
+fn a_pass_part_by_part_has_the_bits_of_the_whole_wherever_it_goes_on() {
+    let directory = ModelDirectory::open(&SourceRef::Directory(fixture("llama-causal")), Task::Auto)
+        .expect("it is a model directory");
+    let parts = FloatParts::new(&directory, 0).expect("nothing is wrong with it");
+    assert!(parts.is_split());
+    let set = set(4);
+    let whole = calibrated(&Model::load(&directory).expect("it loads"), &set);
+    let dir = tempfile::tempdir().expect("a directory");
+    // Everything in memory, some of it, nothing.
+    for memory in [u64::MAX, 2000, 0] {
+        let room = Room { memory, dir: dir.path() };
+        for done in 0..parts.parts().len() {
+            let path = dir.path().join("states.safetensors");
+            let mut begun = Begun::default();
+            let mut stop = |observed: &mut Observed<'_>| {
+                if observed.parts < done {
+                    return ControlFlow::Continue(());
+                }
+                observed.save_states(&path).expect("they are written");
+                let (elapsed, sites) = (observed.progress.elapsed, observed.sites());
+                let states = Some(path.clone());
+                begun = Begun { parts: observed.parts, batches: 0, sites, states, elapsed };
+                ControlFlow::Break(())
+            };
+            if done > 0 {
+                calibrate_from(&parts, &set, &set.plan, Begun::default(), room, &mut stop)
+                    .expect("the pass succeeds");
+            }
+            let mut progress = Vec::new();
+            let mut watch = |observed: &mut Observed<'_>| {
+                progress.push((observed.progress.done, observed.progress.tokens));
+                ControlFlow::Continue(())
+            };
+            match calibrate_from(&parts, &set, &set.plan, begun, room, &mut watch).expect("the pass succeeds")
+            {
+                Calibrated::Done(statistics) => assert_eq!(statistics, whole, "after {done} parts, {memory}"),
+                Calibrated::Cancelled => panic!("nobody cancelled"),
+            }
+            assert!(progress.is_sorted(), "{progress:?}");
+            assert_eq!(progress.last(), Some(&(SAMPLES, set.tokens())));
+        }
     }
 }
 
@@ -317,13 +417,14 @@ fn a_pass_that_goes_on_anywhere_ends_in_the_bits_of_an_uninterrupted_one() {
 fn a_beginning_of_something_else_is_refused() {
     let (first, second) = (model(fixture("bert-mean")), model(fixture("bert-classifier-bf16")));
     let set = set(4);
-    let mut go_on = |_: &zeropoint_calibrator::Observed<'_>| ControlFlow::Continue(());
+    let mut go_on = |_: &mut Observed<'_>| ControlFlow::Continue(());
     for begun in [
         Begun { batches: 1, ..Begun::default() },
         Begun { batches: 1, sites: calibrated(&second, &set), ..Begun::default() },
         Begun { batches: 99, sites: calibrated(&first, &set), ..Begun::default() },
     ] {
-        let error = calibrate_from(&first, &set, &set.plan, begun, &mut go_on).expect_err("it does not fit");
+        let error =
+            calibrate_from(&first, &set, &set.plan, begun, room(), &mut go_on).expect_err("it does not fit");
         assert!(error.to_string().contains("statistics that the pass was to go on with"), "{error}");
     }
 }

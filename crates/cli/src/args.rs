@@ -6,8 +6,8 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use zeropoint_evaluator::compare::MetricName;
 use zeropoint_kernels::KvPrecision;
-use zeropoint_pipeline::Shard;
-use zeropoint_pipeline::config::Preset;
+use zeropoint_pipeline::config::{Preset, byte_size};
+use zeropoint_pipeline::{Memory, Shard};
 
 use crate::compare;
 
@@ -110,15 +110,30 @@ pub(crate) struct ConfigArgs {
     pub(crate) sets: Vec<String>,
 }
 
-/// Where statistics are kept.
+/// Where statistics and the log-probabilities of originals are kept.
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
-    /// Keep statistics in this directory (default: zeropoint in the user's cache directory)
+    /// Keep statistics, and the log-probabilities of a decoder's original, in this directory (default: zeropoint in the user's
+    /// cache directory)
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// Neither look for statistics of an earlier run nor keep these
+    /// Neither look for what an earlier run has kept nor keep anything
     #[arg(long, conflicts_with = "cache")]
     pub(crate) no_cache: bool,
+}
+
+/// What may be in memory.
+#[derive(Debug, Args)]
+pub(crate) struct MemoryArgs {
+    /// Hidden states that may be in memory while all samples go through one block of the model after the other, such as
+    /// 500MB or 4GiB; more goes into a file. A model whose weights take an eighth of it in f32 is loaded as a whole
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = memory)]
+    pub(crate) memory: Memory,
+}
+
+fn memory(text: &str) -> Result<Memory, String> {
+    let expected = || "a number of bytes is expected, such as 500MB or 4GiB".to_owned();
+    byte_size(text).map(Memory).ok_or_else(expected)
 }
 
 /// The run directory.
@@ -143,6 +158,8 @@ pub(crate) struct RunArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Print the plan (layers, schemes, sizes, passes, memory, time) and do nothing; reads no weights, and of a model on
     /// the hub fetches no more than their headers
     #[arg(long)]
@@ -165,6 +182,8 @@ pub(crate) struct CalibrateArgs {
     pub(crate) shard: Option<Shard>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -206,6 +225,8 @@ pub(crate) struct QuantizeArgs {
     pub(crate) statistics: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Print the report as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -218,6 +239,10 @@ pub(crate) struct EvaluateArgs {
     /// The quantised model, such as runs/NAME/model, or owner/name of the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Print metrics and gates as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -274,9 +299,16 @@ pub(crate) struct GenerateArgs {
     /// Branch, tag or commit of a model on the hub (default: main)
     #[arg(long, value_name = "NAME")]
     pub(crate) revision: Option<String>,
-    /// The text to continue, as it is: no chat template is applied
+    /// The text to continue: as it is, or with --chat what a user says
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: String,
+    /// Put the prompt into the model's chat template, as what a user says, and let the model answer; where a template asks
+    /// for the date, it is told 26 July 2024
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// With --chat, what the system says before the prompt
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// Most new tokens
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(crate) max_tokens: usize,

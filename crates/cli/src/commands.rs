@@ -3,13 +3,13 @@
 use serde_json::json;
 use zeropoint_pipeline::config::{Config, Preset};
 use zeropoint_pipeline::{
-    CacheDir, CalibrateOptions, Cancel, PipelineError, Prepared, RunOptions, RunOutcome, Sources, calibrate,
-    check_output, dry_run, evaluate, inspect, quantize, run, starter, write_starter,
+    CacheDir, CalibrateOptions, Cancel, EvaluateOptions, PipelineError, Prepared, RunOptions, RunOutcome,
+    Sources, calibrate, check_output, dry_run, evaluate, inspect, quantize, run, starter, write_starter,
 };
 
 use crate::args::{
-    CacheArgs, CalibrateArgs, Cli, Command, ConfigArgs, EvaluateArgs, InitArgs, InspectArgs, OutputArgs,
-    QuantizeArgs, RunArgs,
+    CacheArgs, CalibrateArgs, Cli, Command, ConfigArgs, EvaluateArgs, InitArgs, InspectArgs, MemoryArgs,
+    OutputArgs, QuantizeArgs, RunArgs,
 };
 use crate::terminal::Terminal;
 use crate::{Outcome, bench, compare, embed, encode, render, statistics};
@@ -54,8 +54,8 @@ fn cache(args: &CacheArgs) -> CacheDir {
     }
 }
 
-fn options(args: &OutputArgs, cache: CacheDir) -> RunOptions {
-    RunOptions { force: args.force, restart: args.restart, cache }
+fn options(args: &OutputArgs, cache: CacheDir, memory: &MemoryArgs) -> RunOptions {
+    RunOptions { force: args.force, restart: args.restart, cache, memory: memory.memory }
 }
 
 fn run_command(
@@ -70,7 +70,7 @@ fn run_command(
         check_output(&config, args.output.force)?;
     }
     let prepared = Prepared::with_sources(config, &sources)?;
-    let options = options(&args.output, cache(&args.cache));
+    let options = options(&args.output, cache(&args.cache), &args.memory);
     if args.dry_run {
         let plan = dry_run(&prepared, &options)?;
         if args.json {
@@ -93,7 +93,7 @@ fn quantize_command(
     let config = load(&args.config, args.output.out.as_ref())?;
     check_output(&config, args.output.force)?;
     let prepared = Prepared::with_sources(config, sources)?;
-    let options = options(&args.output, CacheDir::None);
+    let options = options(&args.output, CacheDir::None, &args.memory);
     let outcome = quantize(&prepared, &args.statistics, &options, terminal, cancel)?;
     finish(&outcome, args.json, terminal)
 }
@@ -124,7 +124,8 @@ fn calibrate_command(
     for warning in &prepared.warnings {
         terminal.warn(warning);
     }
-    let options = CalibrateOptions { shard: args.shard, cache: cache(&args.cache) };
+    let options =
+        CalibrateOptions { shard: args.shard, cache: cache(&args.cache), memory: args.memory.memory };
     let header = calibrate(&prepared, &args.out, &options, terminal, cancel)?;
     terminal.say(&statistics::written(&header, &args.out));
     Ok(Outcome::Done)
@@ -141,7 +142,8 @@ fn evaluate_command(
         terminal.warn(warning);
     }
     let (model, _kept) = sources.directory(&args.model, None)?;
-    let (metrics, gates) = evaluate(&prepared, &model, terminal, cancel)?;
+    let options = EvaluateOptions { cache: cache(&args.cache), memory: args.memory.memory };
+    let (metrics, gates) = evaluate(&prepared, &model, &options, terminal, cancel)?;
     if args.json {
         print_json(&json!({ "metrics": metrics, "gates": gates }), terminal)?;
     } else {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use zeropoint_formats::staged::{AtomicFile, check_writable};
 use zeropoint_formats::{FormatError, NpyWriter};
-use zeropoint_models::{KvCache, Model, ModelDirectory, ModelError, SourceRef, Task};
+use zeropoint_models::{KvCache, Model, ModelDirectory, ModelError, SourceRef, Task, Tokenizer};
 use zeropoint_pipeline::{Cancel, PipelineError, Sources};
 use zeropoint_runtime::{Ending, QuantizedModel, Sampler, Sampling, generate as continue_tokens};
 
@@ -62,6 +62,25 @@ fn write_logits(path: &Path, model: &Model, mut cache: KvCache, prompt: &[u32]) 
     Ok(())
 }
 
+/// Token ids of the prompt, or of the conversation that it begins.
+fn prompt_ids(
+    args: &GenerateArgs,
+    directory: &ModelDirectory,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>, ModelError> {
+    if !args.chat {
+        return tokenizer.prompt_ids(&args.prompt);
+    }
+    let template = directory
+        .chat_template()?
+        .ok_or_else(|| ModelError::NoChatTemplate { path: directory.path().to_owned() })?;
+    let said = |role: &str, content: &String| json!({ "role": role, "content": content });
+    let system = args.system.iter().map(|text| said("system", text));
+    let messages: Vec<_> = system.chain([said("user", &args.prompt)]).collect();
+    // The special tokens are in the text.
+    tokenizer.token_ids(&template.render(&messages, true)?)
+}
+
 pub(crate) fn generate(
     args: &GenerateArgs,
     sources: &Sources<'_>,
@@ -81,7 +100,7 @@ pub(crate) fn generate(
     let (directory, model) = decoder.parts();
     let tokenizer = directory.tokenizer(None)?;
     let stop = if args.ignore_stop { Vec::new() } else { directory.stop_tokens()? };
-    let prompt = tokenizer.prompt_ids(&args.prompt)?;
+    let prompt = prompt_ids(args, directory, &tokenizer)?;
     let new_cache = || match args.kv_cache {
         None => model.new_cache(),
         Some(precision) => model.new_cache_in(precision.into()),

@@ -99,14 +99,11 @@ fn row(site: &ShownSite) -> Vec<String> {
         named.push(format!("{} more", outliers.len() - NAMED));
     }
     let outliers = if named.is_empty() { "-".to_owned() } else { named.join(", ") };
-    vec![
-        site.site.escape_debug().to_string(),
-        site.channels.to_string(),
-        site.rows.to_string(),
-        min,
-        max,
-        outliers,
-    ]
+    let rows = match site.routed_rows {
+        None => site.rows.to_string(),
+        Some(routed) => format!("{} ({routed} routed)", site.rows),
+    };
+    vec![site.site.escape_debug().to_string(), site.channels.to_string(), rows, min, max, outliers]
 }
 
 /// Four digits behind the point, or a power of ten where they would say nothing.

@@ -28,7 +28,7 @@ fn config_files() {
         ("a key from another tool", &format!("{model}[quantization]\ngroup_size = 128\n")),
         ("a value of another type", &format!("{model}calibration.samples = '64'\n")),
         ("a value that is not offered", &format!("{model}quantization.scheme = 'w4a16'\n")),
-        ("a number out of range", &format!("{model}calibration.samples = 0\n")),
+        ("a number out of range", &format!("{model}calibration.batch_size = 0\n")),
         (
             "keys that contradict each other",
             &format!("{model}[quantization]\nscheme = 'w8a8-dynamic'\nactivations.observer = 'mse'\n"),

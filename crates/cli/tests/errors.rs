@@ -159,6 +159,32 @@ fn weight_files() {
 }
 
 #[test]
+fn mixtures_of_experts() {
+    const EXPERT: &str = "model.layers.0.block_sparse_moe.experts.2.w1.weight";
+    let mut answers = Answers::new();
+    answers.scene.copy_fixture("mixtral-causal", "mixtral");
+    answers.model(2, "experts that would be INT8", "mixtral");
+    for (mistake, name, new) in [
+        ("an expert that is missing", "missing", "model.layers.0.block_sparse_moe.experts.4.w1.weight"),
+        ("experts in one tensor", "fused", "model.layers.0.mlp.experts.gate_up_proj"),
+    ] {
+        answers.scene.copy_fixture("mixtral-causal", name);
+        let path = answers.scene.path(&format!("{name}/model.safetensors"));
+        let mut file = Safetensors::read(&path);
+        let entry = file.header.remove(EXPERT).expect("it was there");
+        file.header.insert(new.to_owned(), entry);
+        answers.scene.write(&format!("{name}/model.safetensors"), file.to_bytes());
+        answers.model(1, mistake, name);
+    }
+    answers.scene.copy_fixture("mixtral-causal", "too-few");
+    let mut config = answers.scene.json("too-few/config.json");
+    config["num_experts_per_tok"] = json!(5);
+    answers.scene.write("too-few/config.json", config.to_string());
+    answers.model(1, "more experts for a token than there are", "too-few");
+    answers.compare("errors__mixtures_of_experts");
+}
+
+#[test]
 fn infinity_in_a_table_that_no_text_reaches() {
     // Found while the tensor is copied, after calibration: the texts do not use that row.
     let mut answers = Answers::new();

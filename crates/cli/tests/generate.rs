@@ -119,3 +119,60 @@ fn the_logits_of_a_prompt_can_be_written() {
         scene.ends_with(1, ["generate", "model", "--logits", "model/config.json"].iter().chain(&PROMPT));
     assert!(stderr(&inside).contains("model"), "{}", stderr(&inside));
 }
+
+#[test]
+fn a_conversation_goes_through_the_chat_template() {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "model");
+    let says = |code: i32, options: &[&str], says: &str| {
+        let output = scene.ends_with(code, ["generate", "model"].iter().chain(&PROMPT).chain(options));
+        assert!(stderr(&output).contains(says), "{} does not say {says}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    };
+    says(2, &["--chat"], "model: the model has no chat template");
+    says(2, &["--system", "night"], "--chat");
+    scene.write(
+        "model/chat_template.jinja",
+        "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}the {% endif %}{{ message.content }} \
+         {% endfor %}{% if add_generation_prompt %}night{% endif %}",
+    );
+    let ids = |options: &[&str]| json_of(&scene, "model", options)["prompt_tokens"].clone();
+    let text = |text: &str| {
+        let output = scene.succeeds(["generate", "model", "--json", "--prompt", text]);
+        serde_json::from_str::<Value>(&stdout(&output)).expect("JSON")["prompt_tokens"].clone()
+    };
+    // The template writes the token that begins a text, which the tokenizer puts before a plain prompt.
+    assert_eq!(ids(&["--chat"]), text("the river is night"));
+    assert_eq!(ids(&["--chat", "--system", "moon"]), text("the moon the river is night"));
+    scene.write("model/chat_template.jinja", "{{ raise_exception('Not today.') }}");
+    says(1, &["--chat"], "model/chat_template.jinja: the chat template refuses the conversation: Not today.");
+}
+
+/// Rendered by `transformers`.
+#[test]
+#[ignore = "needs ZEROPOINT_MODELS"]
+fn smollm2_answers_a_question() {
+    let models = std::env::var("ZEROPOINT_MODELS").expect("ZEROPOINT_MODELS is set");
+    let model = std::path::Path::new(&models).join("smollm2");
+    let scene = Scene::new();
+    let model = model.to_str().expect("a path in UTF-8");
+    let asked = [
+        "generate",
+        model,
+        "--json",
+        "--chat",
+        "--max-tokens",
+        "1",
+        "--prompt",
+        "What is the capital of France?",
+    ];
+    let found: Value = serde_json::from_str(&stdout(&scene.succeeds(asked))).expect("JSON");
+    assert_eq!(
+        found["prompt_tokens"],
+        json!([
+            1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407,
+            19712, 8182, 2, 198, 1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531,
+            198
+        ])
+    );
+}

@@ -29,6 +29,23 @@ fn scene() -> Scene {
     scene
 }
 
+/// A decoder of which one block is in memory at a time, and no hidden state of a text.
+fn decoder() -> Scene {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "model");
+    let config = format!(
+        "version = 1\nmodel.source = 'model'\nquantization.scheme = 'w8a8-static'\n\
+         [calibration]\ndata = ['{}']\nsamples = 100\nbatch_size = 1\n\
+         [[evaluation.tasks]]\nkind = 'fidelity'\ndata = '{}'\nlimit = 20\n",
+        data("topics-train.jsonl").display(),
+        data("topics-test.jsonl").display(),
+    );
+    scene.write("config.toml", config);
+    scene
+}
+
+const BY_PARTS: [&str; 2] = ["--memory", "0"];
+
 /// Everything but the report's timings and the config's name of the output.
 fn product(scene: &Scene, out: &str) -> (Tree, Value) {
     let mut tree = scene.tree(out);
@@ -59,9 +76,9 @@ fn kill(mut child: Child) -> bool {
 }
 
 /// Runs the program and kills it as soon as its journal holds `lines` whole lines.
-fn killed_after(scene: &Scene, lines: usize) -> String {
+fn killed_after(scene: &Scene, lines: usize, more: &[&str]) -> String {
     let journal = scene.path("out.partial/journal.jsonl");
-    let mut child = start(scene, &[]);
+    let mut child = start(scene, more);
     loop {
         let text = std::fs::read_to_string(&journal).unwrap_or_default();
         if text.matches('\n').count() >= lines {
@@ -79,11 +96,11 @@ fn a_run_that_is_killed_after_any_line_of_its_journal_ends_in_the_same_bytes() {
     let scene = scene();
     scene.succeeds(["run", "config.toml", "--no-cache", "--out", "reference"]);
     let expected = product(&scene, "reference");
-    // The identity; checkpoints after 64, 128, ... 384 batches; statistics; the model; two tasks. A run that goes on begins
-    // its journal anew with what still counts, so each of these is reached by one run alone.
+    // The identity; checkpoints after 64, 128, ... 384 batches; statistics; the tensors; the model; two tasks. A run that goes
+    // on begins its journal anew with what still counts, so each of these is reached by one run alone.
     let done =
         |text: &str| text.lines().skip(1).filter_map(|line| serde_json::from_str::<Value>(line).ok()).last();
-    let stages = ["checkpoint", "statistics", "model", "task"];
+    let stages = ["checkpoint", "statistics", "part", "model", "task"];
     let rank = |name: &str| stages.iter().position(|stage| *stage == name).expect("a stage");
     for (lines, least) in [
         (1, None),
@@ -91,12 +108,13 @@ fn a_run_that_is_killed_after_any_line_of_its_journal_ends_in_the_same_bytes() {
         (5, Some("checkpoint")),
         (7, Some("checkpoint")),
         (8, Some("statistics")),
-        (9, Some("model")),
-        (10, Some("task")),
+        (9, Some("part")),
+        (10, Some("model")),
         (11, Some("task")),
+        (12, Some("task")),
     ] {
-        let text = killed_after(&scene, lines);
-        assert!(!scene.path("out").exists() || lines == 11, "only what is whole has the name");
+        let text = killed_after(&scene, lines, &[]);
+        assert!(!scene.path("out").exists() || lines == 12, "only what is whole has the name");
         if let (Some(least), Some(last)) = (least, done(&text)) {
             assert!(rank(last["done"].as_str().expect("a name")) >= rank(least), "{least}: {last}");
         }
@@ -116,15 +134,41 @@ fn a_run_that_is_killed_after_any_line_of_its_journal_ends_in_the_same_bytes() {
     }
 }
 
-/// Kills runs at random moments, replacing an older output, until so many have died; each is then run to its end.
-fn kill_at_random(kills: usize) {
-    let scene = scene();
-    let clock = Instant::now();
+#[test]
+fn a_decoder_that_is_killed_after_any_part_goes_on_at_the_next_one() {
+    let scene = decoder();
     scene.succeeds(["run", "config.toml", "--no-cache", "--out", "reference"]);
-    let length = clock.elapsed();
     let expected = product(&scene, "reference");
+    // The identity; checkpoints after the input, the first and the second block; statistics; four parts; the model; a task.
+    for (lines, next) in [
+        (2, "calibration, part 2 of 4 of the model"),
+        (3, "calibration, part 3 of 4 of the model"),
+        (4, "calibration, part 4 of 4 of the model"),
+        (5, "quantisation"),
+        (6, "quantisation, part 2 of 4 of the model"),
+        (7, "quantisation, part 3 of 4 of the model"),
+        (8, "quantisation, part 4 of 4 of the model"),
+    ] {
+        let text = killed_after(&scene, lines, &BY_PARTS);
+        let output = scene.succeeds(RUN.iter().chain(&BY_PARTS));
+        let said = scene::stderr(&output);
+        assert!(said.contains("Going on with the interrupted run in"), "{said}");
+        // A fast machine may have come further before it was killed.
+        assert!(said.contains(next) || text.lines().count() > lines, "after {lines} lines: {said}");
+        assert_same(&product(&scene, "out"), &expected);
+        std::fs::remove_dir_all(scene.path("out")).expect("it is there");
+    }
+}
+
+/// Kills runs at random moments, replacing an older output, until so many have died; each is then run to its end.
+fn kill_at_random(scene: &Scene, kills: usize, more: &[&str]) {
+    let clock = Instant::now();
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "reference"].iter().chain(more));
+    let length = clock.elapsed();
+    let expected = product(scene, "reference");
     scene.succeeds(RUN.iter().chain(&["--set", "quantization.scheme=w8a8-dynamic"]));
     let old = scene.tree("out");
+    let more: Vec<&str> = more.iter().copied().chain(["--force"]).collect();
     let mut random =
         SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_nanos() as u64 | 1;
     let mut killed = 0;
@@ -136,7 +180,7 @@ fn kill_at_random(kills: usize) {
             random ^= random >> 7;
             random ^= random << 17;
             let moment = length.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64);
-            let child = start(&scene, &["--force"]);
+            let child = start(scene, &more);
             std::thread::sleep(moment);
             if kill(child) {
                 killed += 1;
@@ -145,10 +189,10 @@ fn kill_at_random(kills: usize) {
                 continue;
             }
             // What is not the old output is the new one.
-            assert_same(&product(&scene, "out"), &expected);
+            assert_same(&product(scene, "out"), &expected);
         }
-        scene.succeeds(RUN.iter().chain(&["--force"]));
-        assert_same(&product(&scene, "out"), &expected);
+        scene.succeeds(RUN.iter().chain(&more));
+        assert_same(&product(scene, "out"), &expected);
         // The old output again, for the next one to replace.
         std::fs::remove_dir_all(scene.path("out")).expect("it is there");
         for (name, content) in &old {
@@ -160,20 +204,28 @@ fn kill_at_random(kills: usize) {
     let left: Vec<String> = scene
         .tree("")
         .into_keys()
-        .filter(|name| !["config.toml", "out/", "reference/"].iter().any(|known| name.starts_with(known)))
+        .filter(|name| {
+            !["config.toml", "model/", "out/", "reference/"].iter().any(|known| name.starts_with(known))
+        })
         .collect();
     assert_eq!(left, [] as [&str; 0]);
 }
 
 #[test]
 fn runs_that_are_killed_at_random_moments_end_in_the_same_bytes() {
-    kill_at_random(KILLS.0);
+    kill_at_random(&scene(), KILLS.0, &[]);
+}
+
+#[test]
+fn decoders_that_are_killed_at_random_moments_end_in_the_same_bytes() {
+    kill_at_random(&decoder(), KILLS.0, &BY_PARTS);
 }
 
 #[test]
 #[ignore = "needs ZEROPOINT_MODELS: long, as the tests on real models are"]
 fn fifty_runs_that_are_killed_at_random_moments_end_in_the_same_bytes() {
-    kill_at_random(KILLS.1);
+    kill_at_random(&scene(), KILLS.1, &[]);
+    kill_at_random(&decoder(), KILLS.1, &BY_PARTS);
 }
 
 #[test]
@@ -203,7 +255,7 @@ fn what_has_changed_since_an_interruption_is_named() {
         }
     };
     all();
-    killed_after(&scene, 2);
+    killed_after(&scene, 2, &[]);
     let before = scene.tree("out.partial");
     let weights = |scene: &Scene| {
         let path = scene.path("model/model.safetensors");
@@ -252,7 +304,7 @@ fn changed_weights_of_a_dense_module_are_another_run() {
         "config.toml",
         "version = 1\nmodel.source = 'model'\n[calibration]\ndata = ['texts.txt']\nsamples = 300\nbatch_size = 1\n",
     );
-    killed_after(&scene, 2);
+    killed_after(&scene, 2, &[]);
     let path = "model/2_Dense/model.safetensors";
     let mut file = scene::safetensors::Safetensors::read(&scene.path(path));
     file.poke("linear.weight", 3, 0.125);

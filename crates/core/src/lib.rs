@@ -25,4 +25,6 @@ pub use fingerprint::{Fingerprint, FingerprintBuilder};
 pub use params::{ParamsError, QuantParams, SCALE_FLOOR};
 pub use quantize::{dequantize, quantize};
 pub use rng::Rng;
-pub use scheme::{ActivationMode, ActivationScheme, Granularity, QMAX, QMIN, Scheme, Symmetry, WeightScheme};
+pub use scheme::{
+    ActivationMode, ActivationScheme, Granularity, QMAX, QMIN, Scheme, Symmetry, WeightBits, WeightScheme,
+};

@@ -48,17 +48,30 @@ pub enum Granularity {
     Tensor,
     /// One scale for each output channel (row) of a weight.
     Channel,
+    /// One scale for so many neighbouring inputs (columns) of each row of a weight; at least 1, and a divisor of the columns.
+    Group(usize),
     /// One scale for each token (row) of an activation.
     Token,
 }
 
+impl Granularity {
+    /// How many scales each row of a weight with so many columns has; `None` where they are not whole groups.
+    pub fn groups(self, columns: usize) -> Option<usize> {
+        match self {
+            Self::Group(size) => (size > 0 && columns.is_multiple_of(size)).then(|| columns / size),
+            _ => Some(1),
+        }
+    }
+}
+
 impl fmt::Display for Granularity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tensor => "per-tensor",
-            Self::Channel => "per-channel",
-            Self::Token => "per-token",
-        })
+        match self {
+            Self::Tensor => f.write_str("per-tensor"),
+            Self::Channel => f.write_str("per-channel"),
+            Self::Group(size) => write!(f, "per-group of {size}"),
+            Self::Token => f.write_str("per-token"),
+        }
     }
 }
 
@@ -81,11 +94,54 @@ impl fmt::Display for ActivationMode {
     }
 }
 
-/// How a weight is quantised to INT8. Weights are symmetric: no runtime that loads the deployable format takes others.
+/// Bits of a quantised weight, a signed integer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightBits {
+    /// Values in `-8..=7`.
+    Four,
+    /// Values in `-128..=127`.
+    Eight,
+}
+
+impl WeightBits {
+    /// Bits of one value.
+    pub const fn width(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// Whether a value has so many bits.
+    pub const fn holds(self, q: i8) -> bool {
+        match self {
+            Self::Four => -8 <= q && q <= 7,
+            Self::Eight => true,
+        }
+    }
+}
+
+impl fmt::Display for WeightBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "int{}", self.width())
+    }
+}
+
+/// How a weight is quantised. Weights are symmetric: no runtime that loads the deployable format takes others in INT8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WeightScheme {
-    /// [`Granularity::Tensor`] or [`Granularity::Channel`].
+    /// Bits of a value.
+    pub bits: WeightBits,
+    /// [`Granularity::Tensor`], [`Granularity::Channel`] or [`Granularity::Group`].
     pub granularity: Granularity,
+}
+
+impl WeightScheme {
+    /// INT8 values.
+    pub const fn int8(granularity: Granularity) -> Self {
+        Self { bits: WeightBits::Eight, granularity }
+    }
 }
 
 /// How an activation is quantised to INT8. Static activations share one scale per tensor, dynamic ones one per token.
@@ -107,18 +163,48 @@ impl ActivationScheme {
     }
 }
 
-/// The scheme of one Linear: INT8 weights and INT8 activations.
+/// The scheme of one Linear.
+///
+/// With INT8 activations its weight is INT8, per tensor or channel. Without, it is weight-only: the weight's integers are
+/// multiplied by their scales and by activations in floating point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Scheme {
     /// How its weight is quantised.
     pub weights: WeightScheme,
-    /// How its input is quantised.
-    pub activations: ActivationScheme,
+    /// How its input is quantised; `None` where it stays floating point.
+    pub activations: Option<ActivationScheme>,
+}
+
+impl Scheme {
+    /// INT8 weights and INT8 activations.
+    pub const fn int8(granularity: Granularity, activations: ActivationScheme) -> Self {
+        Self { weights: WeightScheme::int8(granularity), activations: Some(activations) }
+    }
+
+    /// Quantised weights alone.
+    pub const fn weight_only(bits: WeightBits, granularity: Granularity) -> Self {
+        Self { weights: WeightScheme { bits, granularity }, activations: None }
+    }
+
+    /// Whether activations stay floating point.
+    pub fn is_weight_only(self) -> bool {
+        self.activations.is_none()
+    }
+
+    /// Whether activations have parameters that calibration finds.
+    pub fn is_static(self) -> bool {
+        self.activations.is_some_and(|activations| activations.mode == ActivationMode::Static)
+    }
+
+    /// How activations are quantised, in words: as [`ActivationScheme`] displays itself, or `float`.
+    pub fn activations_in_words(self) -> String {
+        self.activations.map_or_else(|| "float".to_owned(), |activations| activations.to_string())
+    }
 }
 
 impl fmt::Display for WeightScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "int8 {} symmetric", self.granularity)
+        write!(f, "{} {} symmetric", self.bits, self.granularity)
     }
 }
 
@@ -130,7 +216,7 @@ impl fmt::Display for ActivationScheme {
 
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "weights {}, activations {}", self.weights, self.activations)
+        write!(f, "weights {}, activations {}", self.weights, self.activations_in_words())
     }
 }
 
@@ -140,13 +226,38 @@ mod tests {
 
     #[test]
     fn schemes_read_as_people_say_them() {
-        let scheme = Scheme {
-            weights: WeightScheme { granularity: Granularity::Channel },
-            activations: ActivationScheme { mode: ActivationMode::Dynamic, symmetry: Symmetry::Symmetric },
-        };
-        assert_eq!(
-            scheme.to_string(),
-            "weights int8 per-channel symmetric, activations int8 dynamic per-token symmetric"
-        );
+        let activations = ActivationScheme { mode: ActivationMode::Dynamic, symmetry: Symmetry::Symmetric };
+        let cases = [
+            (
+                Scheme::int8(Granularity::Channel, activations),
+                "weights int8 per-channel symmetric, activations int8 dynamic per-token symmetric",
+            ),
+            (
+                Scheme::weight_only(WeightBits::Four, Granularity::Group(64)),
+                "weights int4 per-group of 64 symmetric, activations float",
+            ),
+            (
+                Scheme::weight_only(WeightBits::Eight, Granularity::Channel),
+                "weights int8 per-channel symmetric, activations float",
+            ),
+        ];
+        for (scheme, text) in cases {
+            assert_eq!(scheme.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn rows_have_whole_groups_or_none() {
+        let cases = [
+            (Granularity::Tensor, 7, Some(1)),
+            (Granularity::Channel, 7, Some(1)),
+            (Granularity::Group(32), 96, Some(3)),
+            (Granularity::Group(32), 100, None),
+            (Granularity::Group(1), 5, Some(5)),
+            (Granularity::Group(0), 5, None),
+        ];
+        for (granularity, columns, groups) in cases {
+            assert_eq!(granularity.groups(columns), groups, "{granularity} over {columns}");
+        }
     }
 }

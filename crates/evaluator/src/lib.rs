@@ -4,6 +4,7 @@
 //! - [`metrics`]: correlations, classification scores and fidelity to the original, as pure functions over slices.
 //! - [`bootstrap`]: how far a loss would move with another sample of the same data.
 //! - [`decode`]: spans of answers, and the windows they are looked for in.
+//! - [`log_probabilities`]: rows over a vocabulary in 16 bits an entry.
 //! - [`tasks`]: both models on the same batches, metric by metric.
 //! - [`report`]: the types of `report.json`, its HTML and Markdown forms, and the model card.
 //! - [`compare`]: several reports of one model as accuracy against size.
@@ -28,6 +29,7 @@
 pub mod bootstrap;
 pub mod compare;
 pub mod decode;
+pub mod log_probabilities;
 pub mod metrics;
 pub mod report;
 mod svg;

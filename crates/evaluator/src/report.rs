@@ -72,6 +72,9 @@ pub struct Report {
     pub latency: Option<Latency>,
     /// The quantised Linears, in the order of the model.
     pub layers: Vec<Layer>,
+    /// The mixtures of experts, in the order of the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertRows>,
     /// Tensors that stay float.
     #[serde(default)]
     pub not_quantized: Vec<NotQuantized>,
@@ -322,6 +325,25 @@ impl Layer {
     pub fn outliers(&self) -> u64 {
         self.outlier_count.max(self.outlier_channels.len() as u64)
     }
+}
+
+/// How calibration's rows were spread over the experts of one mixture: what the router does on this data. The ranges of every
+/// expert come from all rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertRows {
+    /// Module path of the mixture.
+    pub path: String,
+    /// How many experts there are.
+    pub experts: u64,
+    /// How many of them each row goes through.
+    pub per_row: u64,
+    /// Rows of the expert that has fewest.
+    pub fewest: u64,
+    /// Rows of the expert that has most.
+    pub most: u64,
+    /// The experts without any row, counted from 0.
+    #[serde(default)]
+    pub unused: Vec<u64>,
 }
 
 /// The intervals that a weight's scales represent without saturation: those of the smallest and of the largest scale,

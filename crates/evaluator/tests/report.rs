@@ -2,7 +2,7 @@
 
 mod made_up;
 
-use made_up::{bare, latency_row, layer, metric, rich};
+use made_up::{bare, latency_row, layer, metric, mixtures, rich};
 
 /// Every fence of a code block stands on a line of its own, and there are as many that open as close.
 #[track_caller]
@@ -40,6 +40,17 @@ fn json() {
 #[test]
 fn markdown() {
     insta::assert_snapshot!(rich().to_markdown());
+}
+
+#[test]
+fn rows_of_experts_have_a_table_where_there_are_experts() {
+    let report = mixtures();
+    let text = report.to_markdown();
+    let from = text.find("## Experts").expect("a section");
+    let to = text.find("## What is not INT8").expect("the section after it");
+    insta::assert_snapshot!(&text[from..to]);
+    assert_eq!(Report::from_json(&report.to_json()).expect("JSON").experts, report.experts);
+    assert!(!rich().to_markdown().contains("Experts") && !rich().to_json().contains("experts"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod made_up;
 
-use made_up::{bare, details, latency_row, rich};
+use made_up::{bare, details, latency_row, mixtures, rich};
 use zeropoint_evaluator::report::{
     Bins, Details, Engine, Layer, LayerDetails, Metric, OutlierChannel, Report,
 };
@@ -22,6 +22,14 @@ fn sections_of_a_page() {
     {
         insta::assert_snapshot!(format!("html_{id}"), section(&page, id));
     }
+}
+
+#[test]
+fn a_mixture_of_experts_has_a_section() {
+    let page = mixtures().to_html(&details());
+    insta::assert_snapshot!("html_experts", section(&page, "experts"));
+    assert!(page.contains("href=\"#experts\""));
+    assert!(!rich().to_html(&details()).contains("experts"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry, WeightScheme};
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry};
 
 use crate::compressed_tensors::{NamedBytes, check_scales};
 use crate::safetensors::element::f32_bytes;
@@ -27,10 +27,10 @@ const INT8: &str = "int8";
 pub const OWN_FOLDER: &str = "zeropoint";
 
 /// How an INT8 head computes, whatever the other Linears do.
-pub const INT8_HEAD: Scheme = Scheme {
-    weights: WeightScheme { granularity: Granularity::Channel },
-    activations: ActivationScheme { mode: ActivationMode::Dynamic, symmetry: Symmetry::Symmetric },
-};
+pub const INT8_HEAD: Scheme = Scheme::int8(
+    Granularity::Channel,
+    ActivationScheme { mode: ActivationMode::Dynamic, symmetry: Symmetry::Symmetric },
+);
 
 /// Who can load a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,9 @@
-//! Sharded checkpoints.
+//! Sharded checkpoints, and quantised Linears.
 
 use std::path::Path;
 
-use zeropoint_formats::Checkpoint;
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry, WeightBits};
+use zeropoint_formats::{Checkpoint, QuantizedLinear, read_linear};
 
 use crate::in_scratch;
 
@@ -35,6 +36,35 @@ pub(crate) fn index(input: &[u8]) {
             checkpoint.read_f32(&name).expect("a tensor of an accepted checkpoint");
         }
         let _ = checkpoint.content_fingerprint();
+    });
+}
+
+/// A weight file that is read as a Linear `p` under several schemes: shapes that contradict each other, numbers that do not fit.
+pub(crate) fn quantized_linear(input: &[u8]) {
+    let activations = |mode, symmetry| ActivationScheme { mode, symmetry };
+    let schemes = [
+        Scheme::int8(Granularity::Channel, activations(ActivationMode::Dynamic, Symmetry::Symmetric)),
+        Scheme::int8(Granularity::Tensor, activations(ActivationMode::Static, Symmetry::Asymmetric)),
+        Scheme::weight_only(WeightBits::Four, Granularity::Group(4)),
+        Scheme::weight_only(WeightBits::Four, Granularity::Channel),
+        Scheme::weight_only(WeightBits::Eight, Granularity::Group(1)),
+        Scheme::weight_only(WeightBits::Eight, Granularity::Tensor),
+    ];
+    in_scratch(|dir| {
+        let dir = dir.join("linear");
+        if !dir.is_dir() {
+            std::fs::create_dir(&dir).expect("a directory");
+        }
+        write(&dir, "model.safetensors", input);
+        let Ok(checkpoint) = Checkpoint::open(&dir) else { return };
+        for scheme in schemes {
+            let Ok(linear) = read_linear(&checkpoint, "p", scheme) else { continue };
+            let QuantizedLinear { weight, outputs, inputs, weight_scales, column_groups, .. } = linear;
+            assert_eq!(weight.len(), outputs * inputs);
+            assert!(weight.iter().all(|value| scheme.weights.bits.holds(*value)));
+            assert!(inputs.is_multiple_of(weight_scales.len() / outputs));
+            assert!(column_groups.is_none_or(|groups| groups.len() == inputs));
+        }
     });
 }
 

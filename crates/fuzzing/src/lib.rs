@@ -1,7 +1,7 @@
 //! What fuzzing calls: readers of files from outside, each as a function of bytes that may fail and must not panic.
 //!
-//! Covered are checkpoints and their index, configs of models and of quantisation, modules, tokenizers, JSON lines, CSV,
-//! statistics and model cards. Parquet, images and the program's own config are not: their parsers are other people's, which
+//! Covered are checkpoints, their index and the quantised Linears in them, configs of models and of quantisation, modules,
+//! tokenizers, chat templates, JSON lines, CSV, statistics and model cards. Parquet, images and the program's own config are not: their parsers are other people's, which
 //! fuzz them.
 //!
 //! The fuzzer itself lives in `fuzz/`, a workspace of its own because it wants a nightly toolchain. The targets are here so
@@ -31,10 +31,12 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("safetensors", safetensors),
     ("index", checkpoint::index),
+    ("quantized_linear", checkpoint::quantized_linear),
     ("quantization_config", quantization_config),
     ("model_config", model::config),
     ("modules", model::modules),
     ("tokenizer", model::tokenizer),
+    ("chat_template", model::chat_template),
     ("jsonl", jsonl),
     ("csv", csv),
     ("statistics", statistics),

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use zeropoint_models::{EMBEDDED, ModelDirectory, SourceRef, Task};
+use serde_json::json;
+use zeropoint_models::{ChatTemplate, EMBEDDED, MAX_RENDERED_BYTES, ModelDirectory, SourceRef, Task};
 
 use crate::in_scratch;
 
@@ -73,4 +74,20 @@ pub(crate) fn tokenizer(input: &[u8]) {
             let _ = tokenizer.encode(text, Some("and the model"));
         }
     });
+}
+
+/// A chat template, and two conversations through what is accepted.
+pub(crate) fn chat_template(input: &[u8]) {
+    let Ok(source) = std::str::from_utf8(input) else { return };
+    let tokens = json!({ "bos_token": "<s>", "eos_token": { "content": "</s>" } });
+    let tokens = tokens.as_object().expect("an object");
+    let Ok(template) = ChatTemplate::new("fuzzed.jinja".into(), source, tokens) else { return };
+    let question = json!({ "role": "user", "content": "Caf\u{e9}s \u{6c34}\u{0} \u{1f600}" });
+    let system = json!({ "role": "system", "content": "" });
+    let answer = json!({ "role": "assistant", "content": null, "calls": [{ "name": "a", "arguments": { "b": 1.5 } }] });
+    for (messages, prompt) in [(vec![question.clone()], true), (vec![system, question, answer], false)] {
+        if let Ok(text) = template.render(&messages, prompt) {
+            assert!(text.len() <= MAX_RENDERED_BYTES, "{} bytes", text.len());
+        }
+    }
 }

@@ -53,6 +53,12 @@ pub fn sigmoid_in_place(isa: Isa, x: &mut [f32]) {
     isa.run(InPlace { x, map: Sigmoid });
 }
 
+/// Replaces each value, none above 0, by `exp(x)`: the error is `1e-7` relative, and what is below `2^-126` becomes 0. NaN
+/// stays NaN.
+pub fn exp_nonpositive_in_place(isa: Isa, x: &mut [f32]) {
+    isa.run(InPlace { x, map: ExpNonpositive });
+}
+
 /// Replaces each value by `x / (1 + exp(-beta * x))`: `beta` 1 is `SiLU`, 1.702 the approximation of GELU that CLIP uses
 /// (D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", 2016). `beta` is between 1 and 2; the error is `2e-5`
 /// relative for `beta * x > -86` and `1e-35` absolute. NaN stays NaN.
@@ -80,6 +86,8 @@ pub(crate) struct Relu;
 struct Tanh;
 #[derive(Clone, Copy)]
 struct Sigmoid;
+#[derive(Clone, Copy)]
+struct ExpNonpositive;
 #[derive(Clone, Copy)]
 struct Swish {
     beta: f32,
@@ -136,6 +144,13 @@ impl Map for Sigmoid {
         let (zero, one) = (s.splat(0.0), s.splat(1.0));
         let power = exp_nonpositive(s, s.sub(zero, s.abs(x)));
         s.div(s.select_less(x, zero, power, one), s.add(one, power))
+    }
+}
+
+impl Map for ExpNonpositive {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        exp_nonpositive(s, x)
     }
 }
 
@@ -354,6 +369,18 @@ mod tests {
     }
 
     #[test]
+    fn exp_below_zero_keeps_its_error() {
+        let negative = |isa: Isa, x: &mut [f32]| {
+            x.iter_mut().for_each(|x| *x = -x.abs());
+            exp_nonpositive_in_place(isa, x);
+        };
+        each_value(negative, |x, y| {
+            let exact = (-f64::from(x).abs()).exp();
+            (f64::from(y) - exact).abs() <= 1e-7 * exact + if x.abs() > 87.0 { 2e-38 } else { 0.0 }
+        });
+    }
+
+    #[test]
     fn swish_keeps_its_error() {
         for beta in [1.0f32, 1.702] {
             each_value(
@@ -390,6 +417,10 @@ mod tests {
             sigmoid_in_place(isa, &mut y);
             assert_eq!(y[..5], [1.0, 0.0, 1.0, 0.0, 0.5], "{isa}");
             assert!(y[5].is_nan(), "{isa}");
+            let mut y = [0.0, f32::NEG_INFINITY, f32::MIN, f32::NAN];
+            exp_nonpositive_in_place(isa, &mut y);
+            assert_eq!(y[..3], [1.0, 0.0, 0.0], "{isa}");
+            assert!(y[3].is_nan(), "{isa}");
             let mut y = x;
             tanh_in_place(isa, &mut y);
             assert_eq!(y[..5], [1.0, -1.0, 1.0, -1.0, 0.0], "{isa}");

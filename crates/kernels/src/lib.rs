@@ -49,11 +49,13 @@ mod scalar;
 mod simd;
 mod statistics;
 mod vector;
+mod weight_only;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use activation::{
-    Activation, activate, add_in_place, sigmoid_in_place, soft_cap_in_place, swish_in_place, tanh_in_place,
+    Activation, activate, add_in_place, exp_nonpositive_in_place, sigmoid_in_place, soft_cap_in_place,
+    swish_in_place, tanh_in_place,
 };
 pub use attention::{
     AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, KvPrecision, attend,
@@ -74,3 +76,4 @@ pub use statistics::{
     Extremes, LogBins, channel_absmax, count_columns, extremes, histogram, row_extremes, sum_squared_error,
 };
 pub use vector::{MatrixValues, matrix_vector};
+pub use weight_only::{WeightOnlyMatrix, weight_only_product};

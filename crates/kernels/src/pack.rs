@@ -40,6 +40,27 @@ pub enum PackError {
         /// Length of the slice.
         len: usize,
     },
+    /// Scales that are not one for each output and group of equally many inputs.
+    #[error(
+        "a weight of {outputs} outputs and {inputs} inputs cannot have {len} scales: as many for each output, in groups that divide \
+         the inputs, are needed"
+    )]
+    Scales {
+        /// Rows as given.
+        outputs: usize,
+        /// Columns as given.
+        inputs: usize,
+        /// Number of scales.
+        len: usize,
+    },
+    /// A value that has more bits than the weight.
+    #[error("a weight of {bits} bits holds {value}, which has more")]
+    Value {
+        /// The first of them.
+        value: i8,
+        /// Bits of the weight.
+        bits: usize,
+    },
 }
 
 /// The INT8 weight of a Linear, packed for one instruction set.

@@ -167,6 +167,17 @@ pub(crate) trait Simd: Copy {
         self.load(&sums)
     }
 
+    /// Sixteen bytes of two 4-bit integers each, in two's complement: the low halves and the high ones, as f32.
+    #[inline(always)]
+    fn load_i4(self, from: &[i8; LANES]) -> [Self::F; 2] {
+        let (mut low, mut high) = ([0; LANES], [0; LANES]);
+        for i in 0..LANES {
+            low[i] = from[i] << 4 >> 4;
+            high[i] = from[i] >> 4;
+        }
+        [self.to_f32(self.load_i8(&low)), self.to_f32(self.load_i8(&high))]
+    }
+
     /// The lanes of `from`, and `fill` in those that it lacks; `from` has fewer than sixteen.
     #[inline(always)]
     fn load_tail(self, from: &[f32], fill: f32) -> Self::F {

@@ -208,6 +208,19 @@ impl PackedBatch {
         self.offsets.len() == 1
     }
 
+    /// The token ids of all sequences, end to end; `None` for images.
+    pub fn token_ids(&self) -> Option<&[u32]> {
+        match &self.content {
+            Content::Tokens { ids, .. } => Some(ids),
+            Content::Images { .. } => None,
+        }
+    }
+
+    /// Start of each sequence among the tokens, and the number of tokens at the end; of images, one each.
+    pub fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
     /// Whether it holds texts.
     pub(crate) fn is_text(&self) -> bool {
         matches!(self.content, Content::Tokens { .. })

@@ -7,8 +7,9 @@ use zeropoint_kernels::{Isa, add_in_place};
 
 use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
-use crate::model::{Pass, read_finite};
+use crate::model::Pass;
 use crate::ops::{Norm, ROWS_PER_TASK, rows_of};
+use crate::read::read_finite;
 use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, NormSpec, TextInput, Tower};
 use crate::tables::{Table, Tables};
 

@@ -82,6 +82,23 @@ pub enum ModelError {
         /// What it said.
         reason: String,
     },
+    /// The chat template cannot be used, or refuses a conversation.
+    #[error("{path}: the chat template {reason}")]
+    ChatTemplate {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A conversation for a model that has no chat template.
+    #[error(
+        "{path}: the model has no chat template (`chat_template.jinja`, or `chat_template` in tokenizer_config.json), so it \
+         takes texts and no conversations"
+    )]
+    NoChatTemplate {
+        /// The model directory.
+        path: PathBuf,
+    },
     /// A prompt that the model does not have, or has no use for.
     #[error("{reason}")]
     Prompt {

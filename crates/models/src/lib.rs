@@ -12,28 +12,34 @@ mod attention;
 mod awake;
 mod batch;
 mod cache;
+mod chat;
 mod embed;
 mod embedded;
 mod error;
+mod experts;
 mod families;
 mod heads;
 mod image_processor;
 mod model;
 mod ops;
 mod output;
+mod parts;
 mod pooling;
 mod positions;
 mod prompts;
+mod read;
 mod score;
 mod sentence;
 mod sites;
 mod source;
 mod spec;
+mod states;
 mod tables;
 mod tokenizer;
 
 pub use batch::{ImagePixels, InputRef, ModelInput, PackedBatch, TokenSequence};
 pub use cache::KvCache;
+pub use chat::{ChatTemplate, MAX_RENDERED_BYTES, MAX_TEMPLATE_BYTES};
 pub use embedded::EMBEDDED;
 pub use error::ModelError;
 pub use heads::{
@@ -42,6 +48,7 @@ pub use heads::{
 pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
 pub use model::{BlockNorms, BlockRunner, INT8_ATTENTION, Model, Outputs, SiteOpFactory, SiteSink};
 pub use ops::{Norm, apply_activation, rows_of};
+pub use parts::{FloatParts, Hidden, ModelParts, Part, PartModel, State};
 pub use positions::{BiasTable, PositionTables, Rotation};
 pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use sites::{
@@ -50,9 +57,11 @@ pub use sites::{
 };
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{
-    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, Gate, ImageInput, InputSpec,
-    LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Positions,
-    Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, ExpertsSpec, FeedForward,
+    Gate, ImageInput, InputSpec, LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind,
+    NormPlacement, NormSpec, Positions, Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId,
+    TextInput, Tower,
 };
+pub use states::HiddenStates;
 pub use tables::{Int8Table, TableFactory, TableRows, Tables};
 pub use tokenizer::{AlignedTokens, MaskToken, TextPart, TextStream, Tokenizer};

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
-use zeropoint_formats::safetensors::element::floats_from_bytes;
-use zeropoint_formats::{Checkpoint, Dtype};
+use candle_core::{Device, Tensor};
+use zeropoint_formats::Checkpoint;
 use zeropoint_kernels::{AttentionPrecision, Isa, KvPrecision};
 
 use crate::ModelError;
@@ -16,12 +15,13 @@ use crate::cache::{CachedAttention, KvCache, decoder};
 use crate::embed::Embedding;
 use crate::ops::{ActivateInPlace, AddInPlace, MultiplyInPlace, Norm};
 use crate::output::Head;
+use crate::parts::{Hidden, Part, State};
 use crate::positions::{BiasTable, PositionTables};
-use crate::sites::{FloatLinear, FloatSite, LARGE, SiteOp};
+use crate::read::{check_copies, read_finite};
+use crate::sites::{FloatSite, SiteOp};
 use crate::source::ModelDirectory;
 use crate::spec::{
-    BlockSpec, InputSpec, LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormPlacement, NormSpec,
-    SiteId, Tower,
+    BlockSpec, FeedForward, InputSpec, LinearId, MlpSpec, ModelSpec, NormPlacement, NormSpec, SiteId, Tower,
 };
 use crate::tables::Tables;
 
@@ -34,6 +34,19 @@ pub trait SiteSink {
     /// Called with every site's activation before its Linears run: contiguous `[rows, channels]`, every row a real
     /// token. An error ends the forward pass.
     fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String>;
+
+    /// As [`SiteSink::observe`], at a site of an expert: the activation that all rows would have there, of which the router
+    /// sends `routed`.
+    fn observe_expert(
+        &mut self,
+        site: SiteId,
+        values: &[f32],
+        channels: usize,
+        routed: usize,
+    ) -> Result<(), String> {
+        let _ = routed;
+        self.observe(site, values, channels)
+    }
 }
 
 /// Runs all blocks of a tower and its final norm at once, in place of its sites one by one.
@@ -105,22 +118,25 @@ impl BlockSpec {
     }
 }
 
-/// The float parts of a tower.
+/// The float parts of a tower, as far as they are loaded.
 struct TowerParts {
-    embedding: Embedding,
-    norms: Vec<BlockNorms>,
+    embedding: Option<Embedding>,
+    /// By the index of the block.
+    norms: BTreeMap<usize, BlockNorms>,
     final_norm: Option<Norm>,
     bias: Option<BiasTable>,
-    head: Head,
+    head: Option<Head>,
     runner: Option<Box<dyn BlockRunner>>,
 }
 
-/// A model that runs: its description, its float parts, and an operator for each site.
+/// A model that runs, or a [`Part`] of one: its description, its float parts, and an operator for each site.
 pub struct Model {
     spec: ModelSpec,
     isa: Isa,
+    part: Part,
     towers: Vec<TowerParts>,
-    sites: Vec<Box<dyn SiteOp>>,
+    /// `None` where the part has no use for it.
+    sites: Vec<Option<Box<dyn SiteOp>>>,
     logit_scale: Option<f32>,
     attention: AttentionPrecision,
 }
@@ -139,20 +155,44 @@ impl Model {
         factory: &mut SiteOpFactory<'_>,
         tables: Tables<'_>,
     ) -> Result<Self, ModelError> {
+        Self::load_part(spec, checkpoint, Part::Whole, factory, tables)
+    }
+
+    /// As [`Model::load_with`], a part of the model only. What else a model does fails with it, but for
+    /// [`Model::advance`], [`Model::observe`] and [`Model::run_site`].
+    pub fn load_part(
+        spec: &ModelSpec,
+        checkpoint: &Checkpoint,
+        part: Part,
+        factory: &mut SiteOpFactory<'_>,
+        tables: Tables<'_>,
+    ) -> Result<Self, ModelError> {
         let isa = Isa::active()?;
         let towers = (0..spec.towers.len())
-            .map(|i| TowerParts::load(spec, i, checkpoint, isa, tables))
+            .map(|i| TowerParts::load(spec, i, checkpoint, isa, part, tables))
             .collect::<Result<Vec<_>, ModelError>>()?;
+        let wanted = part.sites(spec);
         let sites = (0..spec.sites.len())
-            .map(|site| match factory(site)? {
-                Some(op) => Ok(op),
-                None => Ok(Box::new(float_site(spec, checkpoint, isa, site, &towers)?) as Box<dyn SiteOp>),
+            .map(|site| {
+                if !wanted.contains(&site) {
+                    return Ok(None);
+                }
+                Ok(Some(match factory(site)? {
+                    Some(op) => op,
+                    None => Box::new(float_site(spec, checkpoint, isa, site, &towers, tables)?),
+                }))
             })
             .collect::<Result<_, ModelError>>()?;
         let logit_scale =
             spec.logit_scale.as_deref().map(|name| read_finite(checkpoint, name)).transpose()?;
         let logit_scale = logit_scale.and_then(|values| values.first().map(|value| value.exp()));
-        Ok(Self { spec: spec.clone(), isa, towers, sites, logit_scale, attention: AttentionPrecision::F32 })
+        let attention = AttentionPrecision::F32;
+        Ok(Self { spec: spec.clone(), isa, part, towers, sites, logit_scale, attention })
+    }
+
+    /// What of the model is loaded.
+    pub fn part(&self) -> Part {
+        self.part
     }
 
     /// The description it was built from.
@@ -192,8 +232,8 @@ impl Model {
         self.tower(batch).is_ok_and(|(_, parts)| parts.runner.is_some())
     }
 
-    pub(crate) fn embedding(&self, tower: usize) -> &Embedding {
-        &self.towers[tower].embedding
+    pub(crate) fn embedding(&self, tower: usize) -> Result<&Embedding, ModelError> {
+        loaded(self.towers[tower].embedding.as_ref(), "input")
     }
 
     /// Vectors or logits of each sample.
@@ -256,11 +296,9 @@ impl Model {
             return Ok(outputs);
         }
         let parts = &self.towers[self.spec.towers.iter().position(|known| known == tower).unwrap_or(0)];
-        let result = if ids.len() == 1 {
-            awake(|| Pass { model: self, sink: &mut None }.extend(tower, parts, ids, cache, rows, fused))
-        } else {
-            Pass { model: self, sink: &mut None }.extend(tower, parts, ids, cache, rows, fused)
-        };
+        let run =
+            |cache: &mut KvCache| Pass::new(self, &mut None).extend(tower, parts, ids, cache, rows, fused);
+        let result = if ids.len() == 1 { awake(|| run(cache)) } else { run(cache) };
         match &result {
             Ok(_) => cache.push(ids),
             Err(_) => cache.truncate(known),
@@ -284,14 +322,18 @@ impl Model {
 
     /// The hidden states after the last block and its norm, `[tokens, hidden]`, of all samples end to end.
     pub fn hidden_states(&self, batch: &PackedBatch) -> Result<Tensor, ModelError> {
-        let pass = &mut Pass { model: self, sink: &mut None };
         let (tower, parts) = self.tower(batch)?;
-        Ok(pass.encode(tower, parts, batch, true)?.0)
+        let hidden = Pass::new(self, &mut None).encode(tower, parts, batch, State::Begin, true)?;
+        hidden.into_tensor(tower.hidden)
     }
 
     /// The outputs of one site's Linears for an activation `[rows, channels]`.
     pub fn run_site(&self, site: SiteId, input: &Tensor) -> Result<Vec<Tensor>, ModelError> {
-        Ok(self.sites[site].forward(input)?)
+        Ok(self.site(site)?.forward(input)?)
+    }
+
+    fn site(&self, site: SiteId) -> Result<&dyn SiteOp, ModelError> {
+        loaded(self.sites[site].as_deref(), &self.spec.sites[site].id)
     }
 
     /// The tower that takes this kind of input.
@@ -313,39 +355,92 @@ impl Model {
         sink: &mut Option<&mut dyn SiteSink>,
         fused: bool,
     ) -> Result<Outputs, ModelError> {
-        let mut pass = Pass { model: self, sink };
-        let (tower, parts) = self.tower(batch)?;
-        let (hidden, ranges) = pass.encode(tower, parts, batch, fused)?;
-        parts.head.run(&tower.head, &mut pass, &hidden, &ranges, batch)
+        match self.step(batch, State::Begin, Pass::new(self, sink), fused)? {
+            State::Done(outputs) => Ok(outputs),
+            State::Begin | State::Hidden(_) => Err(misplaced(self.part)),
+        }
     }
+
+    /// Takes a batch through what is loaded. A pass that only observes has no output: it ends before the last Linears.
+    pub(crate) fn step(
+        &self,
+        batch: &PackedBatch,
+        state: State,
+        mut pass: Pass<'_, '_>,
+        fused: bool,
+    ) -> Result<State, ModelError> {
+        let (tower, parts) = self.tower(batch)?;
+        let hidden = pass.encode(tower, parts, batch, state, fused)?;
+        if !self.part.has_output() {
+            return Ok(State::Hidden(hidden));
+        }
+        let offsets = hidden.offsets.clone();
+        let hidden = hidden.into_tensor(tower.hidden)?;
+        let head = loaded(parts.head.as_ref(), "output")?;
+        Ok(State::Done(head.run(&tower.head, &mut pass, &hidden, &offsets, batch)?))
+    }
+}
+
+/// What a part must have.
+fn loaded<T>(part: Option<T>, what: &str) -> Result<T, ModelError> {
+    part.ok_or_else(|| ModelError::Sample { reason: format!("{what}: this part of the model is not loaded") })
+}
+
+fn misplaced(part: Part) -> ModelError {
+    ModelError::Sample { reason: format!("{part} of the model was to be run out of its order") }
 }
 
 /// One forward pass.
 pub(crate) struct Pass<'a, 's> {
     pub(crate) model: &'a Model,
-    sink: &'a mut Option<&'s mut dyn SiteSink>,
+    pub(crate) sink: &'a mut Option<&'s mut dyn SiteSink>,
+    /// Whether what the last Linears give is of no use.
+    pub(crate) observes_only: bool,
 }
 
-impl Pass<'_, '_> {
-    /// The hidden states, and the rows of each sample.
+impl<'a, 's> Pass<'a, 's> {
+    pub(crate) fn new(model: &'a Model, sink: &'a mut Option<&'s mut dyn SiteSink>) -> Self {
+        Self { model, sink, observes_only: false }
+    }
+
+    /// From the state before what is loaded to the hidden states behind its blocks, the final norm included where the head is
+    /// loaded.
     fn encode(
         &mut self,
         tower: &Tower,
         parts: &TowerParts,
         batch: &PackedBatch,
+        state: State,
         fused: bool,
-    ) -> Result<(Tensor, Vec<usize>), ModelError> {
-        let (mut stream, offsets) = parts.embedding.forward(&tower.input, self, batch, 0)?;
-        let shape = (stream.len() / tower.hidden, tower.hidden);
-        if let Some(runner) = parts.runner.as_ref().filter(|_| fused) {
-            runner.run(&mut stream, &offsets)?;
-            return Ok((Tensor::from_vec(stream, shape, &Device::Cpu)?, offsets));
+    ) -> Result<Hidden, ModelError> {
+        let part = self.model.part;
+        let mut hidden = match (state, part.has_input()) {
+            (State::Begin, true) => {
+                let embedding = loaded(parts.embedding.as_ref(), "input")?;
+                let (values, offsets) = embedding.forward(&tower.input, self, batch, 0)?;
+                Hidden { values, offsets }
+            }
+            (State::Hidden(hidden), false) if hidden.fits(batch, tower) => hidden,
+            _ => return Err(misplaced(part)),
+        };
+        let blocks = part.blocks(tower);
+        if let Some(runner) = parts.runner.as_ref().filter(|_| fused && !blocks.is_empty()) {
+            // It has the final norm of a whole model.
+            runner.run(&mut hidden.values, &hidden.offsets)?;
+            return Ok(hidden);
         }
-        let hidden = Tensor::from_vec(stream, shape, &Device::Cpu)?;
-        let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-        let tables = PositionTables::new(tower, parts.bias.as_ref(), longest);
-        let mut context = AttentionContext::new(self.model.isa, self.model.attention, &offsets, &tables);
-        Ok((self.blocks(tower, parts, &mut context, hidden)?, offsets))
+        let Hidden { values, offsets } = hidden;
+        let mut stream = Tensor::from_vec(values, (offsets[offsets.len() - 1], tower.hidden), &Device::Cpu)?;
+        if !blocks.is_empty() {
+            let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+            let tables = PositionTables::new(tower, parts.bias.as_ref(), longest);
+            let mut context = AttentionContext::new(self.model.isa, self.model.attention, &offsets, &tables);
+            stream = self.blocks(tower, parts, blocks, &mut context, stream)?;
+        }
+        if let Some(norm) = parts.final_norm.as_ref().filter(|_| part.has_output()) {
+            stream = norm.forward(&stream, None)?;
+        }
+        Ok(Hidden { values: stream.flatten_all()?.to_vec1()?, offsets })
     }
 
     /// The output of the last `rows` of some tokens behind those of a cache.
@@ -361,7 +456,8 @@ impl Pass<'_, '_> {
         let tokens = ids.len();
         let sequence = TokenSequence { ids: ids.to_vec(), type_ids: vec![0; tokens], prompt: 0 };
         let batch = PackedBatch::new(&[sequence])?;
-        let (mut stream, _) = parts.embedding.forward(&tower.input, self, &batch, cache.len())?;
+        let embedding = loaded(parts.embedding.as_ref(), "input")?;
+        let (mut stream, _) = embedding.forward(&tower.input, self, &batch, cache.len())?;
         let shape = (tokens, tower.hidden);
         let hidden = if let Some(runner) = parts.runner.as_ref().filter(|_| fused) {
             runner.extend(&mut stream, cache)?;
@@ -369,27 +465,30 @@ impl Pass<'_, '_> {
         } else {
             let hidden = Tensor::from_vec(stream, shape, &Device::Cpu)?;
             let mut attention = CachedAttention::new(self.model.isa, tower, cache, tokens);
-            self.blocks(tower, parts, &mut attention, hidden)?
+            let all = 0..tower.blocks.len();
+            let hidden = self.blocks(tower, parts, all, &mut attention, hidden)?;
+            normalized(parts.final_norm.as_ref(), hidden)?
         };
         let hidden = hidden.narrow(0, tokens - rows, rows)?.contiguous()?;
-        parts.head.run(&tower.head, self, &hidden, &[0, rows], &batch)
+        let head = loaded(parts.head.as_ref(), "output")?;
+        head.run(&tower.head, self, &hidden, &[0, rows], &batch)
     }
 
-    /// The hidden states for the residual stream before the first block.
+    /// The residual stream behind some blocks.
     fn blocks(
         &mut self,
         tower: &Tower,
         parts: &TowerParts,
+        blocks: Range<usize>,
         attention: &mut dyn Attention,
         mut hidden: Tensor,
     ) -> Result<Tensor, ModelError> {
-        for (index, norms) in parts.norms.iter().enumerate() {
-            hidden = self.block((index, &tower.blocks[index]), norms, attention, &hidden)?;
+        for index in blocks {
+            let block = &tower.blocks[index];
+            let norms = loaded(parts.norms.get(&index), &block.path)?;
+            hidden = self.block((index, block), norms, attention, &hidden)?;
         }
-        match &parts.final_norm {
-            Some(norm) => Ok(norm.forward(&hidden, None)?),
-            None => Ok(hidden),
-        }
+        Ok(hidden)
     }
 
     fn block(
@@ -406,7 +505,7 @@ impl Pass<'_, '_> {
                     Some(norm) => norm.forward(&mixed, Some(hidden))?,
                     None => self.add(mixed, hidden)?,
                 };
-                let out = self.mlp(&block.mlp, &hidden)?;
+                let out = self.feed_forward(&block.mlp, &hidden)?;
                 Ok(norms.mlp.forward(&out, Some(&hidden))?)
             }
             NormPlacement::Pre | NormPlacement::Parallel => {
@@ -414,13 +513,13 @@ impl Pass<'_, '_> {
                 let mixed = self.attention((index, block), norms, attention, &normed)?;
                 let mixed = normalized(norms.attention_output.as_ref(), mixed)?;
                 if block.placement == NormPlacement::Parallel {
-                    let out = self.mlp(&block.mlp, &norms.mlp.forward(hidden, None)?)?;
+                    let out = self.feed_forward(&block.mlp, &norms.mlp.forward(hidden, None)?)?;
                     let out = normalized(norms.mlp_output.as_ref(), out)?;
                     let hidden = self.add(out, hidden)?;
                     return self.add(mixed, &hidden);
                 }
                 let hidden = self.add(mixed, hidden)?;
-                let out = self.mlp(&block.mlp, &norms.mlp.forward(&hidden, None)?)?;
+                let out = self.feed_forward(&block.mlp, &norms.mlp.forward(&hidden, None)?)?;
                 self.add(normalized(norms.mlp_output.as_ref(), out)?, &hidden)
             }
         }
@@ -444,23 +543,35 @@ impl Pass<'_, '_> {
         self.single(spec.context, &mixed)
     }
 
-    fn mlp(&mut self, spec: &MlpSpec, input: &Tensor) -> Result<Tensor, ModelError> {
-        let isa = self.model.isa;
+    fn feed_forward(&mut self, spec: &FeedForward, input: &Tensor) -> Result<Tensor, ModelError> {
+        match spec {
+            FeedForward::Dense(mlp) => self.mlp(mlp, input),
+            FeedForward::Experts(mixture) => self.experts(mixture, input),
+        }
+    }
+
+    pub(crate) fn mlp(&mut self, spec: &MlpSpec, input: &Tensor) -> Result<Tensor, ModelError> {
         let outputs = self.site(spec.input, input)?;
-        let up = part(&outputs, &spec.up)?;
-        let inner = match &spec.gate {
-            None => up.contiguous()?,
-            Some(gate) => {
-                let gated = part(&outputs, &gate.projection)?;
-                // One row of a fused Linear is contiguous as it is, and would share the memory of `up`.
-                let fused = gate.projection.linear == spec.up.linear;
-                let gated = if fused { gated.force_contiguous()? } else { gated };
-                gated.inplace_op1(&ActivateInPlace { isa, activation: gate.activation })?;
-                gated.inplace_op2(&up.contiguous()?, &MultiplyInPlace)?;
-                gated
-            }
-        };
+        let inner = self.inner(spec, &outputs)?;
         self.single(spec.inner, &inner)
+    }
+
+    /// What `down` reads, of the outputs of the Linears before it.
+    pub(crate) fn inner(
+        &self,
+        spec: &MlpSpec,
+        outputs: &BTreeMap<LinearId, Tensor>,
+    ) -> Result<Tensor, ModelError> {
+        let isa = self.model.isa;
+        let up = part(outputs, &spec.up)?;
+        let Some(gate) = &spec.gate else { return Ok(up.contiguous()?) };
+        let gated = part(outputs, &gate.projection)?;
+        // One row of a fused Linear is contiguous as it is, and would share the memory of `up`.
+        let fused = gate.projection.linear == spec.up.linear;
+        let gated = if fused { gated.force_contiguous()? } else { gated };
+        gated.inplace_op1(&ActivateInPlace { isa, activation: gate.activation })?;
+        gated.inplace_op2(&up.contiguous()?, &MultiplyInPlace)?;
+        Ok(gated)
     }
 
     /// `x + y`, in the memory of `x`.
@@ -470,14 +581,24 @@ impl Pass<'_, '_> {
     }
 
     /// The outputs of a site's Linears by their ids.
-    fn site(&mut self, site: SiteId, input: &Tensor) -> Result<BTreeMap<LinearId, Tensor>, ModelError> {
+    pub(crate) fn site(
+        &mut self,
+        site: SiteId,
+        input: &Tensor,
+    ) -> Result<BTreeMap<LinearId, Tensor>, ModelError> {
+        self.observe(site, input)?;
+        let outputs = self.model.site(site)?.forward(input)?;
+        Ok(self.model.spec.sites[site].consumers.iter().copied().zip(outputs).collect())
+    }
+
+    /// Shows the activation of a site to the sink.
+    pub(crate) fn observe(&mut self, site: SiteId, input: &Tensor) -> Result<(), ModelError> {
         let spec = &self.model.spec.sites[site];
         if let Some(sink) = &mut self.sink {
             crate::rows_of(input, |values| sink.observe(site, values, spec.channels))?
                 .map_err(|reason| ModelError::Site { site: spec.id.clone(), reason })?;
         }
-        let outputs = self.model.sites[site].forward(input)?;
-        Ok(spec.consumers.iter().copied().zip(outputs).collect())
+        Ok(())
     }
 
     /// The output of a site that one Linear reads.
@@ -498,19 +619,23 @@ impl TowerParts {
         index: usize,
         checkpoint: &Checkpoint,
         isa: Isa,
+        part: Part,
         tables: Tables<'_>,
     ) -> Result<Self, ModelError> {
         let tower = &spec.towers[index];
-        let norm = |norm: &NormSpec| norm.read(checkpoint, isa);
-        let norms = tower.blocks.iter().map(|block| block.read_norms(checkpoint, isa));
-        let norms = norms.collect::<Result<_, ModelError>>()?;
-        let bias = tower.relative_bias.as_ref().map(|bias| BiasTable::read(bias, checkpoint)).transpose()?;
+        let norms =
+            part.blocks(tower).map(|block| Ok((block, tower.blocks[block].read_norms(checkpoint, isa)?)));
+        let norms: BTreeMap<usize, BlockNorms> = norms.collect::<Result<_, ModelError>>()?;
+        let bias = tower.relative_bias.as_ref().filter(|_| !norms.is_empty());
+        let embedding = part.has_input().then(|| Embedding::load(tower, index, checkpoint, isa, tables));
+        let final_norm = tower.final_norm.as_ref().filter(|_| part.has_output());
+        let head = part.has_output().then(|| Head::load(&tower.head, checkpoint, isa));
         Ok(Self {
-            embedding: Embedding::load(tower, index, checkpoint, isa, tables)?,
+            embedding: embedding.transpose()?,
             norms,
-            final_norm: tower.final_norm.as_ref().map(norm).transpose()?,
-            bias,
-            head: Head::load(&tower.head, checkpoint, isa)?,
+            final_norm: final_norm.map(|norm| norm.read(checkpoint, isa)).transpose()?,
+            bias: bias.map(|bias| BiasTable::read(bias, checkpoint)).transpose()?,
+            head: head.transpose()?,
             runner: None,
         })
     }
@@ -524,148 +649,26 @@ fn normalized(norm: Option<&Norm>, x: Tensor) -> Result<Tensor, ModelError> {
     }
 }
 
-/// Elements of two tensors that are compared at a time.
-const COMPARED_AT_A_TIME: usize = 1 << 16;
-
-/// Refuses a checkpoint whose [`ModelSpec::copies`] are none.
-fn check_copies(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), ModelError> {
-    for (copy, original) in &spec.copies {
-        let elements = checkpoint.require(original)?.elements();
-        for start in (0..elements).step_by(COMPARED_AT_A_TIME) {
-            let part = start..elements.min(start + COMPARED_AT_A_TIME);
-            let (ours, theirs) =
-                (read_elements(checkpoint, original, &part)?, read_elements(checkpoint, copy, &part)?);
-            if ours != theirs {
-                return Err(ModelError::Tensor {
-                    path: checkpoint.dir().to_owned(),
-                    tensor: copy.clone(),
-                    reason: format!(
-                        "differs from `{original}`, to which config.json ties it; say `\"tie_word_embeddings\": false` \
-                         there if both are meant, or remove the one that is not"
-                    ),
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Some elements of a tensor in f32.
-fn read_elements(checkpoint: &Checkpoint, name: &str, part: &Range<usize>) -> Result<Vec<f32>, ModelError> {
-    let dtype = checkpoint.require(name)?.dtype;
-    let at = |element: usize| (element * dtype.size()) as u64;
-    let bytes = checkpoint.read_range(name, at(part.start)..at(part.end))?;
-    floats_from_bytes(dtype, &bytes).ok_or_else(|| ModelError::Tensor {
-        path: checkpoint.dir().to_owned(),
-        tensor: name.to_owned(),
-        reason: format!("is stored as {dtype}; floats are expected"),
-    })
-}
-
-impl NormSpec {
-    /// Reads gain and shift, of which every value is finite; a shift that is not there is zeros.
-    pub fn read(&self, checkpoint: &Checkpoint, isa: Isa) -> Result<Norm, ModelError> {
-        let mut gain = read_finite(checkpoint, &self.weight)?;
-        if self.unit_offset {
-            for gain in &mut gain {
-                *gain += 1.0;
-            }
-        }
-        let shift = match &self.bias {
-            Some(bias) => read_finite(checkpoint, bias)?,
-            None => vec![0.0; gain.len()],
-        };
-        Ok(Norm { isa, kind: self.kind, gain, shift, eps: self.eps })
-    }
-}
-
-/// Reads a tensor in f32, every value finite.
-pub(crate) fn read_finite(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ModelError> {
-    let values = checkpoint.read_f32(name)?;
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(values),
-        Some(at) => Err(ModelError::not_finite(checkpoint.dir(), name, at, values[at])),
-    }
-}
-
-/// A large matrix in bfloat16 where the file has it so: half the memory, and half the time where reading it is what takes time.
-fn as_in_file(checkpoint: &Checkpoint, name: &str, matrix: Tensor) -> Result<Tensor, ModelError> {
-    let is_bf16 = checkpoint.get(name).is_some_and(|info| info.dtype == Dtype::BF16);
-    if is_bf16 && matrix.elem_count() >= LARGE { Ok(matrix.to_dtype(DType::BF16)?) } else { Ok(matrix) }
-}
-
-/// A table `[rows, columns]`, every value finite: f32, or bfloat16 where the file has a large one so.
-pub(crate) fn read_matrix(
-    checkpoint: &Checkpoint,
-    name: &str,
-    rows: usize,
-    columns: usize,
-) -> Result<Tensor, ModelError> {
-    let matrix = Tensor::from_vec(read_finite(checkpoint, name)?, (rows, columns), &Device::Cpu)?;
-    as_in_file(checkpoint, name, matrix)
-}
-
-impl LinearSpec {
-    /// Its weight `[outputs, inputs]` in f32, row-major, every value finite.
-    pub fn read_weight(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>, ModelError> {
-        let values = self.read_rows(checkpoint, &self.weight, self.inputs)?;
-        if !self.transposed {
-            return Ok(values);
-        }
-        let column = |output| values[output..].iter().step_by(self.outputs).copied();
-        Ok((0..self.outputs).flat_map(column).collect())
-    }
-
-    /// Its bias `[outputs]` in f32, every value finite.
-    pub fn read_bias(&self, checkpoint: &Checkpoint) -> Result<Option<Vec<f32>>, ModelError> {
-        self.bias.as_deref().map(|bias| self.read_rows(checkpoint, bias, 1)).transpose()
-    }
-
-    /// Its rows of a tensor, and no others.
-    fn read_rows(&self, checkpoint: &Checkpoint, name: &str, columns: usize) -> Result<Vec<f32>, ModelError> {
-        if !self.is_fused_in_file() {
-            return read_finite(checkpoint, name);
-        }
-        let values = read_elements(checkpoint, name, &(self.rows.start * columns..self.rows.end * columns))?;
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(i) => {
-                let element = self.rows.start * columns + i;
-                Err(ModelError::not_finite(checkpoint.dir(), name, element, values[i]))
-            }
-        }
-    }
-
-    /// Reads it in f32.
-    pub fn read_float(&self, checkpoint: &Checkpoint) -> Result<FloatLinear, ModelError> {
-        let weight = self.read_weight(checkpoint)?;
-        let mut weight = Tensor::from_vec(weight, (self.outputs, self.inputs), &Device::Cpu)?;
-        // Linears before the last one are read with many rows, too.
-        if matches!(self.role, LinearRole::Classifier | LinearRole::TiedDecoder) {
-            weight = as_in_file(checkpoint, &self.weight, weight)?;
-        }
-        self.with_weight(checkpoint, weight)
-    }
-
-    fn with_weight(&self, checkpoint: &Checkpoint, weight: Tensor) -> Result<FloatLinear, ModelError> {
-        let bias = self.read_bias(checkpoint)?;
-        Ok(FloatLinear::new(weight, bias, self.activation))
-    }
-}
-
-/// A weight that is also an embedding table shares its memory, and what was rounded with it.
+/// A weight that is also an embedding table shares its memory where that is loaded, and is rounded as that is.
 fn float_site(
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
     isa: Isa,
     site: SiteId,
     towers: &[TowerParts],
+    tables: Tables<'_>,
 ) -> Result<FloatSite, ModelError> {
     let read = |id: &LinearId| {
         let linear = &spec.linears[*id];
-        let mut tables = spec.towers.iter().zip(towers);
-        match tables.find_map(|(tower, parts)| parts.embedding.matrix(&tower.input, &linear.weight)) {
-            Some(table) => linear.with_weight(checkpoint, table?),
+        let inputs = spec.towers.iter().map(|tower| &tower.input);
+        let mut embeddings =
+            inputs.zip(towers).filter_map(|(input, parts)| Some((input, parts.embedding.as_ref()?)));
+        if let Some(table) = embeddings.find_map(|(input, embedding)| embedding.matrix(input, &linear.weight))
+        {
+            return linear.with_weight(checkpoint, table?);
+        }
+        match spec.tables().find(|table| table.tensor == linear.weight) {
+            Some(table) => linear.with_weight(checkpoint, tables.read(checkpoint, table)?.matrix(table)?),
             None => linear.read_float(checkpoint),
         }
     };

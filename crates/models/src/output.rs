@@ -40,7 +40,7 @@ impl Head {
         Ok(Self { isa, norms, dense })
     }
 
-    /// The output for hidden states `[rows, hidden]` of samples that begin at `offsets`.
+    /// The output for hidden states `[rows, hidden]` of samples that begin at `offsets`; none of a pass that only observes.
     pub(crate) fn run(
         &self,
         spec: &HeadSpec,
@@ -51,8 +51,13 @@ impl Head {
     ) -> Result<Outputs, ModelError> {
         let mut sum: Option<Tensor> = None;
         for (branch, norms) in spec.branches.iter().zip(&self.norms) {
+            let last = branch.steps.len().saturating_sub(1);
             let mut x = select(&branch.rows, spec, hidden, offsets, batch)?;
-            for (step, norm) in branch.steps.iter().zip(norms) {
+            for (i, (step, norm)) in branch.steps.iter().zip(norms).enumerate() {
+                if pass.observes_only && i == last {
+                    pass.observe(step.site, &x)?;
+                    continue;
+                }
                 x = pass.single(step.site, &x)?;
                 if let Some(norm) = norm {
                     x = norm.forward(&x, None)?;
@@ -61,10 +66,16 @@ impl Head {
                     x.inplace_op1(&SoftCapInPlace { isa: self.isa, cap })?;
                 }
             }
+            if pass.observes_only {
+                continue;
+            }
             sum = Some(match sum {
                 Some(sum) => (sum + x)?,
                 None => x,
             });
+        }
+        if pass.observes_only {
+            return Ok(Outputs { values: Vec::new(), columns: 1, offsets: vec![0; offsets.len()] });
         }
         let Some(mut x) = sum else {
             return Err(ModelError::Sample { reason: "the head of the model has no branch".to_owned() });

@@ -3,7 +3,7 @@
 use zeropoint_formats::Checkpoint;
 
 use crate::ModelError;
-use crate::model::read_finite;
+use crate::read::read_finite;
 use crate::spec::{Positions, RelativeBias, Rotary, RotaryScaling, Tower};
 
 /// The values of a [`RelativeBias`].

@@ -39,6 +39,9 @@ pub struct FloatLinear {
 /// Weights from which on a matrix is not in cache, so that a product with one row takes as long as reading it.
 pub(crate) const LARGE: usize = 1 << 20;
 
+/// Most weights that are kept in f32 beside bfloat16: 256 MiB.
+pub(crate) const WIDE: usize = 1 << 26;
+
 /// Outputs that one task computes of it.
 const OUTPUTS_PER_TASK: usize = 1024;
 
@@ -54,10 +57,26 @@ impl FloatLinear {
         let out = if input.dim(0)? == 1 && outputs * inputs >= LARGE {
             self.one_row(isa, input)?
         } else {
-            input.matmul(&self.in_f32()?.t()?)?
+            self.many_rows(input)?
         };
         out.inplace_op1(&BiasActivation { isa, bias: self.bias.as_deref(), activation: self.activation })?;
         Ok(out)
+    }
+
+    /// The product with rows in number, for which a weight in bfloat16 becomes f32: once and for all, or where it is very large,
+    /// a part at a time.
+    fn many_rows(&self, input: &Tensor) -> Result<Tensor> {
+        let (outputs, inputs) = self.weight.dims2()?;
+        if self.weight.dtype() == DType::F32 || outputs * inputs <= WIDE {
+            return input.matmul(&self.in_f32()?.t()?);
+        }
+        let rows = (WIDE / inputs).max(1);
+        let part = |start: usize| {
+            let weight = self.weight.narrow(0, start, rows.min(outputs - start))?;
+            input.matmul(&weight.to_dtype(DType::F32)?.t()?)
+        };
+        let parts = (0..outputs).step_by(rows).map(part).collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&parts, 1)
     }
 
     fn in_f32(&self) -> Result<&Tensor> {

@@ -197,7 +197,7 @@ pub struct BlockSpec {
     /// Norm of what the attention half adds to the residual stream.
     pub attention_output_norm: Option<NormSpec>,
     /// Feed-forward half.
-    pub mlp: MlpSpec,
+    pub mlp: FeedForward,
     /// Norm of the feed-forward half.
     pub mlp_norm: NormSpec,
     /// Norm of what the feed-forward half adds to the residual stream.
@@ -364,7 +364,51 @@ pub struct RelativeBias {
     pub max_distance: usize,
 }
 
-/// A feed-forward half: `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))`.
+/// What the feed-forward half of a block computes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FeedForward {
+    /// The same for every token.
+    Dense(MlpSpec),
+    /// A mixture of experts.
+    Experts(ExpertsSpec),
+}
+
+impl FeedForward {
+    /// Every MLP of it: the one, or those of all experts in their order.
+    pub fn mlps(&self) -> &[MlpSpec] {
+        match self {
+            Self::Dense(mlp) => std::slice::from_ref(mlp),
+            Self::Experts(mixture) => &mixture.experts,
+        }
+    }
+
+    /// The mixture of experts, where it is one.
+    pub fn experts(&self) -> Option<&ExpertsSpec> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Experts(mixture) => Some(mixture),
+        }
+    }
+}
+
+/// A mixture of experts: each token goes through some of them alone, `y = sum of p_e * expert_e(x)` over the `top_k` experts
+/// of the largest `p = softmax(router(x))` (Shazeer et al. 2017, "Outrageously Large Neural Networks: The Sparsely-Gated
+/// Mixture-of-Experts Layer"; Jiang et al. 2024, "Mixtral of Experts", section 2.1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertsSpec {
+    /// Module path, such as `model.layers.0.mlp`.
+    pub path: String,
+    /// The activation that the router reads, alone: a Linear with an output for each expert.
+    pub router: SiteId,
+    /// Experts that a token goes through, from 1 to all.
+    pub top_k: usize,
+    /// Whether the `p_e` of a token's experts are divided by their sum.
+    pub renormalize: bool,
+    /// The experts, each with sites of its own.
+    pub experts: Vec<MlpSpec>,
+}
+
+/// A feed-forward network: `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlpSpec {
     /// The activation that `up` and `gate` read.
@@ -425,6 +469,10 @@ pub enum ActivationFn {
 pub enum LinearRole {
     /// Part of a block, or the projection of the embeddings.
     Block,
+    /// Part of an expert of a mixture.
+    Expert,
+    /// What chooses the experts of a token.
+    Router,
     /// A pooler: one row a sequence, small against the blocks.
     Pooler,
     /// A Linear of a head before its last.
@@ -441,7 +489,8 @@ impl LinearRole {
     /// Why it stays float by default; `None` when it is quantised.
     pub fn default_ignore_reason(self) -> Option<&'static str> {
         match self {
-            Self::Block => None,
+            Self::Block | Self::Expert => None,
+            Self::Router => Some("router: chooses the experts of a token, and is small against them"),
             Self::Pooler => Some("pooler: one row a sequence, nothing to gain"),
             Self::Head => Some("head: small against the blocks, and close to the result"),
             Self::Classifier => Some("classifier: its outputs are the result"),
@@ -456,6 +505,12 @@ impl LinearRole {
             Self::PatchEmbedding => {
                 Some("patch embedding: a convolution, which compressed-tensors does not carry in INT8")
             }
+            Self::Expert => Some(
+                "expert: transformers reads experts from compressed-tensors in packed form alone, not as INT8 Linears",
+            ),
+            Self::Router => {
+                Some("router: no torch Linear, the only module whose INT8 weights compressed-tensors carries")
+            }
             _ => None,
         }
     }
@@ -468,10 +523,10 @@ pub struct LinearSpec {
     pub path: String,
     /// Path of its tensors in the checkpoint, without `.weight`; may carry a prefix that [`LinearSpec::path`] lacks.
     pub tensor: String,
-    /// Tensor of the weight; another than `tensor` says where it is tied.
+    /// Tensor of the weight; another than `tensor` says where it is tied, and `weight_packed` where its integers are packed.
     pub weight: String,
-    /// Shape of the weight in the file: `[N, K]`, a convolution's `[N, channels, height, width]`, or `[M, K]` where the file
-    /// keeps several Linears in one tensor that `transformers` splits when it loads.
+    /// Shape of the weight in the file, unpacked: `[N, K]`, a convolution's `[N, channels, height, width]`, or `[M, K]` where
+    /// the file keeps several Linears in one tensor that `transformers` splits when it loads.
     pub weight_shape: Vec<usize>,
     /// Whether that shape is `[K, N]`, as `transformers`' `Conv1D` has it.
     pub transposed: bool,
@@ -509,7 +564,9 @@ impl LinearSpec {
 
     /// Why it stays float by default in a directory of that format; `None` when it is quantised.
     pub fn default_ignore_reason(&self, format: DirectoryFormat) -> Option<&'static str> {
-        self.obstacle(format).or_else(|| self.role.default_ignore_reason())
+        // Experts are most of a mixture: what cannot be quantised of it is refused, not left float unasked.
+        let obstacle = self.obstacle(format).filter(|_| self.role != LinearRole::Expert);
+        obstacle.or_else(|| self.role.default_ignore_reason())
     }
 
     /// Why it cannot be quantised in a directory of that format whatever the config says.
@@ -592,23 +649,42 @@ impl ModelSpec {
         })
     }
 
-    /// Weights that a tower multiplies each row with in one pass. Those of shared blocks count as often as they run.
+    /// Weights that a tower multiplies each row with in one pass. Those of shared blocks count as often as they run, those of
+    /// experts as far as a row goes through them.
     pub fn weights_per_row(&self, tower: &Tower) -> usize {
+        self.weights_of_row(tower, false)
+    }
+
+    /// As [`ModelSpec::weights_per_row`] in a pass that a sink watches, in which every row is shown to every expert.
+    pub fn weights_per_observed_row(&self, tower: &Tower) -> usize {
+        self.weights_of_row(tower, true)
+    }
+
+    fn weights_of_row(&self, tower: &Tower, observed: bool) -> usize {
         let first = match &tower.input {
             InputSpec::Text(input) => input.projection,
             InputSpec::Image(input) => Some(input.patches),
         };
         let head = tower.head.branches.iter().flat_map(|branch| &branch.steps).map(|step| step.site);
-        let head: BTreeSet<SiteId> = head.collect();
         let of_site = |site: SiteId| -> usize {
             self.linears.iter().filter(|linear| linear.site == Some(site)).map(LinearSpec::weights).sum()
         };
         // Of the sites of a block two may be one, and of heads too; a site of two blocks is computed twice.
-        let blocks = tower.blocks.iter().flat_map(|block| {
-            let sites = [block.attention.input, block.attention.context, block.mlp.input, block.mlp.inner];
-            sites.into_iter().collect::<BTreeSet<SiteId>>()
+        let of_sites = |sites: BTreeSet<SiteId>| -> usize { sites.into_iter().map(of_site).sum() };
+        let blocks = tower.blocks.iter().map(|block| {
+            let attention = [block.attention.input, block.attention.context].into_iter();
+            match &block.mlp {
+                FeedForward::Dense(mlp) => of_sites(attention.chain([mlp.input, mlp.inner]).collect()),
+                FeedForward::Experts(ExpertsSpec { router, top_k, experts, .. }) => {
+                    let inputs = of_sites(experts.iter().map(|expert| expert.input).collect());
+                    let inner = of_sites(experts.iter().map(|expert| expert.inner).collect());
+                    let taken = top_k * ((inputs + inner) / experts.len().max(1));
+                    let shown = if observed { inputs } else { 0 };
+                    of_sites(attention.chain([*router]).collect()) + taken + shown
+                }
+            }
         });
-        first.into_iter().chain(blocks).chain(head).map(of_site).sum()
+        first.into_iter().map(of_site).chain(blocks).sum::<usize>() + of_sites(head.collect())
     }
 
     /// The head that says what the model is for: that of the first tower.

@@ -8,9 +8,9 @@ use zeropoint_formats::deployed::read_table;
 use zeropoint_formats::{Checkpoint, Dtype};
 
 use crate::ModelError;
-use crate::model::{Model, read_matrix};
+use crate::model::Model;
 use crate::ops::{halves_of, rows_of};
-use crate::sites::LARGE;
+use crate::read::{as_bf16, read_matrix};
 use crate::spec::EmbeddingTable;
 
 /// A table whose rows are looked up one by one.
@@ -44,6 +44,8 @@ pub type TableFactory<'a> = dyn Fn(&EmbeddingTable) -> Result<Option<Arc<dyn Tab
 pub enum Tables<'a> {
     /// Read from the checkpoint.
     Read,
+    /// Read from the checkpoint, and rounded to bfloat16 where that holds more than 16 bits.
+    ReadAsBf16,
     /// Those of a model of the same description, in the same memory.
     Shared(&'a Model),
     /// Those of a model of the same description, rounded to bfloat16 where the checkpoint holds more than 16 bits.
@@ -61,6 +63,28 @@ pub(crate) enum Table {
     Rows(Arc<dyn TableRows>),
 }
 
+impl Tables<'_> {
+    /// A table that no model shares.
+    pub(crate) fn read(self, checkpoint: &Checkpoint, table: &EmbeddingTable) -> Result<Table, ModelError> {
+        if let Self::Made(make) = self
+            && let Some(rows) = make(table)?
+        {
+            return Ok(Table::Rows(rows));
+        }
+        if checkpoint.get(&table.tensor).is_some_and(|info| info.dtype == Dtype::I8) {
+            let (values, scales) = read_table(checkpoint, &table.tensor, table.rows, table.width)?;
+            return Ok(Table::Rows(Arc::new(Int8Table { values, scales })));
+        }
+        let values = read_matrix(checkpoint, &table.tensor, table.rows, table.width)?;
+        Ok(Table::Float(match self {
+            Self::ReadAsBf16 | Self::SharedAsBf16(_) if is_wide(checkpoint, &table.tensor) => {
+                as_bf16(&values)?
+            }
+            _ => values,
+        }))
+    }
+}
+
 impl Table {
     /// Loads the table that is number `at` of the input of tower `tower`.
     pub(crate) fn load(
@@ -70,30 +94,13 @@ impl Table {
         (tower, at): (usize, usize),
     ) -> Result<Self, ModelError> {
         match tables {
-            Tables::Shared(model) => return Ok(model.embedding(tower).table_at(at).clone()),
-            Tables::SharedAsBf16(model) => {
-                let shared = model.embedding(tower).table_at(at);
-                return match shared {
-                    Self::Float(table) if is_wide(checkpoint, &spec.tensor) => {
-                        let rounded = table.to_dtype(DType::BF16)?;
-                        let is_large = rounded.elem_count() >= LARGE;
-                        Ok(Self::Float(if is_large { rounded } else { rounded.to_dtype(DType::F32)? }))
-                    }
-                    _ => Ok(shared.clone()),
-                };
-            }
-            Tables::Made(make) => {
-                if let Some(rows) = make(spec)? {
-                    return Ok(Self::Rows(rows));
-                }
-            }
-            Tables::Read => {}
+            Tables::Shared(model) => Ok(model.embedding(tower)?.table_at(at).clone()),
+            Tables::SharedAsBf16(model) => match model.embedding(tower)?.table_at(at) {
+                Self::Float(table) if is_wide(checkpoint, &spec.tensor) => Ok(Self::Float(as_bf16(table)?)),
+                shared => Ok(shared.clone()),
+            },
+            Tables::Read | Tables::ReadAsBf16 | Tables::Made(_) => tables.read(checkpoint, spec),
         }
-        if checkpoint.get(&spec.tensor).is_some_and(|info| info.dtype == Dtype::I8) {
-            let (values, scales) = read_table(checkpoint, &spec.tensor, spec.rows, spec.width)?;
-            return Ok(Self::Rows(Arc::new(Int8Table { values, scales })));
-        }
-        Ok(Self::Float(read_matrix(checkpoint, &spec.tensor, spec.rows, spec.width)?))
     }
 
     /// The whole table as a matrix; in memory of its own where its rows are made as they are looked up.

@@ -74,6 +74,9 @@ const FIXTURES: &[&str] = &[
     "gpt2-causal",
     "neox-causal",
     "neox-serial",
+    "mixtral-causal",
+    "qwen3moe-causal",
+    "qwen3moe-renormalized",
 ];
 
 #[derive(Deserialize)]
@@ -305,7 +308,7 @@ fn descriptions_say_what_the_fixtures_are() {
     for case in cases {
         let fixture = Fixture::open(case.name);
         let spec = fixture.model.spec();
-        let up = &spec.linears[spec.towers[0].blocks[0].mlp.up.linear];
+        let up = &spec.linears[spec.towers[0].blocks[0].mlp.mlps()[0].up.linear];
         let unused: Vec<&str> = spec.unused.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
             (spec.towers[0].blocks.len(), spec.towers[0].blocks[0].attention.heads),

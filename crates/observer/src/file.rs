@@ -11,7 +11,7 @@
 //! | `S.range` | F32 | 2 | minimum and maximum, zeros without values |
 //! | `S.samples` | I64 | 2 N | for each sample its number, rising, and its rows |
 //! | `S.sample_ranges` | F32 | 2 N | for each sample its minimum and maximum |
-//! | `S.meta` | I64 | 3 | values, rows, exponent of the bin width |
+//! | `S.meta` | I64 | 3 or 4 | values, rows, exponent of the bin width; of an expert, the rows that are routed to it |
 //!
 //! The metadata has one key, `zeropoint.statistics`: a JSON object with the format's `version`, the `header`, and the
 //! `checksum` of header and tensors, a BLAKE3 hash.
@@ -126,7 +126,7 @@ impl StatisticsFile {
         let metadata = BTreeMap::from([(METADATA_KEY.to_owned(), json)]);
         let specs = self.sites.iter().flat_map(|(site, statistics)| {
             PARTS.map(|part| {
-                let (dtype, len) = layout(part, statistics.channels(), statistics.samples().len());
+                let (dtype, len) = layout(part, Lengths::of(statistics));
                 TensorSpec::new(tensor(site, part), dtype, [len])
             })
         });
@@ -146,7 +146,7 @@ impl StatisticsFile {
             .into_iter()
             .flat_map(|(site, channels)| {
                 PARTS.map(|part| {
-                    let (dtype, len) = layout(part, channels, samples);
+                    let (dtype, len) = layout(part, Lengths { channels, samples, meta: META });
                     TensorSpec::new(tensor(site, part), dtype, [len])
                 })
             })
@@ -227,13 +227,34 @@ fn content_of(header: &BTreeMap<String, String>) -> FingerprintBuilder {
     content
 }
 
+/// Numbers in `meta`, one more where routed rows are counted.
+const META: usize = 3;
+
+/// What the lengths of a site's tensors follow from.
+#[derive(Clone, Copy)]
+struct Lengths {
+    channels: usize,
+    samples: usize,
+    meta: usize,
+}
+
+impl Lengths {
+    fn of(statistics: &ActivationStatistics) -> Self {
+        Self {
+            channels: statistics.channels(),
+            samples: statistics.samples().len(),
+            meta: META + usize::from(statistics.counts_routed()),
+        }
+    }
+}
+
 /// Element type and length of a part.
-fn layout(part: &str, channels: usize, samples: usize) -> (Dtype, usize) {
+fn layout(part: &str, Lengths { channels, samples, meta }: Lengths) -> (Dtype, usize) {
     match part {
         "channel_absmax" => (Dtype::F32, channels),
         "channel_counts" => (Dtype::U32, channels.saturating_mul(Sketch::lane_len(CHANNEL_MANTISSA_BITS))),
         "histogram" => (Dtype::I64, BINS),
-        "meta" => (Dtype::I64, 3),
+        "meta" => (Dtype::I64, meta),
         "row_counts" => (Dtype::U32, ROW_LANES * Sketch::lane_len(ROW_MANTISSA_BITS)),
         "sample_ranges" => (Dtype::F32, samples.saturating_mul(2)),
         "samples" => (Dtype::I64, samples.saturating_mul(2)),
@@ -251,11 +272,11 @@ fn encode(part: &str, statistics: &ActivationStatistics) -> Vec<u8> {
         "channel_counts" => u32_bytes(statistics.sketched().0),
         "histogram" => histogram.counts().iter().flat_map(|count| count.to_le_bytes()).collect(),
         // Counts are at most 2^53.
-        "meta" => i64_bytes(&[
-            statistics.values() as i64,
-            statistics.rows() as i64,
-            i64::from(histogram.exponent()),
-        ]),
+        "meta" => {
+            let (values, rows) = (statistics.values() as i64, statistics.rows() as i64);
+            let meta = [values, rows, i64::from(histogram.exponent()), statistics.routed_rows() as i64];
+            i64_bytes(&meta[..Lengths::of(statistics).meta])
+        }
         "row_counts" => u32_bytes(statistics.sketched().1),
         "sample_ranges" => {
             f32_bytes(&samples.values().flat_map(|range| [range.min, range.max]).collect::<Vec<_>>())
@@ -279,15 +300,16 @@ fn load_site(
     if let Some(part) = PARTS.iter().find(|part| file.get(&tensor(site, part)).is_none()) {
         return Ok(Err(format!("has no tensor `{part}`")));
     }
-    // These two say how long the others are.
+    // These say how long the others are.
     let len_of = |part| file.get(&tensor(site, part)).and_then(|info| info.shape.first().copied());
     let channels = len_of("channel_absmax").unwrap_or(0);
     let samples = len_of("samples").unwrap_or(0) / 2;
+    let meta = if len_of("meta") == Some(META + 1) { META + 1 } else { META };
     let mut parts = BTreeMap::new();
     for part in PARTS {
         let name = tensor(site, part);
         let info = file.require(&name)?;
-        let (dtype, len) = layout(part, channels, samples);
+        let (dtype, len) = layout(part, Lengths { channels, samples, meta });
         if info.dtype != dtype || info.shape != [len] {
             let (found, shape) = (info.dtype, &info.shape);
             return Ok(Err(format!("has `{part}` of {found} {shape:?} where {dtype} [{len}] is needed")));
@@ -303,13 +325,17 @@ fn decode(parts: &BTreeMap<&str, Vec<u8>>) -> Result<ActivationStatistics, Strin
     let bytes_of = |part: &str| parts.get(part).map(Vec::as_slice).unwrap_or_default();
     let counts = i64s(bytes_of("histogram")).map(u64::try_from).collect::<Result<Vec<_>, _>>();
     let counts = counts.map_err(|_| "has a negative count".to_owned())?;
-    let [values, rows, exponent] = i64s(bytes_of("meta")).collect::<Vec<_>>()[..] else {
+    let meta = i64s(bytes_of("meta")).collect::<Vec<_>>();
+    let &[values, rows, exponent, ref routed @ ..] = &meta[..] else {
         return Err("has no complete `meta`".to_owned());
     };
     let [min, max] = f32s(bytes_of("range")).collect::<Vec<_>>()[..] else {
         return Err("has no complete `range`".to_owned());
     };
     let rows = u64::try_from(rows).map_err(|_| format!("claims {rows} rows"))?;
+    let routed = routed.first().map(|&routed| {
+        u64::try_from(routed).map_err(|_| format!("claims {routed} rows that are routed to it"))
+    });
     let histogram = i32::try_from(exponent)
         .ok()
         .and_then(|exponent| Histogram::from_parts(exponent, counts))
@@ -319,6 +345,7 @@ fn decode(parts: &BTreeMap<&str, Vec<u8>>) -> Result<ActivationStatistics, Strin
     }
     let parts = Parts {
         rows,
+        routed: routed.transpose()?,
         range: (min, max),
         histogram,
         channel_absmax: f32s(bytes_of("channel_absmax")).collect(),

@@ -35,6 +35,8 @@ pub(crate) const ROW_LANES: usize = 3;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivationStatistics {
     rows: u64,
+    /// Of the rows, those that the model itself sends here, where it does not send all.
+    routed: Option<u64>,
     /// Infinite while nothing was observed, so that any value replaces it.
     min: f32,
     /// Minus infinity while nothing was observed.
@@ -51,6 +53,7 @@ pub struct ActivationStatistics {
 /// [`ActivationStatistics`] as they are stored.
 pub(crate) struct Parts {
     pub(crate) rows: u64,
+    pub(crate) routed: Option<u64>,
     pub(crate) range: (f32, f32),
     pub(crate) histogram: Histogram,
     pub(crate) channel_absmax: Vec<f32>,
@@ -64,6 +67,7 @@ impl ActivationStatistics {
     pub fn new(channels: usize) -> Self {
         Self {
             rows: 0,
+            routed: None,
             min: f32::INFINITY,
             max: f32::NEG_INFINITY,
             histogram: Histogram::new(),
@@ -78,7 +82,7 @@ impl ActivationStatistics {
     /// that are not finite or not in the outermost bins, an exponent that is not the smallest for them, a largest
     /// channel maximum that is not the largest magnitude, samples beyond the range of all.
     pub(crate) fn from_parts(parts: Parts) -> Option<Self> {
-        let Parts { rows, range: (min, max), histogram, channel_absmax, channel_counts, row_counts, samples } =
+        let Parts { rows, routed, range, histogram, channel_absmax, channel_counts, row_counts, samples } =
             parts;
         let lanes = channel_absmax.len();
         let absmax = channel_absmax.iter().copied().fold(0.0, f32::max);
@@ -88,8 +92,9 @@ impl ActivationStatistics {
         let channels = Sketch::from_parts(lanes, CHANNEL_MANTISSA_BITS, absmax, channel_counts)?;
         let row_extremes = Sketch::from_parts(ROW_LANES, ROW_MANTISSA_BITS, absmax, row_counts)?;
         // Adding zero turns -0.0 into 0.0.
-        let (min, max) = (min + 0.0, max + 0.0);
-        let found = Self { rows, min, max, histogram, channel_absmax, channels, row_extremes, samples };
+        let (min, max) = (range.0 + 0.0, range.1 + 0.0);
+        let found =
+            Self { rows, routed, min, max, histogram, channel_absmax, channels, row_extremes, samples };
         if rows == 0 {
             let empty = Self::new(lanes);
             return (found == Self { min, max, ..empty.clone() } && (min, max) == (0.0, 0.0))
@@ -128,6 +133,7 @@ impl ActivationStatistics {
             && largest.ends_at(rows, absmax)
             && largest.is_positive()
             && self.samples.are_possible(rows, (min, max))
+            && self.routed.is_none_or(|routed| routed <= rows)
     }
 
     /// Adds the rows of `x` (row-major, channels last), of which it is not known to which samples they belong, in
@@ -204,6 +210,23 @@ impl ActivationStatistics {
         Ok(())
     }
 
+    /// As [`observe_samples`](Self::observe_samples), for the input of an expert: all rows are shown to it, of which the model
+    /// itself sends `routed`, at most all of them.
+    pub fn observe_expert(
+        &mut self,
+        isa: Isa,
+        x: &[f32],
+        samples: &[SampleRows],
+        routed: u64,
+    ) -> Result<(), ObserveError> {
+        let (before, known) = (self.rows, self.routed_rows());
+        self.observe_samples(isa, x, samples)?;
+        if self.rows > before {
+            self.routed = Some(known + routed.min(self.rows - before));
+        }
+        Ok(())
+    }
+
     /// Adds the rows that `other` has seen. Fails, changing nothing, when the channel counts differ.
     pub fn merge(&mut self, other: &Self) -> Result<(), ObserveError> {
         if self.channels() != other.channels() {
@@ -211,6 +234,9 @@ impl ActivationStatistics {
         }
         self.check_room(other.rows, other.values())?;
         self.histogram.merge(&other.histogram)?;
+        if self.routed.is_some() || other.routed.is_some() {
+            self.routed = Some(self.routed_rows() + other.routed_rows());
+        }
         self.rows += other.rows;
         self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);
@@ -236,6 +262,17 @@ impl ActivationStatistics {
     /// Rows observed.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Of the rows observed those that the model itself sends here: all, but at an expert of a mixture those that the router
+    /// sends to it.
+    pub fn routed_rows(&self) -> u64 {
+        self.routed.unwrap_or(self.rows)
+    }
+
+    /// Whether rows were shown that the model may send elsewhere: whether this is an expert's site.
+    pub fn counts_routed(&self) -> bool {
+        self.routed.is_some()
     }
 
     /// Values observed: `rows * channels`.
@@ -404,6 +441,23 @@ mod tests {
     }
 
     #[test]
+    fn an_expert_counts_the_rows_that_are_routed_to_it() {
+        let x = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!(observed(1, &x).routed_rows(), 4, "elsewhere all rows are");
+        let mut expert = ActivationStatistics::new(1);
+        assert_eq!(expert.routed_rows(), 0);
+        expert.observe_expert(Isa::SCALAR, &x, &[], 3).unwrap();
+        expert.observe_expert(Isa::SCALAR, &x, &[], 0).unwrap();
+        assert_eq!((expert.rows(), expert.routed_rows()), (8, 3));
+        let before = expert.clone();
+        assert!(expert.observe_expert(Isa::SCALAR, &[f32::NAN], &[], 1).is_err());
+        assert_same_bits(&expert, &before);
+        let all = ActivationStatistics { routed: None, ..expert.clone() };
+        assert_eq!(all.routed_rows(), 8, "what is shown is all that a range is chosen from");
+        assert_ne!(all, expert);
+    }
+
+    #[test]
     fn parts_at_a_coarser_exponent_than_needed_are_refused() {
         // Another -4 in the histogram, but not in the extremes: every count is in order, only too coarse.
         let fine = observed(1, &[1.0, -2.0]);
@@ -415,6 +469,7 @@ mod tests {
             let histogram = Histogram::from_parts(exponent, counts.to_vec()).unwrap();
             ActivationStatistics::from_parts(Parts {
                 rows: 2,
+                routed: None,
                 range: (-2.0, 1.0),
                 histogram,
                 channel_absmax: vec![2.0],
@@ -480,6 +535,27 @@ mod tests {
                 merged.merge(&of(&|p| p == part)).unwrap();
             }
             assert_same_bits(&merged, &of(&|_| true));
+        }
+
+        #[test]
+        fn routed_rows_of_parts_add_up_in_any_order(
+            parts in prop::collection::vec((0usize..4, 0u64..4), 0..6),
+            shift in 0usize..6,
+        ) {
+            let show = |statistics: &mut ActivationStatistics, (rows, routed): (usize, u64)| {
+                let routed = routed.min(rows as u64);
+                statistics.observe_expert(Isa::SCALAR, &vec![0.5; rows], &[], routed).unwrap();
+            };
+            let mut whole = ActivationStatistics::new(1);
+            parts.iter().for_each(|part| show(&mut whole, *part));
+            let mut merged = ActivationStatistics::new(1);
+            let count = parts.len().max(1);
+            for part in parts.iter().cycle().skip(shift % count).take(parts.len()) {
+                let mut own = ActivationStatistics::new(1);
+                show(&mut own, *part);
+                merged.merge(&own).unwrap();
+            }
+            assert_same_bits(&merged, &whole);
         }
 
         #[test]

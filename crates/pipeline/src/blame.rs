@@ -60,6 +60,9 @@ pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
         PipelineError::Plan(PlanError::Int8Tables) => {
             (vec!["quantization.embeddings".to_owned()], "not in this format")
         }
+        PipelineError::Plan(PlanError::Expert { .. }) => {
+            (vec!["model.source".to_owned()], "is a mixture of experts")
+        }
         PipelineError::Plan(PlanError::NeverObserved { .. }) => {
             (vec!["quantization.scheme".to_owned()], "needs the range of every input")
         }

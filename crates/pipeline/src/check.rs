@@ -1,18 +1,19 @@
 //! The self-check: what was written, loaded back and run beside the simulation of the plan; and each layer's own error.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
 use zeropoint_formats::compressed_tensors::read_linear;
 use zeropoint_models::{
-    EmbeddingTable, INT8_ATTENTION, Model, ModelError, ModelInput, Outputs, PackedBatch, SimulatedReader,
-    SimulatedSite, SiteId, SiteOp, SiteSink, Tables, rows_of,
+    EmbeddingTable, Hidden, HiddenStates, INT8_ATTENTION, Model, ModelDirectory, ModelError, ModelInput,
+    Outputs, PackedBatch, Part, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, State, Tables,
+    rows_of,
 };
 use zeropoint_observer::sqnr_db;
 use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
-use zeropoint_runtime::QuantizedModel;
 
 use crate::deploy::DeployedLinear;
 use crate::{PipelineError, Prepared, tables};
@@ -34,7 +35,7 @@ pub struct LayerErrors {
     pub input_sqnr_db: BTreeMap<usize, f64>,
 }
 
-/// The simulated model of a deployed plan.
+/// A part of the model as the plan should compute it. A part that is whole shares the tables of the float model.
 pub(crate) fn simulate(
     prepared: &Prepared,
     float: &Model,
@@ -65,12 +66,14 @@ pub(crate) fn simulate(
         let rows = tables::simulated(prepared, float.isa(), table, deployed);
         rows.map(Some).map_err(|error| ModelError::Sample { reason: error.to_string() })
     };
-    let tables = match prepared.plan.embeddings {
-        EmbeddingPrecision::Keep => Tables::Shared(float),
-        EmbeddingPrecision::Bf16 => Tables::SharedAsBf16(float),
-        EmbeddingPrecision::Int8 => Tables::Made(&made),
+    let tables = match (prepared.plan.embeddings, float.part()) {
+        (EmbeddingPrecision::Keep, Part::Whole) => Tables::Shared(float),
+        (EmbeddingPrecision::Bf16, Part::Whole) => Tables::SharedAsBf16(float),
+        (EmbeddingPrecision::Keep, _) => Tables::Read,
+        (EmbeddingPrecision::Bf16, _) => Tables::ReadAsBf16,
+        (EmbeddingPrecision::Int8, _) => Tables::Made(&made),
     };
-    let mut model = Model::load_with(spec, checkpoint, &mut factory, tables)?;
+    let mut model = Model::load_part(spec, checkpoint, float.part(), &mut factory, tables)?;
     model.set_attention_precision(INT8_ATTENTION);
     Ok(model)
 }
@@ -107,25 +110,114 @@ pub(crate) fn probe_lengths(prepared: &Prepared) -> Vec<usize> {
     lengths.max_by_key(|lengths: &Vec<usize>| lengths.iter().sum::<usize>()).unwrap_or_default()
 }
 
-/// Runs the written model beside the simulation and refuses it when they disagree.
-pub(crate) fn self_check(
-    prepared: &Prepared,
-    simulated: &Model,
-    written: &QuantizedModel,
-    deployed: &BTreeMap<usize, DeployedLinear>,
-) -> Result<SelfCheck, PipelineError> {
-    let mut agreement = Agreement::default();
-    for probes in probes(prepared) {
-        let batch = PackedBatch::new(probes.iter().map(|(_, input)| *input))?;
-        let samples: Vec<usize> = probes.iter().map(|(sample, _)| *sample).collect();
-        agreement.add(&samples, &simulated.forward(&batch)?, &written.forward(&batch)?);
+/// The self-check of a model that is made part by part: the written model beside its simulation, and each layer's own error.
+pub(crate) struct PartCheck<'a> {
+    prepared: &'a Prepared,
+    /// The samples of each batch, by their numbers in the calibration set.
+    batches: Vec<(Vec<usize>, PackedBatch)>,
+    /// How far each batch is in the float model, and in the simulation.
+    float: Vec<State>,
+    simulated: Vec<State>,
+}
+
+impl<'a> PartCheck<'a> {
+    /// Before the first part.
+    pub(crate) fn begin(prepared: &'a Prepared) -> Result<Self, PipelineError> {
+        let batch = |probes: Vec<(usize, &ModelInput)>| {
+            let (samples, inputs): (Vec<usize>, Vec<&ModelInput>) = probes.into_iter().unzip();
+            Ok((samples, PackedBatch::new(inputs)?))
+        };
+        let batches: Vec<_> =
+            probes(prepared).into_iter().map(batch).collect::<Result<_, PipelineError>>()?;
+        let begin = || batches.iter().map(|_| State::Begin).collect();
+        Ok(Self { prepared, float: begin(), simulated: begin(), batches })
     }
-    let Agreement { samples, cosine_min, deviation, cosine, sample } = agreement;
-    if deviation.is_nan() || deviation > MAX_DEVIATION {
-        return Err(PipelineError::SelfCheck { deviation, cosine, sample, limit: MAX_DEVIATION });
+
+    /// Checks what was written of a part, and measures its layers. The result is there after the last part.
+    ///
+    /// Both models take what the simulation gave before, so that a fault shows where it is.
+    pub(crate) fn part(
+        &mut self,
+        float: &Model,
+        written: &Model,
+        deployed: &BTreeMap<usize, DeployedLinear>,
+    ) -> Result<(LayerErrors, Option<SelfCheck>), PipelineError> {
+        let simulated = simulate(self.prepared, float, deployed)?;
+        let errors = self.layer_errors(float, &simulated, deployed)?;
+        let mut agreement = Agreement::default();
+        for ((samples, batch), state) in self.batches.iter().zip(&mut self.simulated) {
+            let before = std::mem::replace(state, State::Begin);
+            let found = written.advance(batch, before.clone())?;
+            *state = simulated.advance(batch, before)?;
+            let hidden = self.prepared.directory.spec().towers[0].hidden;
+            agreement.add(samples, &outputs(state, hidden), &outputs(&found, hidden));
+        }
+        let Agreement { samples, cosine_min, deviation, cosine, sample } = agreement;
+        if deviation.is_nan() || deviation > MAX_DEVIATION {
+            return Err(PipelineError::SelfCheck { deviation, cosine, sample, limit: MAX_DEVIATION });
+        }
+        Ok((errors, float.part().has_output().then_some(SelfCheck { samples, cosine_min })))
     }
-    unrun_linears(prepared, written, deployed)?;
-    Ok(SelfCheck { samples, cosine_min })
+
+    /// Measures each quantised Linear alone: float and simulated on the float model's own activations.
+    fn layer_errors(
+        &mut self,
+        float: &Model,
+        simulated: &Model,
+        deployed: &BTreeMap<usize, DeployedLinear>,
+    ) -> Result<LayerErrors, PipelineError> {
+        let mut sink = ErrorSink { float, simulated, deployed, sums: BTreeMap::new() };
+        for ((_, batch), state) in self.batches.iter().zip(&mut self.float) {
+            let before = std::mem::replace(state, State::Begin);
+            *state = float.observe(batch, before, &mut sink)?;
+        }
+        let mut errors = LayerErrors::default();
+        for (id, sums) in sink.sums {
+            errors.output_sqnr_db.insert(id, sqnr_db(sums.output.0, sums.output.1));
+            errors.input_sqnr_db.insert(id, sqnr_db(sums.input.0, sums.input.1));
+        }
+        Ok(errors)
+    }
+
+    /// Writes how far the samples have come between two parts.
+    pub(crate) fn save(&self, path: &Path) -> Result<(), PipelineError> {
+        let states = self.float.iter().chain(&self.simulated).cloned();
+        let mut all = HiddenStates::new(2 * self.batches.len(), u64::MAX, Path::new(""));
+        for (index, state) in states.enumerate() {
+            all.update(index, |_| Ok(state))?;
+        }
+        Ok(all.save(path)?)
+    }
+
+    /// Goes on from what [`PartCheck::save`] has written.
+    pub(crate) fn load(&mut self, path: &Path) -> Result<(), PipelineError> {
+        let inputs = &self.prepared.calibration.inputs;
+        let of_batch = |(samples, _): &(Vec<usize>, PackedBatch)| {
+            let mut offsets = vec![0];
+            for &sample in samples {
+                offsets.push(offsets[offsets.len() - 1] + inputs[sample].len());
+            }
+            offsets
+        };
+        let offsets: Vec<Vec<usize>> = self.batches.iter().chain(&self.batches).map(of_batch).collect();
+        let mut all = HiddenStates::new(offsets.len(), u64::MAX, Path::new(""));
+        all.load(path, &offsets, self.prepared.directory.spec().towers[0].hidden)?;
+        for (index, state) in self.float.iter_mut().chain(&mut self.simulated).enumerate() {
+            *state = all.take(index)?;
+        }
+        Ok(())
+    }
+}
+
+/// A state as outputs: between two parts its hidden states, a row of them a token.
+fn outputs(state: &State, hidden: usize) -> Outputs {
+    match state {
+        State::Begin => Outputs { values: Vec::new(), columns: 1, offsets: vec![0] },
+        State::Hidden(Hidden { values, offsets }) => {
+            Outputs { values: values.clone(), columns: hidden, offsets: offsets.clone() }
+        }
+        State::Done(outputs) => outputs.clone(),
+    }
 }
 
 /// How well the outputs of two models agree.
@@ -186,9 +278,9 @@ fn deviation(expected: &[f32], found: &[f32]) -> f64 {
 }
 
 /// Quantised Linears that the task does not run are compared as they are stored.
-fn unrun_linears(
+pub(crate) fn unrun_linears(
     prepared: &Prepared,
-    written: &QuantizedModel,
+    written: &ModelDirectory,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<(), PipelineError> {
     for (id, done) in deployed {
@@ -196,7 +288,7 @@ fn unrun_linears(
         if linear.site.is_some() {
             continue;
         }
-        let stored = read_linear(written.directory().checkpoint(), &linear.tensor, done.scheme.scheme)?;
+        let stored = read_linear(written.checkpoint(), &linear.tensor, done.scheme.scheme)?;
         let same_scales =
             stored.weight_scales.iter().enumerate().all(|(row, scale)| *scale == done.weight.scale(row));
         if stored.weight != done.weight.values || !same_scales {
@@ -205,26 +297,6 @@ fn unrun_linears(
         }
     }
     Ok(())
-}
-
-/// Measures each quantised Linear alone: float and simulated on the float model's own activations.
-pub(crate) fn layer_errors(
-    prepared: &Prepared,
-    float: &Model,
-    simulated: &Model,
-    deployed: &BTreeMap<usize, DeployedLinear>,
-) -> Result<LayerErrors, PipelineError> {
-    let mut sink = ErrorSink { float, simulated, deployed, sums: BTreeMap::new() };
-    for probes in probes(prepared) {
-        let batch = PackedBatch::new(probes.into_iter().map(|(_, input)| input))?;
-        float.forward_observed(&batch, &mut sink)?;
-    }
-    let mut errors = LayerErrors::default();
-    for (id, sums) in sink.sums {
-        errors.output_sqnr_db.insert(id, sqnr_db(sums.output.0, sums.output.1));
-        errors.input_sqnr_db.insert(id, sqnr_db(sums.input.0, sums.input.1));
-    }
-    Ok(errors)
 }
 
 /// Sums of squares: signal and noise.
@@ -281,10 +353,12 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::deploy::deploy;
+    use crate::deploy::tests::deploy;
+    use crate::deploy::tests::room;
     use crate::events::Cancel;
     use crate::statistics::{Origin, Pass, observe};
     use zeropoint_models::Task;
+    use zeropoint_runtime::QuantizedModel;
 
     /// Outputs of one row a sample.
     fn outputs(samples: &[&[f32]], columns: usize) -> Outputs {
@@ -340,9 +414,10 @@ mod tests {
             let origin = Origin::of(&prepared, weights).unwrap();
             let cancel = Cancel::default();
             let pass = Pass::whole(&prepared);
-            let statistics = observe(&prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
+            let statistics =
+                observe(&prepared, origin, &float, pass, room(), &mut |_| Ok(()), &(), &cancel).unwrap();
             let out = tempfile::tempdir().unwrap();
-            let deployed = deploy(&prepared, &statistics, float.isa(), out.path(), &(), &cancel).unwrap();
+            let deployed = deploy(&prepared, &statistics, float.isa(), out.path());
             let written = QuantizedModel::load(out.path(), Task::Embedding).unwrap();
             let simulated = simulate(&prepared, &float, &deployed).unwrap();
 

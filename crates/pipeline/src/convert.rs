@@ -122,12 +122,14 @@ pub(crate) fn read_options(source: &DataSource) -> ReadOptions {
     place(&mut fields.score, &source.score);
     place(&mut fields.label, &source.label);
     place(&mut fields.image, &source.image);
+    fields.messages = source.messages.as_deref().map(FieldRef::from);
     // The config allows ASCII delimiters only.
     let delimiter = source.delimiter.and_then(|delimiter| u8::try_from(delimiter).ok()).unwrap_or(b',');
     ReadOptions {
         format: match source.format {
             DataFormat::Jsonl => Some(Format::Jsonl),
             DataFormat::Txt => Some(Format::Txt),
+            DataFormat::Document => Some(Format::Document),
             DataFormat::Parquet => Some(Format::Parquet),
             DataFormat::Csv => Some(Format::Csv { header: source.header, delimiter }),
             DataFormat::Images => None,

@@ -2,21 +2,24 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
-use zeropoint_core::ActivationMode;
+use zeropoint_core::Fingerprint;
 use zeropoint_formats::compressed_tensors::{
     QuantizationConfig, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs,
 };
-use zeropoint_formats::safetensors::element::{bf16_bytes, floats_from_bytes};
-use zeropoint_formats::staged::copy_companions;
+use zeropoint_formats::safetensors::element::{bf16_bytes, decode_floats, floats_from_bytes};
+use zeropoint_formats::staged::{bytes_digest, copy_companions};
 use zeropoint_formats::{
     CheckpointWriter, DeployedConfig, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
     write_file_atomically,
 };
 use zeropoint_kernels::Isa;
-use zeropoint_models::{ActivationQuantizer, HeadOutput, LinearRole, LinearSpec, ModelError, SentenceStep};
+use zeropoint_models::{
+    ActivationQuantizer, HeadOutput, LinearRole, LinearSpec, ModelError, Part, SentenceStep,
+};
 use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::{LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
 
@@ -24,12 +27,11 @@ use crate::distribution::WeightDistribution;
 use crate::events::{Cancel, Event, Events};
 use crate::run::MARKER;
 use crate::tables::{Stored, TableFate};
+use crate::written::{RangesHasher, WrittenRanges};
 use crate::{PipelineError, Prepared};
 
 /// The deployable directory inside a run directory.
 pub const MODEL_DIR: &str = "model";
-/// Largest weight file, as `transformers` splits by default.
-pub(crate) const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Elements of a copied tensor that are decoded at a time to be checked.
 const ELEMENTS_AT_A_TIME: usize = 1 << 16;
 /// What the source's own card is called beside ours.
@@ -107,46 +109,47 @@ impl<'a> Fates<'a> {
 
 /// Every tensor of the output, known before any weight is read.
 pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
-    let spec = prepared.directory.spec();
     let fates = Fates::of(prepared);
+    let tensors = prepared.directory.checkpoint().tensors();
+    tensors.flat_map(|info| specs_of(prepared, fates.get(&info.name), info)).collect()
+}
+
+/// What a tensor of the source becomes.
+fn specs_of(prepared: &Prepared, fate: &Fate<'_>, info: &TensorInfo) -> Vec<TensorSpec> {
+    let spec = prepared.directory.spec();
     let quantized = |id: usize, scheme: &LayerScheme| {
         let linear = &spec.linears[id];
         linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme.scheme)
     };
-    let tensors = prepared.directory.checkpoint().tensors();
-    tensors
-        .flat_map(|info| match fates.get(&info.name) {
-            Fate::Quantized(id, scheme) => quantized(*id, scheme),
-            Fate::Split(parts) => parts
-                .iter()
-                .flat_map(|(id, scheme)| {
-                    if let Some(scheme) = scheme {
-                        return quantized(*id, scheme);
-                    }
-                    let linear = &spec.linears[*id];
-                    let shape = vec![linear.outputs, linear.inputs];
-                    vec![TensorSpec::new(format!("{}.weight", linear.tensor), info.dtype, shape)]
-                })
-                .collect(),
-            Fate::SplitBias(parts) => parts
-                .iter()
-                .map(|id| &spec.linears[*id])
-                .map(|l| TensorSpec::new(format!("{}.bias", l.tensor), info.dtype, vec![l.outputs]))
-                .collect(),
-            Fate::Table(fate) => fate.specs(info),
-            Fate::Copy(Stored::Bf16) => {
-                vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())]
-            }
-            // The table serves both.
-            Fate::Copy(Stored::Int8) => Vec::new(),
-            Fate::Kept | Fate::Copy(Stored::AsItIs) => vec![TensorSpec::from(info)],
-        })
-        .collect()
+    match fate {
+        Fate::Quantized(id, scheme) => quantized(*id, scheme),
+        Fate::Split(parts) => parts
+            .iter()
+            .flat_map(|(id, scheme)| {
+                if let Some(scheme) = scheme {
+                    return quantized(*id, scheme);
+                }
+                let linear = &spec.linears[*id];
+                let shape = vec![linear.outputs, linear.inputs];
+                vec![TensorSpec::new(format!("{}.weight", linear.tensor), info.dtype, shape)]
+            })
+            .collect(),
+        Fate::SplitBias(parts) => parts
+            .iter()
+            .map(|id| &spec.linears[*id])
+            .map(|l| TensorSpec::new(format!("{}.bias", l.tensor), info.dtype, vec![l.outputs]))
+            .collect(),
+        Fate::Table(fate) => fate.specs(info),
+        Fate::Copy(Stored::Bf16) => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
+        // The table serves both.
+        Fate::Copy(Stored::Int8) => Vec::new(),
+        Fate::Kept | Fate::Copy(Stored::AsItIs) => vec![TensorSpec::from(info)],
+    }
 }
 
 /// The output's weight files and index, to the byte.
 pub(crate) fn planned_output(prepared: &Prepared) -> PlannedCheckpoint {
-    PlannedCheckpoint::new(output_specs(prepared), MAX_SHARD_BYTES)
+    PlannedCheckpoint::new(output_specs(prepared), prepared.config.output.max_shard_bytes())
 }
 
 /// Bytes of memory for the largest tensor on its way into the output.
@@ -168,100 +171,231 @@ pub(crate) fn is_output(source: &Path, path: &Path) -> bool {
     source.join(path).join(MARKER).is_file() || path.to_string_lossy().ends_with(".partial.lock")
 }
 
-/// Writes weights, config.json and the source's other files into `dir`, which exists.
-pub(crate) fn deploy(
-    prepared: &Prepared,
-    statistics: &StatisticsFile,
-    isa: Isa,
-    dir: &Path,
-    events: &dyn Events,
-    cancel: &Cancel,
-) -> Result<BTreeMap<usize, DeployedLinear>, PipelineError> {
-    deploy_in_shards(prepared, statistics, isa, dir, MAX_SHARD_BYTES, events, cancel)
+/// What a part of the model became.
+#[derive(Default)]
+pub(crate) struct DeployedPart {
+    /// Its quantised Linears, by their index in the description.
+    pub(crate) linears: BTreeMap<usize, DeployedLinear>,
+    /// Where its tensors are, and what they hold.
+    pub(crate) written: WrittenRanges,
+    /// BLAKE3 of the source's tensors, where it is asked for.
+    pub(crate) sources: BTreeMap<String, Fingerprint>,
 }
 
-fn deploy_in_shards(
-    prepared: &Prepared,
-    statistics: &StatisticsFile,
+/// A deployable directory in the making, part by part of the model.
+pub(crate) struct Deployment<'a> {
+    prepared: &'a Prepared,
     isa: Isa,
-    dir: &Path,
-    max_shard_bytes: u64,
-    events: &dyn Events,
-    cancel: &Cancel,
-) -> Result<BTreeMap<usize, DeployedLinear>, PipelineError> {
-    let checkpoint = prepared.directory.checkpoint();
-    let spec = prepared.directory.spec();
-    let total = prepared.plan.quantized().count();
-    let mut writer = CheckpointWriter::create(dir, output_specs(prepared), max_shard_bytes)?;
-    let mut deployed = BTreeMap::new();
-    let fates = Fates::of(prepared);
-    for info in checkpoint.tensors() {
-        if cancel.is_requested() {
-            return Err(PipelineError::Cancelled);
+    fates: Fates<'a>,
+    writer: CheckpointWriter,
+    tensors: BTreeMap<Part, Vec<&'a TensorInfo>>,
+    dir: PathBuf,
+    /// The INT8 head that is made of a table, until the part comes that runs it.
+    head: Option<(usize, DeployedLinear)>,
+    /// Whether the source's tensors are hashed on their way.
+    hashes: bool,
+    done: usize,
+    total: usize,
+}
+
+impl<'a> Deployment<'a> {
+    /// Writes config.json and the source's other files into `dir`, which exists, and makes room for all tensors. What an earlier
+    /// deployment has written there stays.
+    pub(crate) fn begin(
+        prepared: &'a Prepared,
+        isa: Isa,
+        dir: &Path,
+        parts: &[Part],
+        max_shard_bytes: u64,
+    ) -> Result<Self, PipelineError> {
+        let spec = prepared.directory.spec();
+        let places = spec.tensors_by_part(parts);
+        let first = parts.first().copied().unwrap_or(Part::Whole);
+        let mut tensors: BTreeMap<Part, Vec<&TensorInfo>> = BTreeMap::new();
+        for info in prepared.directory.checkpoint().tensors() {
+            let part = places.get(info.name.as_str()).copied().unwrap_or(first);
+            tensors.entry(part).or_default().push(info);
         }
-        let mut quantize = |id: usize, scheme: &LayerScheme, writer: &mut CheckpointWriter| {
-            let linear = &spec.linears[id];
-            let done = quantize_linear(prepared, statistics, isa, linear, scheme, |name, bytes| {
-                writer.write(name, bytes).map_err(PipelineError::from)
-            })?;
-            deployed.insert(id, done);
-            events.event(Event::Quantized { done: deployed.len(), total });
+        let writer = CheckpointWriter::in_place(dir, output_specs(prepared), max_shard_bytes)?;
+        write_config(prepared, dir)?;
+        let source = prepared.directory.path();
+        // Runs of ours that lie inside the source, this one among them, are not a part of it.
+        copy_companions(source, dir, |path| path == Path::new("README.md") || is_output(source, path))?;
+        for folder in dense_folders(prepared) {
+            // Not a weight file of the transformer, and so never left out.
+            let file = Path::new(folder).join(DENSE_WEIGHTS);
+            std::fs::copy(source.join(&file), dir.join(&file))
+                .map_err(|error| PipelineError::Io { path: dir.join(&file), source: error })?;
+        }
+        let card = source.join("README.md");
+        if card.is_file() {
+            let to = dir.join(SOURCE_CARD);
+            std::fs::copy(&card, &to).map_err(|source| PipelineError::Io { path: to, source })?;
+        }
+        let (fates, total) = (Fates::of(prepared), prepared.plan.quantized().count());
+        Ok(Self {
+            prepared,
+            isa,
+            fates,
+            writer,
+            tensors,
+            dir: dir.to_owned(),
+            head: None,
+            hashes: false,
+            done: 0,
+            total,
+        })
+    }
+
+    /// Hashes the source's tensors on their way.
+    pub(crate) fn hash_sources(&mut self) {
+        self.hashes = true;
+    }
+
+    /// Takes a part for written, with so many quantised Linears. A head that is made of one of its tables is made anew, with
+    /// what it has of its own: a later part runs it, and the journal knows files of the directory itself alone.
+    pub(crate) fn is_written(&mut self, part: Part, linears: usize) -> Result<(), PipelineError> {
+        for name in self.output_names(part) {
+            self.writer.is_written(&name)?;
+        }
+        for info in self.tensors.get(&part).into_iter().flatten() {
+            if let Fate::Table(fate) = self.fates.get(&info.name)
+                && let Some(head) = fate.head_anew(self.prepared, self.isa, info, &self.dir)?
+            {
+                self.head = Some(head);
+            }
+        }
+        self.done += linears;
+        Ok(())
+    }
+
+    fn output_names(&self, part: Part) -> Vec<String> {
+        let tensors = self.tensors.get(&part).map_or(&[][..], Vec::as_slice);
+        let specs = tensors.iter().flat_map(|info| specs_of(self.prepared, self.fates.get(&info.name), info));
+        specs.map(|spec| spec.name).collect()
+    }
+
+    /// Writes the tensors of a part. The next one is read while one is worked on.
+    pub(crate) fn part(
+        &mut self,
+        part: Part,
+        statistics: &StatisticsFile,
+        events: &dyn Events,
+        cancel: &Cancel,
+    ) -> Result<DeployedPart, PipelineError> {
+        let mut deployed = DeployedPart::default();
+        let tensors = self.tensors.remove(&part).unwrap_or_default();
+        let (checkpoint, hashes) = (self.prepared.directory.checkpoint(), self.hashes);
+        let mut hasher = RangesHasher::default();
+        std::thread::scope(|scope| {
+            let (send, receive) = std::sync::mpsc::sync_channel(1);
+            let to_read = tensors.clone();
+            scope.spawn(move || {
+                for info in to_read {
+                    let read = checkpoint.read_bytes(&info.name);
+                    let read = read.map(|bytes| (hashes.then(|| bytes_digest(&bytes)), bytes));
+                    // Nobody waits for it after an error.
+                    if send.send(read).is_err() {
+                        return;
+                    }
+                }
+            });
+            for info in tensors {
+                if cancel.is_requested() {
+                    return Err(PipelineError::Cancelled);
+                }
+                let Ok(read) = receive.recv() else { return Err(PipelineError::Cancelled) };
+                let (hash, bytes) = read?;
+                deployed.sources.extend(hash.map(|hash| (info.name.clone(), hash)));
+                self.tensor(info, bytes, statistics, &mut deployed.linears, &mut hasher, events)?;
+            }
+            Ok(())
+        })?;
+        if part.has_output()
+            && let Some((id, head)) = self.head.take()
+        {
+            deployed.linears.insert(id, head);
+            self.done += 1;
+            events.event(Event::Quantized { done: self.done, total: self.total });
+        }
+        deployed.written = hasher.finish();
+        Ok(deployed)
+    }
+
+    fn tensor(
+        &mut self,
+        info: &TensorInfo,
+        bytes: Vec<u8>,
+        statistics: &StatisticsFile,
+        deployed: &mut BTreeMap<usize, DeployedLinear>,
+        hasher: &mut RangesHasher,
+        events: &dyn Events,
+    ) -> Result<(), PipelineError> {
+        let (prepared, isa, total) = (self.prepared, self.isa, self.total);
+        let spec = prepared.directory.spec();
+        let (writer, done) = (&mut self.writer, &mut self.done);
+        let mut write = |name: &str, bytes: &[u8]| {
+            writer.write(name, bytes)?;
+            hasher.add(writer.place_of(name), bytes);
             Ok::<(), PipelineError>(())
         };
-        match fates.get(&info.name) {
-            Fate::Quantized(id, scheme) => quantize(*id, scheme, &mut writer)?,
+        let mut quantize = |id: usize, scheme: &LayerScheme, values: &[f32], write: &mut Write<'_>| {
+            let linear = &spec.linears[id];
+            let weight = linear.weight_among(values);
+            deployed.insert(id, quantize_linear(prepared, statistics, isa, linear, scheme, &weight, write)?);
+            *done += 1;
+            events.event(Event::Quantized { done: *done, total });
+            Ok::<(), PipelineError>(())
+        };
+        match self.fates.get(&info.name) {
+            Fate::Quantized(id, scheme) => {
+                let values = finite(prepared, info, bytes)?;
+                quantize(*id, scheme, &values, &mut write)?;
+            }
             Fate::Split(parts) => {
+                check_finite(prepared, info, &bytes)?;
+                let values = floats(info, &bytes);
                 for (id, scheme) in parts {
                     if let Some(scheme) = scheme {
-                        quantize(*id, scheme, &mut writer)?;
+                        quantize(*id, scheme, &values, &mut write)?;
                         continue;
                     }
                     let linear = &spec.linears[*id];
                     let columns = linear.inputs * info.dtype.size();
                     let rows = linear.rows.start * columns..linear.rows.end * columns;
-                    let bytes = &finite_bytes(prepared, info)?[rows];
-                    writer.write(&format!("{}.weight", linear.tensor), bytes)?;
+                    write(&format!("{}.weight", linear.tensor), &bytes[rows])?;
                 }
             }
             Fate::SplitBias(parts) => {
-                let bytes = finite_bytes(prepared, info)?;
+                check_finite(prepared, info, &bytes)?;
                 for linear in parts.iter().map(|id| &spec.linears[*id]) {
                     let size = info.dtype.size();
                     let part = &bytes[linear.rows.start * size..linear.rows.end * size];
-                    writer.write(&format!("{}.bias", linear.tensor), part)?;
+                    write(&format!("{}.bias", linear.tensor), part)?;
                 }
             }
             Fate::Table(fate) => {
-                if let Some((id, head)) = fate.write(prepared, isa, info, dir, &mut writer)? {
-                    deployed.insert(id, head);
-                    events.event(Event::Quantized { done: deployed.len(), total });
-                }
+                let head = fate.write(prepared, isa, info, bytes, &self.dir, &mut write)?;
+                self.head = head.or(self.head.take());
             }
-            Fate::Copy(Stored::Bf16) => writer.write(&info.name, &bf16_bytes(&finite(prepared, info)?))?,
+            Fate::Copy(Stored::Bf16) => write(&info.name, &bf16_bytes(&finite(prepared, info, bytes)?))?,
             Fate::Copy(Stored::Int8) => {}
             Fate::Kept | Fate::Copy(Stored::AsItIs) => {
-                writer.write(&info.name, &finite_bytes(prepared, info)?)?;
+                check_finite(prepared, info, &bytes)?;
+                write(&info.name, &bytes)?;
             }
         }
+        Ok(())
     }
-    writer.finish()?;
-    write_config(prepared, dir)?;
-    let source = prepared.directory.path();
-    // Runs of ours that lie inside the source, this one among them, are not a part of it.
-    copy_companions(source, dir, |path| path == Path::new("README.md") || is_output(source, path))?;
-    for folder in dense_folders(prepared) {
-        // Not a weight file of the transformer, and so never left out.
-        let file = Path::new(folder).join(DENSE_WEIGHTS);
-        std::fs::copy(source.join(&file), dir.join(&file))
-            .map_err(|error| PipelineError::Io { path: dir.join(&file), source: error })?;
+
+    /// Syncs the weight files and writes their index.
+    pub(crate) fn finish(self) -> Result<(), PipelineError> {
+        Ok(self.writer.finish()?)
     }
-    let card = source.join("README.md");
-    if card.is_file() {
-        let to = dir.join(SOURCE_CARD);
-        std::fs::copy(&card, &to).map_err(|source| PipelineError::Io { path: to, source })?;
-    }
-    Ok(deployed)
 }
+
+/// Writes a tensor.
+pub(crate) type Write<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PipelineError> + 'a;
 
 /// The file of weights in the folder of a dense module.
 pub(crate) const DENSE_WEIGHTS: &str = "model.safetensors";
@@ -288,27 +422,27 @@ pub(crate) fn dense_files<'a>(
         .collect()
 }
 
+/// Quantises the weight `float`, `[outputs, inputs]`, and writes its tensors.
 fn quantize_linear(
     prepared: &Prepared,
     statistics: &StatisticsFile,
     isa: Isa,
     linear: &LinearSpec,
     scheme: &LayerScheme,
-    mut write: impl FnMut(&str, &[u8]) -> Result<(), PipelineError>,
+    float: &[f32],
+    write: &mut Write<'_>,
 ) -> Result<DeployedLinear, PipelineError> {
     let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
-    let float = linear.read_weight(prepared.directory.checkpoint())?;
     let weight = quantize_weight(
         isa,
-        &float,
+        float,
         linear.outputs,
         linear.inputs,
         scheme.scheme.weights,
         scheme.weight_observer,
     )
     .map_err(|error| failed(error.to_string()))?;
-    let distribution = WeightDistribution::of(&float, &weight);
-    drop(float);
+    let distribution = WeightDistribution::of(float, &weight);
     let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
     let input = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(params),
@@ -319,6 +453,7 @@ fn quantize_linear(
         weight: weight.values,
         outputs: linear.outputs,
         inputs: linear.inputs,
+        column_groups: None,
         input,
     };
     let mut bytes = 0;
@@ -340,45 +475,54 @@ pub(crate) fn input_quantizer(
 ) -> Result<Option<ActivationQuantizer>, PipelineError> {
     let observed =
         linear.site.and_then(|site| statistics?.sites.get(&prepared.directory.spec().sites[site].id));
-    match (linear.site, scheme.scheme.activations.mode) {
-        (None, ActivationMode::Dynamic) => Ok(None),
+    match (linear.site, scheme.scheme.is_static()) {
+        (None, false) => Ok(None),
         _ => site_quantizer(observed, scheme)
             .map(Some)
             .map_err(|error| PipelineError::Layer { path: linear.path.clone(), reason: error.to_string() }),
     }
 }
 
-pub(crate) fn finite(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<f32>, PipelineError> {
-    let values = prepared.directory.checkpoint().read_f32(&info.name)?;
-    check_finite(prepared, info, &values, 0)?;
-    Ok(values)
-}
-
-/// The bytes of a tensor, every float among them finite.
-pub(crate) fn finite_bytes(prepared: &Prepared, info: &TensorInfo) -> Result<Vec<u8>, PipelineError> {
-    let bytes = prepared.directory.checkpoint().read_bytes(&info.name)?;
-    if info.dtype.is_float() {
-        let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
-        for (i, part) in bytes.chunks(part).enumerate() {
-            let values = floats_from_bytes(info.dtype, part).unwrap_or_default();
-            check_finite(prepared, info, &values, i * ELEMENTS_AT_A_TIME)?;
-        }
-    }
-    Ok(bytes)
-}
-
-/// `first` is the index of `values[0]` in the tensor.
-fn check_finite(
+/// The values of a tensor, every one finite. Its bytes are gone when this returns.
+pub(crate) fn finite(
     prepared: &Prepared,
     info: &TensorInfo,
-    values: &[f32],
-    first: usize,
+    bytes: Vec<u8>,
+) -> Result<Vec<f32>, PipelineError> {
+    check_finite(prepared, info, &bytes)?;
+    Ok(floats(info, &bytes))
+}
+
+/// The values of a tensor of floats.
+pub(crate) fn floats(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0f32; info.elements()];
+    let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
+    values.par_chunks_mut(ELEMENTS_AT_A_TIME).zip(bytes.par_chunks(part)).for_each(|(values, bytes)| {
+        // Tensors that are quantised or rounded are of floats; a description is refused otherwise.
+        let _ = decode_floats(info.dtype, bytes, values);
+    });
+    values
+}
+
+/// Refuses a tensor of floats with one that is not finite.
+pub(crate) fn check_finite(
+    prepared: &Prepared,
+    info: &TensorInfo,
+    bytes: &[u8],
 ) -> Result<(), PipelineError> {
-    match values.iter().position(|value| !value.is_finite()) {
+    if !info.dtype.is_float() {
+        return Ok(());
+    }
+    let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
+    let bad = bytes.par_chunks(part).enumerate().find_map_first(|(i, part)| {
+        let values = floats_from_bytes(info.dtype, part).unwrap_or_default();
+        let at = values.iter().position(|value| !value.is_finite())?;
+        Some((i * ELEMENTS_AT_A_TIME + at, values[at]))
+    });
+    match bad {
         None => Ok(()),
-        Some(at) => {
-            let dir = prepared.directory.path();
-            Err(ModelError::not_finite(dir, &info.name, first + at, values[at]).into())
+        Some((at, value)) => {
+            Err(ModelError::not_finite(prepared.directory.path(), &info.name, at, value).into())
         }
     }
 }
@@ -423,15 +567,42 @@ fn unused_linears(prepared: &Prepared) -> impl Iterator<Item = String> + '_ {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
+pub(crate) mod tests {
     use super::*;
     use crate::config::{self, Config};
     use crate::events::Cancel;
     use crate::statistics::{Origin, Pass, observe};
+    use zeropoint_calibrator::Room;
     use zeropoint_formats::Checkpoint;
     use zeropoint_models::Model;
+
+    /// Everything in memory.
+    pub(crate) fn room() -> Room<'static> {
+        Room { memory: u64::MAX, dir: Path::new("") }
+    }
+
+    /// The deployed directory of a whole model.
+    pub(crate) fn deploy(
+        prepared: &Prepared,
+        statistics: &StatisticsFile,
+        isa: Isa,
+        dir: &Path,
+    ) -> BTreeMap<usize, DeployedLinear> {
+        deploy_in_shards(prepared, statistics, isa, dir, 5_000_000_000)
+    }
+
+    fn deploy_in_shards(
+        prepared: &Prepared,
+        statistics: &StatisticsFile,
+        isa: Isa,
+        dir: &Path,
+        max_shard_bytes: u64,
+    ) -> BTreeMap<usize, DeployedLinear> {
+        let mut deployment = Deployment::begin(prepared, isa, dir, &[Part::Whole], max_shard_bytes).unwrap();
+        let deployed = deployment.part(Part::Whole, statistics, &(), &Cancel::default()).unwrap();
+        deployment.finish().unwrap();
+        deployed.linears
+    }
 
     #[test]
     fn the_planned_files_are_the_written_ones_to_the_byte_in_any_number_of_shards() {
@@ -449,15 +620,13 @@ mod tests {
                 let float = Model::load(&prepared.directory).unwrap();
                 let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
                 let (origin, cancel) = (Origin::of(&prepared, weights).unwrap(), Cancel::default());
+                let pass = Pass::whole(&prepared);
                 let statistics =
-                    observe(&prepared, origin, &float, Pass::whole(&prepared), &mut |_| Ok(()), &(), &cancel)
-                        .unwrap();
-                for max_shard_bytes in [MAX_SHARD_BYTES, 20_000, 3_000, 0] {
+                    observe(&prepared, origin, &float, pass, room(), &mut |_| Ok(()), &(), &cancel).unwrap();
+                for max_shard_bytes in [5_000_000_000, 20_000, 3_000, 0] {
                     let planned = PlannedCheckpoint::new(output_specs(&prepared), max_shard_bytes);
                     let dir = tempfile::tempdir().unwrap();
-                    let shards = max_shard_bytes;
-                    deploy_in_shards(&prepared, &statistics, float.isa(), dir.path(), shards, &(), &cancel)
-                        .unwrap();
+                    deploy_in_shards(&prepared, &statistics, float.isa(), dir.path(), max_shard_bytes);
                     let size = |name: &str| std::fs::metadata(dir.path().join(name)).map_or(0, |m| m.len());
                     let written: Vec<(String, u64)> =
                         planned.files.iter().map(|(name, _)| (name.clone(), size(name))).collect();

@@ -45,8 +45,12 @@ pub(crate) fn needed(prepared: &Prepared) -> Result<u64, PipelineError> {
 pub(crate) fn statistics(prepared: &Prepared) -> u64 {
     /// Fingerprints, seed and counts in its metadata.
     const HEADER: u64 = 4 << 10;
-    let sites = prepared.directory.spec().sites.iter().map(|site| (site.id.as_str(), site.channels));
-    HEADER + StatisticsFile::planned_bytes(sites, prepared.calibration.inputs.len())
+    /// The count of the rows that are routed to an expert.
+    const ROUTED: u64 = 8;
+    let sites = &prepared.directory.spec().sites;
+    let routed = ROUTED * sites.len() as u64;
+    let sites = sites.iter().map(|site| (site.id.as_str(), site.channels));
+    HEADER + routed + StatisticsFile::planned_bytes(sites, prepared.calibration.inputs.len())
 }
 
 /// Bytes of the files that are in a directory already; 0 when there is none.

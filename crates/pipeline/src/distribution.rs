@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn clipped_weights_are_those_beyond_half_a_step() {
-        let scheme = WeightScheme { granularity: Granularity::Channel };
+        let scheme = WeightScheme::int8(Granularity::Channel);
         let mut weight = normal(4 * 5000);
         weight[17] = 2.0; // 40 standard deviations, in the first row
         for (observer, clipped) in [(WeightObserver::MinMax, false), (WeightObserver::Mse, true)] {
@@ -154,7 +154,7 @@ mod tests {
             assert_eq!(found.clipped > 0.0, clipped, "{observer}");
             assert!(found.range.widest[1] > found.range.narrowest[1], "{observer}");
         }
-        let tensor = WeightScheme { granularity: Granularity::Tensor };
+        let tensor = WeightScheme::int8(Granularity::Tensor);
         let quantized =
             quantize_weight(Isa::SCALAR, &weight, 4, 5000, tensor, WeightObserver::MinMax).unwrap();
         let found = WeightDistribution::of(&weight, &quantized).unwrap();

@@ -128,7 +128,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         let linear = &spec.linears[plan.linear];
         let (weights, activations, reason) = match &plan.decision {
             Decision::Quantize(scheme) => {
-                (Some(scheme.scheme.weights.to_string()), Some(scheme.scheme.activations.to_string()), None)
+                (Some(scheme.scheme.weights.to_string()), Some(scheme.scheme.activations_in_words()), None)
             }
             Decision::Keep { reason } => (None, None, Some(reason.clone())),
         };
@@ -142,7 +142,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         layers: layers.collect(),
         samples: prepared.calibration.inputs.len(),
         tokens: prepared.calibration.tokens(),
-        passes: 1,
+        passes: usize::from(!prepared.calibration.inputs.is_empty()),
         cached: is_likely_cached(prepared, &options.cache),
         tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.data.len())).collect(),
         latency: latency.len(),
@@ -151,7 +151,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         files: planned.files.into_iter().chain(dense).chain(own).collect(),
         disk_bytes: disk::needed(prepared)?,
         disk_free_bytes: free_disk(Path::new(&output)),
-        memory_bytes: memory::peak(prepared, &batches),
+        memory_bytes: memory::peak(prepared, options.memory, &batches),
         seconds: seconds(prepared, &evaluation, &latency)?,
         output,
         interrupted,
@@ -160,11 +160,9 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
 }
 
 /// Float operations of a forward pass over inputs of so many rows: two for each weight and row, and attention's two
-/// products. A text counts as rows of the tower for images where a model has both.
-fn operations(prepared: &Prepared, rows: impl Iterator<Item = usize>) -> f64 {
-    let spec = prepared.directory.spec();
-    let tower = &spec.towers[0];
-    let weights = spec.weights_per_row(tower);
+/// products. A text counts as rows of the tower for images where a model has both. `weights` are those of a row.
+fn operations(prepared: &Prepared, weights: usize, rows: impl Iterator<Item = usize>) -> f64 {
+    let tower = &prepared.directory.spec().towers[0];
     rows.map(|n| {
         let n = n as f64;
         2.0 * n * weights as f64 + 4.0 * n * n * (tower.hidden * tower.blocks.len()) as f64
@@ -183,12 +181,16 @@ fn seconds(
     /// The INT8 model takes about a third of the float one's time.
     const BOTH_MODELS: f64 = 1.35;
     let spec = prepared.directory.spec();
-    let calibration = operations(prepared, prepared.calibration.inputs.iter().map(|input| input.rows(spec)));
-    let evaluation: f64 = evaluation.iter().map(|task| operations(prepared, task.iter().copied())).sum();
+    let (weights, observed) =
+        (spec.weights_per_row(&spec.towers[0]), spec.weights_per_observed_row(&spec.towers[0]));
+    let samples = prepared.calibration.inputs.iter().map(|input| input.rows(spec));
+    let calibration = operations(prepared, observed, samples);
+    let evaluation: f64 =
+        evaluation.iter().map(|task| operations(prepared, weights, task.iter().copied())).sum();
     let pace = operations_per_second().map_err(ModelError::from)? * PRODUCT_SHARE;
     let combination = |&[threads, batch, tokens]: &[usize; 3]| {
         let share = threads as f64 / rayon::current_num_threads() as f64;
-        let pass = operations(prepared, std::iter::repeat_n(tokens, batch)) / (pace * share);
+        let pass = operations(prepared, weights, std::iter::repeat_n(tokens, batch)) / (pace * share);
         (1 + bench::passes(pass)) as f64 * pass * BOTH_MODELS
     };
     let latency: f64 = latency.iter().map(combination).sum();

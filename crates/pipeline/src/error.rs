@@ -97,6 +97,31 @@ pub enum PipelineError {
         /// The data files.
         origin: String,
     },
+    /// Texts in sequences for a model that takes texts as they are.
+    #[error(
+        "`calibration.sequences` is \"{sequences}\", which is for decoder language models, and {architecture} is none; \
+         \"truncated\" is for all models"
+    )]
+    Sequences {
+        /// What was asked for.
+        sequences: &'static str,
+        /// The model's architecture.
+        architecture: String,
+    },
+    /// A conversation that the model's chat template makes no text of.
+    #[error("{place}: {error}")]
+    Conversation {
+        /// `file:line`.
+        place: String,
+        /// Why.
+        error: ModelError,
+    },
+    /// Data that were other ones when they were read again.
+    #[error("{origin}: the data changed while they were read; run again when they are complete")]
+    DataChanged {
+        /// The data files.
+        origin: String,
+    },
     /// Calibration data that never reach a part of the model.
     #[error(
         "{origin}: there are no {missing} in it, and {architecture} takes {missing}; what reads them would stay unobserved"
@@ -461,6 +486,7 @@ impl PipelineError {
             | Self::Pattern(_)
             | Self::Gate { .. }
             | Self::EmptyTower { .. }
+            | Self::Sequences { .. }
             | Self::Compare(_)
             | Self::NotARun { .. }
             | Self::InputInside { .. }
@@ -485,10 +511,12 @@ impl PipelineError {
                 | ModelError::Prompt { .. }
                 | ModelError::NotFound { .. }
                 | ModelError::HubId { .. }
+                | ModelError::NoChatTemplate { .. }
                 | ModelError::Task { .. } => true,
                 ModelError::Io { source, .. } => source.kind() == ErrorKind::NotADirectory,
                 _ => false,
             },
+            Self::Conversation { error, .. } => matches!(error, ModelError::NoChatTemplate { .. }),
             Self::Data(error) | Self::Task(TaskError::Data { source: error, .. }) => does_not_fit(error),
             _ => false,
         }

@@ -3,26 +3,48 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use zeropoint_calibrator::Room;
+use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{Gate, Metric};
-use zeropoint_evaluator::tasks::{Models, Task, TaskError, run_task};
-use zeropoint_models::{Model, SourceRef};
-use zeropoint_runtime::QuantizedModel;
+use zeropoint_evaluator::tasks::{Forward, Models, Task, TaskError, run_task};
+use zeropoint_models::{FloatParts, SourceRef};
+use zeropoint_runtime::QuantizedParts;
 
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::identity::{Identity, model_weights};
+use crate::log_prob_cache::LogProbCache;
+use crate::memory::Memory;
+use crate::original::CodedOriginal;
+use crate::statistics::CacheDir;
+use crate::streamed::Streamed;
 use crate::{PipelineError, Prepared, convert};
+
+/// The original of an evaluation, and where what it gives is kept.
+#[derive(Clone, Copy)]
+pub(crate) struct Original<'a> {
+    pub(crate) model: &'a dyn Forward,
+    /// Of its weights and files; `None` where nothing is kept.
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) cache: &'a CacheDir,
+}
 
 /// Runs one task on both models.
 pub(crate) fn measure(
     prepared: &Prepared,
     task: &Task,
-    original: &Model,
-    quantized: &QuantizedModel,
+    original: Original<'_>,
+    quantized: &dyn Forward,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Vec<Metric>, PipelineError> {
+    let Original { model, fingerprint, cache } = original;
+    let coded = task.compares_next_tokens(model.spec()).then(|| {
+        let kept = fingerprint.zip(cache.path());
+        CodedOriginal::new(model, kept.map(|(model, dir)| (model, LogProbCache::at(dir))))
+    });
     let models = Models {
-        original,
-        quantized: quantized.model(),
+        original: coded.as_ref().map_or(model, |coded| coded as &dyn Forward),
+        quantized,
         inputs: &prepared.inputs,
         activation: prepared.activation,
     };
@@ -30,10 +52,24 @@ pub(crate) fn measure(
         events.event(Event::Evaluated { task: task.name.clone(), done, total });
         cancel.flow()
     };
-    run_task(task, &models, prepared.options, &mut progress).map_err(|error| match error {
+    let measured = run_task(task, &models, prepared.options, &mut progress);
+    for warning in coded.iter().flat_map(CodedOriginal::warnings) {
+        events.event(Event::Warning(warning));
+    }
+    measured.map_err(|error| match error {
         TaskError::Cancelled => PipelineError::Cancelled,
+        _ if cancel.is_requested() => PipelineError::Cancelled,
         error => error.into(),
     })
+}
+
+/// How a directory is evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EvaluateOptions {
+    /// Where the log-probabilities of decoders are looked for and kept.
+    pub cache: CacheDir,
+    /// What may be in memory.
+    pub memory: Memory,
 }
 
 /// The gates of the config against these metrics.
@@ -59,6 +95,7 @@ pub(crate) fn gates(prepared: &Prepared, metrics: &[Metric]) -> Vec<Gate> {
 pub fn evaluate(
     prepared: &Prepared,
     dir: &Path,
+    options: &EvaluateOptions,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<(Vec<Metric>, Vec<Gate>), PipelineError> {
@@ -83,14 +120,25 @@ pub fn evaluate(
     if shapes(ours) != shapes(theirs) || ours.towers != theirs.towers {
         return Err(other("its layers have other names or sizes, or its head another form".to_owned()));
     }
-    let quantized = QuantizedModel::from_directory(directory)?;
-    let original = Model::load(&prepared.directory)?;
+    let quantized = QuantizedParts::from_directory(directory, options.memory.whole())?;
+    let original = FloatParts::new(&prepared.directory, options.memory.whole())?;
+    let keeps =
+        prepared.tasks.iter().any(|task| task.compares_next_tokens(ours)) && options.cache != CacheDir::None;
+    let fingerprint = keeps.then(|| -> Result<_, PipelineError> {
+        Ok(Identity::of(prepared, Some(model_weights(prepared)?), None)?.model(None))
+    });
+    let temporary = std::env::temp_dir();
+    let room = Room { memory: options.memory.0, dir: &temporary };
+    let original = Streamed::new(&original, room, cancel)?;
+    let quantized = Streamed::new(&quantized, room, cancel)?;
+    let original =
+        Original { model: &original, fingerprint: fingerprint.transpose()?, cache: &options.cache };
     if !prepared.tasks.is_empty() {
         events.event(Event::Started(Stage::Evaluate));
     }
     let mut metrics = Vec::new();
     for task in &prepared.tasks {
-        metrics.extend(measure(prepared, task, &original, &quantized, events, cancel)?);
+        metrics.extend(measure(prepared, task, original, &quantized, events, cancel)?);
     }
     let gates = gates(prepared, &metrics);
     Ok((metrics, gates))

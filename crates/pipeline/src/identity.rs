@@ -81,13 +81,15 @@ impl Identity {
 
     /// Identifies what the model computes: its weights, and every file of JSON, of the tokenizer or of the modules beside
     /// them. Cards and licences are not in it.
-    pub(crate) fn model(&self) -> Fingerprint {
+    ///
+    /// `weights` are what was found out later, of a run that does not read them before.
+    pub(crate) fn model(&self, weights: Option<Fingerprint>) -> Fingerprint {
         let decides = |name: &str| {
             let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
             matches!(extension, Some("json" | "txt" | "model")) && !name.starts_with("LICENSE")
         };
         let mut builder = Fingerprint::builder("model");
-        if let Some(weights) = &self.weights {
+        if let Some(weights) = &self.weights.or(weights) {
             builder.field("weights", weights.to_string());
         }
         for (name, digest) in self.model_files.iter().filter(|(name, _)| decides(name)) {

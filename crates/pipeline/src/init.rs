@@ -178,10 +178,12 @@ fn calibration(prepared: &Prepared) -> String {
         "texts taken from the data; which ones, the seed decides",
     ));
     if let Some(length) = prepared.config.calibration.max_length {
-        text.push_str(&commented(
-            &format!("max_length = {length}"),
-            "tokens, the most that the model takes; longer texts are cut",
-        ));
+        let about = if prepared.directory.spec().head().output == HeadOutput::CausalLm {
+            "tokens; longer texts are several samples"
+        } else {
+            "tokens, the most that the model takes; longer texts are cut"
+        };
+        text.push_str(&commented(&format!("max_length = {length}"), about));
     }
     text.push_str(&commented(&format!("batch_size = {batch_size}"), "texts in one forward"));
     let _ = writeln!(text, "seed = {seed}");

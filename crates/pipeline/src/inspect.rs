@@ -1,10 +1,10 @@
 //! What a model directory holds, without reading a weight.
 
 use serde::Serialize;
-use zeropoint_formats::DeployedConfig;
 use zeropoint_formats::deployed::INT8_HEAD;
+use zeropoint_formats::{DeployedConfig, Dtype, TensorInfo};
 use zeropoint_models::{
-    HeadOutput, HeadSpec, ModelDirectory, Pooling, Problem, RowSelection, SentenceStep, Task,
+    HeadOutput, HeadSpec, LinearSpec, ModelDirectory, Pooling, Problem, RowSelection, SentenceStep, Task,
 };
 
 use crate::PipelineError;
@@ -55,7 +55,7 @@ pub struct Inspection {
     /// What images it takes, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<InspectedImage>,
-    /// Float and INT8 elements of all tensors.
+    /// Float and INT8 elements of all tensors, and the integers that are packed in words.
     pub parameters: u64,
     /// Bytes of the weight files.
     pub bytes: u64,
@@ -93,7 +93,7 @@ pub fn inspect(
                 path: linear.path.clone(),
                 shape: [linear.outputs, linear.inputs],
                 dtype: weight.map(|info| info.dtype.name().to_owned()).unwrap_or_default(),
-                bytes: weight.map_or(0, zeropoint_formats::TensorInfo::bytes),
+                bytes: weight.map_or(0, TensorInfo::bytes),
                 quantized: quantization
                     .as_ref()
                     .filter(|_| linear.is_torch_linear())
@@ -117,11 +117,7 @@ pub fn inspect(
         image: spec
             .image()
             .map(|(_, image)| InspectedImage { size: image.image_size, patch: image.patch_size }),
-        parameters: checkpoint
-            .tensors()
-            .filter(|info| info.dtype.is_float() || info.dtype == zeropoint_formats::Dtype::I8)
-            .map(|info| info.elements() as u64)
-            .sum(),
+        parameters: parameters(&directory),
         bytes: checkpoint.weight_bytes(),
         files: checkpoint.files().len(),
         linear_parameters: spec.linear_parameters(),
@@ -129,6 +125,16 @@ pub fn inspect(
         linears,
         unused: spec.unused.clone(),
     })
+}
+
+fn parameters(directory: &ModelDirectory) -> u64 {
+    let checkpoint = directory.checkpoint();
+    let counted = |info: &&TensorInfo| info.dtype.is_float() || info.dtype == Dtype::I8;
+    let elements: usize = checkpoint.tensors().filter(counted).map(TensorInfo::elements).sum();
+    let is_packed =
+        |linear: &&LinearSpec| checkpoint.get(&linear.weight).is_some_and(|info| info.dtype == Dtype::I32);
+    let packed: usize = directory.spec().linears.iter().filter(is_packed).map(LinearSpec::weights).sum();
+    (elements + packed) as u64
 }
 
 fn head_in_words(head: &HeadSpec) -> String {

@@ -16,13 +16,15 @@ use zeropoint_evaluator::report::{Metric, SelfCheck};
 use zeropoint_formats::staged::{FileDigest, file_digest, write_file_atomically};
 
 use crate::PipelineError;
+use crate::deploy::MODEL_DIR;
 use crate::distribution::WeightDistribution;
 use crate::identity::Identity;
+use crate::written::WrittenRanges;
 
 /// Its name in the partial directory.
 pub(crate) const JOURNAL: &str = "journal.jsonl";
 /// The version of its lines that this crate writes and reads.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// A longer file is not ours: a line for each Linear of the largest models is far below.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -43,11 +45,16 @@ impl WrittenFile {
         Ok(Self { path: path.to_owned(), bytes, blake3 })
     }
 
-    /// Every file below a directory in `dir`, in the order of their paths.
-    pub(crate) fn all_below(dir: &Path, folder: &str) -> Result<Vec<Self>, PipelineError> {
+    /// Every file below a directory in `dir` but some, in the order of their paths.
+    pub(crate) fn all_below_but(
+        dir: &Path,
+        folder: &str,
+        but: &BTreeSet<String>,
+    ) -> Result<Vec<Self>, PipelineError> {
         let mut paths = Vec::new();
         collect(dir, folder, &mut paths)
             .map_err(|source| PipelineError::Io { path: dir.join(folder), source })?;
+        paths.retain(|path| !but.contains(path));
         paths.sort();
         paths.iter().map(|path| Self::of(dir, path)).collect()
     }
@@ -101,13 +108,17 @@ pub(crate) struct Cost {
     pub(crate) peak_rss_bytes: u64,
 }
 
-/// The statistics after some batches of the observing pass.
+/// The statistics after some parts of the model, and some batches in the next one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CheckpointDone {
+    pub(crate) parts: usize,
+    pub(crate) of_parts: usize,
     pub(crate) batches: usize,
-    pub(crate) of: usize,
+    pub(crate) of_batches: usize,
     pub(crate) file: WrittenFile,
+    /// Hidden states behind the parts that are done.
+    pub(crate) states: Option<WrittenFile>,
     pub(crate) cost: Cost,
 }
 
@@ -133,12 +144,29 @@ pub(crate) struct LinearDone {
     pub(crate) distribution: Option<WeightDistribution>,
 }
 
-/// The model, written and checked against its simulation.
+/// A part of the model, written and checked against its simulation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PartDone {
+    /// Its place in the order of a forward, from 0.
+    pub(crate) index: usize,
+    pub(crate) of: usize,
+    pub(crate) linears: Vec<LinearDone>,
+    /// In the folder of the model.
+    pub(crate) written: WrittenRanges,
+    /// BLAKE3 of the source's tensors, of runs that do not read them before.
+    pub(crate) sources: BTreeMap<String, Fingerprint>,
+    /// How far the samples of the self-check have come.
+    pub(crate) probes: Option<WrittenFile>,
+    /// After the last part.
+    pub(crate) self_check: Option<SelfCheck>,
+    pub(crate) cost: Cost,
+}
+
+/// The model, complete: what is there besides the tensors of its parts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ModelDone {
-    pub(crate) linears: Vec<LinearDone>,
-    pub(crate) self_check: SelfCheck,
     pub(crate) files: Vec<WrittenFile>,
     pub(crate) cost: Cost,
 }
@@ -159,6 +187,7 @@ pub(crate) struct TaskDone {
 pub(crate) enum Entry {
     Checkpoint(CheckpointDone),
     Statistics(StatisticsDone),
+    Part(PartDone),
     Model(ModelDone),
     Task(TaskDone),
 }
@@ -168,6 +197,7 @@ pub(crate) enum Entry {
 pub(crate) struct Done {
     pub(crate) checkpoint: Option<CheckpointDone>,
     pub(crate) statistics: Option<StatisticsDone>,
+    pub(crate) parts: Vec<PartDone>,
     pub(crate) model: Option<ModelDone>,
     pub(crate) tasks: BTreeMap<usize, TaskDone>,
 }
@@ -180,14 +210,21 @@ impl Done {
             match entry {
                 // Of two checkpoints the older may be gone already.
                 Entry::Checkpoint(entry) if done.statistics.is_none() => {
-                    if written(&entry.file) {
+                    if written(&entry.file) && entry.states.iter().all(written) {
                         done.checkpoint = Some(entry);
                     }
                 }
                 Entry::Statistics(entry) if written(&entry.file) => {
                     (done.checkpoint, done.statistics) = (None, Some(entry));
                 }
-                Entry::Model(entry) if done.statistics.is_some() && entry.files.iter().all(written) => {
+                Entry::Part(entry)
+                    if done.statistics.is_some()
+                        && entry.index == done.parts.len()
+                        && entry.written.are_as_written(&dir.join(MODEL_DIR), thorough) =>
+                {
+                    done.parts.push(entry);
+                }
+                Entry::Model(entry) if done.has_all_parts() && entry.files.iter().all(written) => {
                     done.model = Some(entry);
                 }
                 Entry::Task(entry) if done.model.is_some() => {
@@ -196,33 +233,59 @@ impl Done {
                 _ => break,
             }
         }
+        // A part can follow where the samples of the check are at hand; of two files the older may be gone.
+        if done.model.is_none() {
+            let ready = |part: &PartDone| {
+                let probes = part.probes.as_ref();
+                probes.is_none_or(|file| file.is_as_written(dir, thorough))
+            };
+            while done.parts.last().is_some_and(|part| !ready(part)) {
+                done.parts.pop();
+            }
+        }
         done
+    }
+
+    fn has_all_parts(&self) -> bool {
+        self.parts.last().is_some_and(|part| part.index + 1 == part.of)
     }
 
     fn entries(&self) -> Vec<Entry> {
         let checkpoint = self.checkpoint.clone().map(Entry::Checkpoint);
         let statistics = self.statistics.clone().map(Entry::Statistics);
+        let parts = self.parts.iter().cloned().map(Entry::Part);
         let model = self.model.clone().map(Entry::Model);
         let tasks = self.tasks.values().cloned().map(Entry::Task);
-        checkpoint.into_iter().chain(statistics).chain(model).chain(tasks).collect()
+        checkpoint.into_iter().chain(statistics).chain(parts).chain(model).chain(tasks).collect()
     }
 
     /// Whether a file of the partial directory belongs to what is done.
     pub(crate) fn holds(&self, path: &Path) -> bool {
-        let own = self.checkpoint.iter().map(|done| &done.file);
+        let own = self.checkpoint.iter().flat_map(|done| [Some(&done.file), done.states.as_ref()]).flatten();
         let files = own
             .chain(self.statistics.iter().map(|done| &done.file))
+            .chain(self.parts.last().and_then(|done| done.probes.as_ref()))
             .chain(self.model.iter().flat_map(|done| &done.files));
         let paths: BTreeSet<&Path> = files.map(|file| Path::new(&file.path)).collect();
-        path == Path::new(JOURNAL) || paths.contains(path)
+        let weights = self.parts.iter().flat_map(|done| done.written.files());
+        let weights: BTreeSet<PathBuf> = weights.map(|file| Path::new(MODEL_DIR).join(file)).collect();
+        path == Path::new(JOURNAL) || paths.contains(path) || weights.contains(path)
     }
 
     /// What comes next, of a run with so many tasks that measures latency or does not.
     pub(crate) fn next(&self, tasks: usize, latency: bool) -> String {
         match (&self.checkpoint, &self.statistics, &self.model) {
-            (Some(at), None, _) => format!("calibration, batch {} of {}", at.batches + 1, at.of),
+            (Some(at), None, _) if at.of_parts > 1 => {
+                format!("calibration, part {} of {} of the model", at.parts + 1, at.of_parts)
+            }
+            (Some(at), None, _) => format!("calibration, batch {} of {}", at.batches + 1, at.of_batches),
             (None, None, _) => "calibration".to_owned(),
-            (_, Some(_), None) => "quantisation".to_owned(),
+            (_, Some(_), None) => match self.parts.last() {
+                Some(part) if part.index + 1 < part.of => {
+                    format!("quantisation, part {} of {} of the model", part.index + 2, part.of)
+                }
+                _ => "quantisation".to_owned(),
+            },
             _ => match (0..tasks).find(|index| !self.tasks.contains_key(index)) {
                 Some(index) => format!("evaluation, task {} of {tasks}", index + 1),
                 None if latency => "latency".to_owned(),

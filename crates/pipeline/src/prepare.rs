@@ -1,25 +1,21 @@
 //! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use zeropoint_calibrator::dataset::{self, DatasetError, Fields, Format, Problem, Record, Sample};
+use zeropoint_calibrator::dataset::{self, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
-use zeropoint_core::ActivationMode;
-use zeropoint_evaluator::tasks::{self, ImageTask, Options, RankingPrompts, Task, TaskData, TaskError};
+use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
 use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
 use zeropoint_quantizer::Plan;
 
 use crate::PipelineError;
 use crate::config::{self, Config};
-use crate::modality::{check_towers, fit_samples};
+use crate::modality::fit_samples;
+use crate::samples::{
+    CalibrationSamples, Conversations, calibration_samples, longest, prompts, read_source, sequences,
+    split_pairs,
+};
 use crate::sources::{LocalModel, Sources};
 use crate::{blame, convert};
-
-/// Calibration text for configs that name none: the repository's own.
-const BUILT_IN_TEXT: &str = include_str!("../../../calibration-data/general-en.jsonl");
-const BUILT_IN_NAME: &str = "built-in calibration text";
 
 /// A run that is ready to start.
 pub struct Prepared {
@@ -77,32 +73,32 @@ impl Prepared {
                 model.bytes_missing
             ));
         }
-        let (texts, origin) = calibration_texts(&config, &directory, sources)?;
-        if texts.is_empty() {
+        let settings = &config.calibration;
+        let makes = Inputs::of(&directory, Some(longest(&config, &directory)))
+            .map_err(|error| blame::model(error.into(), &config))?;
+        // Of the calibration data no more is held than is used.
+        let tasks = config.evaluation.tasks.iter().filter(|task| task.data.is_none());
+        let first = tasks.filter_map(config::Task::most_samples).max().unwrap_or(0);
+        let CalibrationSamples { drawn, available, first, origin } =
+            calibration_samples(&config, &directory, &makes, first, sources)?;
+        if available == 0 {
             return Err(PipelineError::NoSamples { origin }.named_by(
                 &config,
                 &["calibration.data"],
                 "no text",
             ));
         }
-        check_towers(&texts, directory.spec(), &origin).map_err(|error| {
-            error.named_by(&config, &["calibration.data"], "not all that the model takes")
-        })?;
-        if texts.len() < config.calibration.samples {
+        if available < settings.samples {
             warnings.push(format!(
-                "{origin} holds {} samples, {} were asked for; all of them are used",
-                texts.len(),
-                config.calibration.samples
+                "{origin} holds {available} samples, {} were asked for; all of them are used",
+                settings.samples
             ));
         }
-        let settings = &config.calibration;
-        let calibration = CalibrationSet::new(
-            &texts,
-            &Inputs::of(&directory, settings.max_length)
-                .map_err(|error| blame::model(error.into(), &config))?,
-            settings.samples,
+        let calibration = CalibrationSet::of_chosen(
+            &drawn.iter().collect::<Vec<_>>(),
+            available,
+            &makes,
             settings.batch_size,
-            settings.seed,
         )?;
         let inputs = Inputs::of(&directory, None)?;
         let tasks = config
@@ -111,7 +107,7 @@ impl Prepared {
             .iter()
             .enumerate()
             .map(|(index, task)| {
-                read_task(task, &texts, &directory, sources)
+                read_task(task, &first, &directory, sources)
                     .and_then(|task| Ok(task.check(directory.spec(), &inputs).map(|()| task)?))
                     .map_err(|error| blame::task(error, &config, index))
             })
@@ -147,7 +143,7 @@ impl Prepared {
             layer.scheme,
             layer.weight_observer
         );
-        if layer.scheme.activations.mode == ActivationMode::Static {
+        if layer.scheme.is_static() {
             name = name + ", activation range " + &layer.range_observer.to_string();
         }
         if quantization.embeddings != config::Embeddings::Keep {
@@ -189,14 +185,15 @@ fn effective(mut config: Config, directory: &ModelDirectory, plan: &Plan) -> Con
         HeadOutput::CausalLm => config::ModelTask::CausalLm,
         HeadOutput::QuestionAnswering => config::ModelTask::QuestionAnswering,
     };
-    let longest = spec.text().map_or(0, |_| directory.max_tokens());
-    let length = config.calibration.max_length.map_or(longest, |asked| asked.min(longest));
+    let most = spec.text().map_or(0, |_| directory.max_tokens());
+    let length = spec.text().map_or(0, |_| longest(&config, directory));
+    config.calibration.sequences = Some(sequences(&config, directory));
     if config::Calibration::MAX_LENGTH.contains(&length) {
         config.calibration.max_length = Some(length);
     }
     for task in &mut config.evaluation.tasks {
         task.limit = task.most_samples();
-        task.settle_windows(longest);
+        task.settle_windows(most);
     }
     config.quantization.ignore.get_or_insert_with(|| {
         let ignored = plan.linears.iter().filter(|plan| {
@@ -205,47 +202,6 @@ fn effective(mut config: Config, directory: &ModelDirectory, plan: &Plan) -> Con
         ignored.map(|plan| config::Pattern(plan.path.clone())).collect()
     });
     config
-}
-
-/// The texts to calibrate on, and their name. A pair is one sample to a classifier and two texts to an encoder.
-fn calibration_texts(
-    config: &Config,
-    directory: &ModelDirectory,
-    sources: &Sources<'_>,
-) -> Result<(Vec<Sample>, String), PipelineError> {
-    let data = &config.calibration.data;
-    let (samples, origin) = if data.is_empty() {
-        // A text, for models that take nothing else.
-        check_towers(&[Sample::default()], directory.spec(), BUILT_IN_NAME)
-            .map_err(|error| error.named_by(config, &["model.source"], "takes images"))?;
-        let name = BUILT_IN_NAME.into();
-        let samples = dataset::parse(BUILT_IN_TEXT.as_bytes(), &name, Format::Jsonl, &Fields::default())?;
-        (prompted(samples, None, directory)?, BUILT_IN_NAME.to_owned())
-    } else {
-        let mut samples = Vec::new();
-        for (index, source) in data.iter().enumerate() {
-            let at = format!("calibration.data.{index}");
-            let read = read_source(source, directory, sources)
-                .and_then(|samples| fit_samples(samples, directory.spec()))
-                .map_err(|error| blame::data(error, config, &at))?;
-            samples.extend(read);
-        }
-        let names: Vec<&str> = data.iter().map(|source| source.path.as_str()).collect();
-        (samples, names.join(", "))
-    };
-    let pairs_together = !directory.spec().head().is_embedding();
-    Ok((if pairs_together { samples } else { split_pairs(samples) }, origin))
-}
-
-fn split_pairs(samples: Vec<Sample>) -> Vec<Sample> {
-    let mut texts = Vec::with_capacity(samples.len());
-    for mut sample in samples {
-        let prompt_a = sample.prompt_b.take();
-        let second = sample.text_b.take().map(|text_a| Sample { text_a, prompt_a, ..sample.clone() });
-        texts.push(sample);
-        texts.extend(second);
-    }
-    texts
 }
 
 /// Fetches the data files of the hub and puts their commits into the config.
@@ -275,58 +231,6 @@ fn pin_data(config: &mut Config, sources: &Sources<'_>) -> Result<(), PipelineEr
     Ok(())
 }
 
-/// Reads a data file. What the config gives no place to is not there, whatever the file's other columns hold.
-fn read_source(
-    source: &config::DataSource,
-    directory: &ModelDirectory,
-    sources: &Sources<'_>,
-) -> Result<Vec<Sample>, PipelineError> {
-    let is_folder = source.format == config::DataFormat::Images;
-    if let Some(Err(error)) = is_folder.then(|| Path::new(&source.path).read_dir()) {
-        let file = source.path.as_str().into();
-        return Err(DatasetError { file, line: 0, problem: Problem::Io(error) }.into());
-    }
-    let file = sources.data(&source.path)?;
-    let mut samples = dataset::read(&file.path, &convert::read_options(source))?;
-    for sample in samples.iter_mut().filter(|_| !is_folder) {
-        if source.image.is_none() {
-            sample.image = None;
-        }
-        if source.text_b.is_none() {
-            sample.text_b = None;
-        }
-        if source.score.is_none() {
-            sample.score = None;
-        }
-        if source.label.is_none() {
-            (sample.label, sample.labels) = (None, None);
-        }
-    }
-    prompted(samples, Some(source), directory)
-}
-
-/// The texts of the prompts that a data source asks for, before the first and before the second text.
-fn prompts(
-    source: Option<&config::DataSource>,
-    directory: &ModelDirectory,
-) -> Result<[Option<Arc<str>>; 2], PipelineError> {
-    let [first, second] = convert::prompts(source);
-    Ok([directory.prompt(&first)?.map(Into::into), directory.prompt(&second)?.map(Into::into)])
-}
-
-fn prompted(
-    mut samples: Vec<Sample>,
-    source: Option<&config::DataSource>,
-    directory: &ModelDirectory,
-) -> Result<Vec<Sample>, PipelineError> {
-    let [first, second] = prompts(source, directory)?;
-    for sample in &mut samples {
-        sample.prompt_a.clone_from(&first);
-        sample.prompt_b.clone_from(&second);
-    }
-    Ok(samples)
-}
-
 fn read_task(
     task: &config::Task,
     calibration: &[Sample],
@@ -336,13 +240,21 @@ fn read_task(
     // Whether the model can do this at all is said before what is wrong with the data.
     let spec = directory.spec();
     let images = image_task(task, spec);
-    let data =
-        images.clone().map_or_else(|| no_data(task.kind), |images| TaskData::Images(images, Vec::new()));
+    let data = images.clone().map_or_else(|| no_data(task), |images| TaskData::Images(images, Vec::new()));
     Task { name: task.name.clone(), data }.metrics(spec)?;
     let limit = task.most_samples().unwrap_or(usize::MAX);
-    let samples = || match &task.data {
-        Some(source) => read_source(source, directory, sources),
-        None => Ok(calibration.to_vec()),
+    let samples = || -> Result<Vec<Sample>, PipelineError> {
+        match &task.data {
+            Some(source) => {
+                let (conversations, mut samples) = (Conversations::of(directory), Vec::new());
+                read_source(source, directory, &conversations, sources, &mut |sample| {
+                    samples.push(sample);
+                    Ok(())
+                })?;
+                Ok(samples)
+            }
+            None => Ok(calibration.to_vec()),
+        }
     };
     if let Some(images) = images {
         let mut samples = samples()?;
@@ -366,12 +278,16 @@ fn read_task(
     let data = match task.kind {
         config::TaskKind::Sts => TaskData::Sts(texts(false)?),
         config::TaskKind::Classification => TaskData::Classification(texts(false)?),
+        config::TaskKind::Fidelity if task.has_windows() => {
+            TaskData::WindowFidelity(windows(task, directory, sources)?)
+        }
         config::TaskKind::Fidelity => TaskData::Fidelity(texts(spec.head().is_embedding())?),
-        config::TaskKind::ZeroShot => no_data(task.kind),
+        config::TaskKind::ZeroShot => no_data(task),
         config::TaskKind::MaskedLm => TaskData::MaskedLm(texts(true)?),
         config::TaskKind::Perplexity => TaskData::Perplexity(windows(task, directory, sources)?),
         config::TaskKind::TokenClassification => TaskData::TokenClassification(rows(task, limit, sources)?),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(rows(task, limit, sources)?),
+        config::TaskKind::MultipleChoice => TaskData::MultipleChoice(rows(task, limit, sources)?),
         config::TaskKind::Reranking => {
             let [query, document] = prompts(task.data.as_ref(), directory)?;
             TaskData::Reranking(rows(task, limit, sources)?, RankingPrompts { query, document })
@@ -380,16 +296,18 @@ fn read_task(
     Ok(Task { name: task.name.clone(), data })
 }
 
-fn no_data(kind: config::TaskKind) -> TaskData {
-    match kind {
+fn no_data(task: &config::Task) -> TaskData {
+    match task.kind {
         config::TaskKind::Sts => TaskData::Sts(Vec::new()),
         config::TaskKind::Classification => TaskData::Classification(Vec::new()),
+        config::TaskKind::Fidelity if task.has_windows() => TaskData::WindowFidelity(Windows::default()),
         config::TaskKind::Fidelity => TaskData::Fidelity(Vec::new()),
         config::TaskKind::MaskedLm => TaskData::MaskedLm(Vec::new()),
         config::TaskKind::TokenClassification => TaskData::TokenClassification(Vec::new()),
         config::TaskKind::QuestionAnswering => TaskData::QuestionAnswering(Vec::new()),
         config::TaskKind::Reranking => TaskData::Reranking(Vec::new(), RankingPrompts::default()),
-        config::TaskKind::Perplexity => TaskData::Perplexity(Vec::new()),
+        config::TaskKind::MultipleChoice => TaskData::MultipleChoice(Vec::new()),
+        config::TaskKind::Perplexity => TaskData::Perplexity(Windows::default()),
         config::TaskKind::ZeroShot => TaskData::Images(zero_shot(None, None), Vec::new()),
     }
 }
@@ -399,7 +317,9 @@ fn image_task(task: &config::Task, spec: &ModelSpec) -> Option<ImageTask> {
     match task.kind {
         config::TaskKind::ZeroShot => Some(zero_shot(task.labels.clone(), task.templates.clone())),
         config::TaskKind::Classification if spec.image().is_some() => Some(ImageTask::Classification),
-        config::TaskKind::Fidelity if spec.image().is_some() => Some(ImageTask::Fidelity),
+        config::TaskKind::Fidelity if spec.image().is_some() && !task.has_windows() => {
+            Some(ImageTask::Fidelity)
+        }
         _ => None,
     }
 }
@@ -408,12 +328,12 @@ fn zero_shot(labels: Option<Vec<String>>, templates: Option<Vec<String>>) -> Ima
     ImageTask::ZeroShot { labels: labels.unwrap_or_default(), templates: templates.unwrap_or_default() }
 }
 
-/// The windows of a perplexity task's text; the config has made sure that there is a file.
+/// The windows of a task's text; the config has made sure that there is a file.
 fn windows(
     task: &config::Task,
     directory: &ModelDirectory,
     sources: &Sources<'_>,
-) -> Result<Vec<Vec<u32>>, PipelineError> {
+) -> Result<Windows, PipelineError> {
     let (mut settled, most) = (task.clone(), directory.max_tokens());
     settled.settle_windows(most);
     let window = settled.window.unwrap_or(most);
@@ -422,13 +342,23 @@ fn windows(
     }
     let path = task.data.as_ref().map_or("", |source| source.path.as_str());
     let file = sources.data(path)?.path;
-    let ids = directory.tokenizer(None)?.token_ids(&dataset::read_document(&file)?)?;
+    let tokenizer = directory.tokenizer(None)?;
+    let ids = tokenizer.token_ids(&dataset::read_document(&file)?)?;
+    let origin = || file.display().to_string();
     if ids.len() < 2 {
-        let origin = file.display().to_string();
-        return Err(TaskError::ShortText { task: task.name.clone(), origin }.into());
+        return Err(TaskError::ShortText { task: task.name.clone(), origin: origin() }.into());
     }
-    let stride = settled.stride.unwrap_or(window);
-    Ok(tasks::windows(&ids, window, stride, task.windows.unwrap_or(usize::MAX)))
+    let windows = task.windows.unwrap_or(usize::MAX);
+    if settled.counting == Some(config::Counting::LlamaCpp) {
+        let (before, _) = tokenizer.specials_around()?;
+        let tokens = before.len() + ids.len();
+        if tokens < 2 * window {
+            let task = task.name.clone();
+            return Err(TaskError::FewWindows { task, origin: origin(), tokens, window }.into());
+        }
+        return Ok(Windows::llama_cpp(&before, &ids, window, windows));
+    }
+    Ok(Windows::new(&ids, window, settled.stride.unwrap_or(window), windows))
 }
 
 /// Rows with lists; the config has made sure that there is a file.

@@ -18,6 +18,7 @@ use zeropoint_quantizer::{Decision, EmbeddingPrecision, LayerScheme};
 
 use crate::deploy::dense_files;
 use crate::distribution::activation_bins;
+use crate::experts::{expert_rows, unused_warning};
 use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
 use crate::tables::own_bytes;
@@ -43,7 +44,7 @@ pub(crate) struct Findings<'a> {
     pub(crate) observed: bool,
     pub(crate) layers: &'a BTreeMap<usize, LayerFacts>,
     pub(crate) output: &'a Checkpoint,
-    pub(crate) self_check: SelfCheck,
+    pub(crate) self_check: Option<SelfCheck>,
     pub(crate) metrics: Vec<Metric>,
     pub(crate) gates: Vec<Gate>,
     pub(crate) latency: Option<Latency>,
@@ -59,6 +60,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
     let dense = dense_files(prepared, output.dir())?;
     let source_dense = dense_files(prepared, prepared.directory.path())?;
+    let experts = expert_rows(spec, statistics);
     Ok(Report {
         schema: SCHEMA,
         zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -89,8 +91,9 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         latency,
         layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
         not_quantized: not_quantized(prepared, output, &dense),
-        self_check: Some(self_check),
-        warnings: prepared.warnings.clone(),
+        self_check,
+        warnings: prepared.warnings.iter().cloned().chain(unused_warning(&experts)).collect(),
+        experts,
         timing: Timing { processor: processor(), ..timing },
     })
 }
@@ -158,7 +161,7 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
     Layer {
         path: linear.path.clone(),
         weights: scheme.scheme.weights.to_string(),
-        activations: scheme.scheme.activations.to_string(),
+        activations: scheme.scheme.activations_in_words(),
         weight_sqnr_db: capped_sqnr_db(done.weight_sqnr_db.0),
         activation_sqnr_db: done.input_sqnr_db.map(|Exact(value)| capped_sqnr_db(value)),
         output_sqnr_db: done.output_sqnr_db.map(|Exact(value)| capped_sqnr_db(value)),
@@ -350,7 +353,8 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::deploy::{DeployedLinear, deploy};
+    use crate::deploy::DeployedLinear;
+    use crate::deploy::tests::{deploy, room};
     use crate::dry_run::dry_run;
     use crate::events::Cancel;
     use crate::run::RunOptions;
@@ -373,9 +377,10 @@ mod tests {
         let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
         let (origin, cancel) = (Origin::of(prepared, weights).unwrap(), Cancel::default());
         let pass = Pass::whole(prepared);
-        let statistics = observe(prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
+        let statistics =
+            observe(prepared, origin, &float, pass, room(), &mut |_| Ok(()), &(), &cancel).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let deployed = deploy(prepared, &statistics, float.isa(), dir.path(), &(), &cancel).unwrap();
+        let deployed = deploy(prepared, &statistics, float.isa(), dir.path());
         (dir, deployed, statistics)
     }
 
@@ -426,7 +431,7 @@ mod tests {
             observed: true,
             layers: &BTreeMap::new(),
             output: &output,
-            self_check: SelfCheck { samples: 0, cosine_min: 1.0 },
+            self_check: Some(SelfCheck { samples: 0, cosine_min: 1.0 }),
             metrics: Vec::new(),
             gates: Vec::new(),
             latency: None,
@@ -440,7 +445,7 @@ mod tests {
         let (before, after) = (bytes(prepared.directory.path()), bytes(dir.path()));
         assert_eq!((report.size.original_bytes, report.size.quantized_bytes), (before, after));
 
-        let options = RunOptions { force: false, restart: false, cache: CacheDir::None };
+        let options = RunOptions { cache: CacheDir::None, ..RunOptions::default() };
         let plan = dry_run(&prepared, &options).unwrap();
         assert_eq!((plan.original_bytes, plan.quantized_bytes), (before, after));
         assert_eq!(plan.files.iter().map(|(_, bytes)| bytes).sum::<u64>(), after);

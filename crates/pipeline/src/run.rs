@@ -10,6 +10,7 @@ use crate::disk;
 use crate::events::{Cancel, Event, Events};
 use crate::header::expect_file;
 use crate::journal::JOURNAL;
+use crate::memory::Memory;
 use crate::stages::{Progress, Work};
 use crate::statistics::CacheDir;
 use crate::{PipelineError, Prepared};
@@ -18,14 +19,16 @@ use crate::{PipelineError, Prepared};
 pub(crate) const MARKER: &str = ".zeropoint";
 
 /// How a run treats what is there already.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunOptions {
     /// Replace an output directory that an earlier run wrote.
     pub force: bool,
     /// Begin anew instead of going on with what an interrupted run has left.
     pub restart: bool,
-    /// Where statistics are kept between runs.
+    /// Where statistics and the original's log-probabilities are kept between runs.
     pub cache: CacheDir,
+    /// What may be in memory.
+    pub memory: Memory,
 }
 
 /// What a run made.

@@ -31,6 +31,9 @@ pub struct ShownSite {
     pub channels: usize,
     /// Rows observed: tokens, or samples behind a pooling.
     pub rows: u64,
+    /// Of them those that the router sent here, at an expert, to which all are shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routed_rows: Option<u64>,
     /// The smallest and the largest value, exactly; `None` where nothing was observed, as in an empty shard.
     pub range: Option<[f64; 2]>,
     /// Channels whose largest magnitude is more than six times the median channel's, largest first.
@@ -52,6 +55,7 @@ fn shown(site: &str, statistics: &ActivationStatistics) -> ShownSite {
         site: site.to_owned(),
         channels: statistics.channels(),
         rows: statistics.rows(),
+        routed_rows: statistics.counts_routed().then(|| statistics.routed_rows()),
         range: (!statistics.is_empty()).then_some(range),
         outlier_channels: outliers(statistics),
     }

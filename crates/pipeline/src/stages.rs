@@ -1,34 +1,38 @@
 //! The stages of a run in their order, each left out when the journal has it.
 
-use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use zeropoint_calibrator::{Begun, Observed};
+use zeropoint_calibrator::{Begun, Observed, Room};
 use zeropoint_core::Fingerprint;
-use zeropoint_evaluator::report::{Latency, Metric, Report, Timing};
+use zeropoint_evaluator::report::{Latency, Metric, Report, SelfCheck, Timing};
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_formats::{Checkpoint, write_file_atomically};
-use zeropoint_models::Model;
+use zeropoint_kernels::Isa;
+use zeropoint_models::{FloatParts, Model, ModelParts, Part};
 use zeropoint_observer::{StatisticsFile, sqnr_db};
-use zeropoint_runtime::QuantizedModel;
+use zeropoint_runtime::{QuantizedModel, QuantizedParts};
 
-use crate::check::{layer_errors, self_check, simulate};
-use crate::deploy::{MODEL_DIR, deploy, input_quantizer};
-use crate::evaluate::{gates, measure};
+use crate::check::{LayerErrors, PartCheck, unrun_linears};
+use crate::deploy::{Deployment, MODEL_DIR, input_quantizer};
+use crate::evaluate::{Original, gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
+use crate::experts::{expert_rows, unused_warning};
 use crate::identity::{Identity, model_weights};
 use crate::journal::{
-    CheckpointDone, Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, StatisticsDone, TaskDone,
-    WrittenFile,
+    CheckpointDone, Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, PartDone, StatisticsDone,
+    TaskDone, WrittenFile,
 };
 use crate::report::{Findings, LayerFacts, build, card, details};
 use crate::run::RunOptions;
 use crate::statistics::{Origin, Pass, cached, keep, observe};
+use crate::streamed::Streamed;
 use crate::system::peak_memory;
 use crate::{PipelineError, Prepared, bench, convert};
 
+/// What the names of files begin with that hold how far the samples of the self-check are.
+const PROBES: &str = "self-check-";
 const STATISTICS: &str = "statistics.safetensors";
 
 /// A run at work in its partial directory.
@@ -46,32 +50,10 @@ pub(crate) struct Work<'a> {
 struct MadeModel {
     /// By the index of the Linear in the description.
     layers: BTreeMap<usize, LayerFacts>,
-    done: ModelDone,
-    /// As it runs; `None` when it was made by an interrupted run and nothing has needed it yet.
-    written: Option<QuantizedModel>,
-}
-
-/// The float model, loaded when a stage first needs it.
-struct Float<'a> {
-    work: &'a Work<'a>,
-    loaded: OnceCell<(Model, f64)>,
-}
-
-impl Float<'_> {
-    fn get(&self) -> Result<&Model, PipelineError> {
-        if self.loaded.get().is_none() {
-            let clock = Instant::now();
-            let model = Model::load(&self.work.prepared.directory)?;
-            let seconds = clock.elapsed().as_secs_f64();
-            tracing::info!(seconds, "float model loaded");
-            let _ = self.loaded.set((model, seconds));
-        }
-        Ok(&self.loaded.get().expect("it was set above").0)
-    }
-
-    fn seconds(&self) -> f64 {
-        self.loaded.get().map_or(0.0, |(_, seconds)| *seconds)
-    }
+    self_check: Option<SelfCheck>,
+    cost: Cost,
+    /// As it runs.
+    written: QuantizedParts,
 }
 
 /// Whether a partial directory holds something to go on with.
@@ -91,9 +73,11 @@ impl Work<'_> {
         let (prepared, events) = (self.prepared, self.events);
         let clock = Instant::now();
         events.event(Event::Started(Stage::Load));
-        let weights = model_weights(prepared)?;
-        let origin = Origin::of(prepared, weights)?;
-        let identity = Identity::of(prepared, Some(weights), self.statistics)?;
+        // Without statistics nothing asks for the weights before they are quantised: they are read once.
+        let calibrates = self.statistics.is_some() || !prepared.calibration.inputs.is_empty();
+        let weights = calibrates.then(|| model_weights(prepared)).transpose()?;
+        let origin = weights.map(|weights| Origin::of(prepared, weights)).transpose()?;
+        let identity = Identity::of(prepared, weights, self.statistics)?;
         let fingerprinted = clock.elapsed().as_secs_f64();
         let (mut journal, mut done) = Journal::open(&self.dir, &identity)?;
         if journal.has_entries {
@@ -101,10 +85,10 @@ impl Work<'_> {
             let (partial, next) = (self.dir.clone(), done.next(self.task_count(), latency));
             events.event(Event::Resumed { partial, next });
         }
-        let float = Float { work: self, loaded: OnceCell::new() };
+        let float = FloatParts::new(&prepared.directory, self.options.memory.whole())?;
         let report = staged.retain(|path| done.holds(path)).map_err(PipelineError::from).and_then(|()| {
             self.write("config.toml", prepared.config.to_toml())?;
-            self.stages(&float, identity.model(), origin, &mut journal, &mut done, fingerprinted)
+            self.stages(&float, &identity, origin, &mut journal, &mut done, fingerprinted)
         });
         *progress = if journal.has_entries { Progress::Something } else { Progress::Nothing };
         report
@@ -112,27 +96,40 @@ impl Work<'_> {
 
     fn stages(
         &self,
-        float: &Float<'_>,
-        model: Fingerprint,
-        origin: Origin,
+        float: &FloatParts<'_>,
+        identity: &Identity,
+        origin: Option<Origin>,
         journal: &mut Journal,
         done: &mut Done,
         fingerprinted: f64,
     ) -> Result<Report, PipelineError> {
         let prepared = self.prepared;
+        let clock = Instant::now();
+        if !float.is_split() && done.model.is_none() {
+            // So that its time counts as loading.
+            float.load(Part::Whole)?;
+        }
+        let loaded = clock.elapsed().as_secs_f64();
         let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
-        let MadeModel { layers, done: model_done, mut written } =
-            self.model(float, &statistics, journal, done)?;
-        let tasks = self.evaluation(float, &mut written, journal, done)?;
-        let latency = self.latency(float, written)?;
+        let unused = unused_warning(&expert_rows(prepared.directory.spec(), &statistics));
+        unused.into_iter().for_each(|warning| self.events.event(Event::Warning(warning)));
+        let (made, sources) = self.model(float, &statistics, journal, done)?;
+        let MadeModel { layers, self_check, cost: model_cost, written } = made;
+        let weights = match origin {
+            Some(_) => None,
+            None => Some(self.prepared.directory.checkpoint().fingerprint_of(&sources)?),
+        };
+        let model = identity.model(weights);
+        let tasks = self.evaluation(float, model, &written, journal, done)?;
+        let latency = self.latency()?;
 
         self.events.event(Event::Started(Stage::Publish));
         let costs =
-            || [statistics_done.cost, model_done.cost].into_iter().chain(tasks.iter().map(|task| task.cost));
+            || [statistics_done.cost, model_cost].into_iter().chain(tasks.iter().map(|task| task.cost));
         let timing = Timing {
-            load_s: fingerprinted + float.seconds(),
+            load_s: fingerprinted + loaded,
             calibrate_s: statistics_done.cost.seconds,
-            quantize_s: model_done.cost.seconds,
+            quantize_s: model_cost.seconds,
             evaluate_s: tasks.iter().map(|task| task.cost.seconds).sum(),
             peak_rss_bytes: costs().map(|cost| cost.peak_rss_bytes).fold(peak_memory(), u64::max),
             threads: u32::try_from(rayon::current_num_threads()).ok(),
@@ -148,7 +145,7 @@ impl Work<'_> {
                 observed: statistics_done.observed,
                 layers: &layers,
                 output: &output,
-                self_check: model_done.self_check,
+                self_check,
                 gates: if self.statistics.is_some() { Vec::new() } else { gates(prepared, &metrics) },
                 metrics,
                 latency,
@@ -168,8 +165,8 @@ impl Work<'_> {
     /// The statistics: from the journal, the file that was given, the cache, or the observing pass.
     fn statistics(
         &self,
-        float: &Float<'_>,
-        origin: Origin,
+        float: &FloatParts<'_>,
+        origin: Option<Origin>,
         journal: &mut Journal,
         done: &mut Done,
     ) -> Result<(StatisticsFile, StatisticsDone), PipelineError> {
@@ -178,8 +175,12 @@ impl Work<'_> {
         if let Some(done) = done.statistics.take() {
             return Ok((StatisticsFile::load(&path)?, done));
         }
-        let float = float.get()?;
         let clock = Instant::now();
+        let Some(origin) = origin else {
+            let file = StatisticsFile { header: BTreeMap::new(), sites: BTreeMap::new() };
+            let done = self.statistics_done(&file, false, cost(clock, Cost::default()), journal)?;
+            return Ok((file, done));
+        };
         let given = self.statistics.map(|path| given_statistics(path, origin)).transpose()?;
         let at_hand = given.or_else(|| cached(self.prepared, origin, cache, self.events));
         let (file, observed, before) = if let Some(file) = at_hand {
@@ -189,140 +190,264 @@ impl Work<'_> {
             let before = checkpoint.as_ref().map_or(Cost::default(), |done| done.cost);
             (self.observe(float, origin, checkpoint, journal)?, true, before)
         };
-        file.save(&path)?;
-        let written = WrittenFile::of(&self.dir, STATISTICS)?;
-        let statistics = StatisticsDone { observed, file: written, cost: cost(clock, before) };
-        journal.append(&Entry::Statistics(statistics.clone()))?;
+        let statistics = self.statistics_done(&file, observed, cost(clock, before), journal)?;
         // Not earlier: a run that dies in between would find its own statistics there and take them for another's.
         if observed {
             keep(&file, origin, cache, self.events);
         }
-        self.remove_checkpoints(None)?;
+        self.remove_but("calibration-", &[])?;
         tracing::info!(seconds = statistics.cost.seconds, observed, "statistics ready");
         Ok((file, statistics))
+    }
+
+    fn statistics_done(
+        &self,
+        file: &StatisticsFile,
+        observed: bool,
+        cost: Cost,
+        journal: &mut Journal,
+    ) -> Result<StatisticsDone, PipelineError> {
+        file.save(self.dir.join(STATISTICS))?;
+        let written = WrittenFile::of(&self.dir, STATISTICS)?;
+        let statistics = StatisticsDone { observed, file: written, cost };
+        journal.append(&Entry::Statistics(statistics.clone()))?;
+        Ok(statistics)
     }
 
     /// The observing pass, which keeps what it has seen now and then.
     fn observe(
         &self,
-        model: &Model,
+        model: &FloatParts<'_>,
         origin: Origin,
         checkpoint: Option<CheckpointDone>,
         journal: &mut Journal,
     ) -> Result<StatisticsFile, PipelineError> {
-        let (clock, of) = (Instant::now(), self.prepared.calibration.plan.batches().len());
+        let (clock, of_batches) = (Instant::now(), self.prepared.calibration.plan.batches().len());
+        let of_parts = model.parts().len();
         let (begun, before) = match checkpoint {
             None => (Begun::default(), Cost::default()),
-            Some(CheckpointDone { batches, file, cost, .. }) => {
+            Some(CheckpointDone { parts, batches, file, states, cost, .. }) => {
                 let sites = StatisticsFile::load(self.dir.join(file.path))?.sites;
+                let states = states.map(|file| self.dir.join(file.path));
                 let elapsed = Duration::try_from_secs_f64(cost.seconds).unwrap_or_default();
-                (Begun { batches, sites, elapsed }, cost)
+                (Begun { parts, batches, sites, states, elapsed }, cost)
             }
         };
-        let mut cadence = Cadence::new(self.prepared, begun.batches);
-        let mut after_batch = |observed: &Observed<'_>| {
-            if observed.batches == of || !cadence.is_due(observed.batches, observed.progress.tokens) {
+        let mut cadence = Cadence::new(self.prepared, of_parts, &begun);
+        let mut after_batch = |observed: &mut Observed<'_>| {
+            let (parts, batches) = (observed.parts, observed.batches);
+            // Hidden states are at one place between two parts only.
+            let between = batches == 0 || of_parts == 1;
+            if parts == of_parts || !between || !cadence.is_due(parts, batches, observed.progress.tokens) {
                 return Ok(());
             }
-            let name = format!("calibration-{:08}.safetensors", observed.batches);
+            let name = format!("calibration-{parts:05}-{batches:08}.safetensors");
             let statistics = StatisticsFile { header: BTreeMap::new(), sites: observed.sites() };
             statistics.save(self.dir.join(&name))?;
             let file = WrittenFile::of(&self.dir, &name)?;
-            let done = CheckpointDone { batches: observed.batches, of, file, cost: cost(clock, before) };
+            let states = if parts == 0 {
+                None
+            } else {
+                let name = format!("calibration-states-{parts:05}.safetensors");
+                observed.save_states(&self.dir.join(&name))?;
+                Some(WrittenFile::of(&self.dir, &name)?)
+            };
+            let kept: Vec<String> =
+                [Some(&file), states.as_ref()].into_iter().flatten().map(|file| file.path.clone()).collect();
+            let cost = cost(clock, before);
+            let done = CheckpointDone { parts, of_parts, batches, of_batches, file, states, cost };
             journal.append(&Entry::Checkpoint(done))?;
-            self.remove_checkpoints(Some(&name))
+            self.remove_but("calibration-", &kept)
         };
         let pass = Pass { begun, ..Pass::whole(self.prepared) };
-        observe(self.prepared, origin, model, pass, &mut after_batch, self.events, self.cancel)
+        observe(self.prepared, origin, model, pass, self.room(), &mut after_batch, self.events, self.cancel)
     }
 
-    /// Removes every checkpoint of the observing pass but one.
-    fn remove_checkpoints(&self, but: Option<&str>) -> Result<(), PipelineError> {
+    /// Where hidden states are.
+    fn room(&self) -> Room<'_> {
+        Room { memory: self.options.memory.0, dir: &self.dir }
+    }
+
+    /// Removes every file whose name begins so, but some.
+    fn remove_but(&self, prefix: &str, kept: &[String]) -> Result<(), PipelineError> {
         let io = |path: &Path, source| PipelineError::Io { path: path.to_owned(), source };
         for entry in std::fs::read_dir(&self.dir).map_err(|source| io(&self.dir, source))? {
             let entry = entry.map_err(|source| io(&self.dir, source))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with("calibration-") && Some(name.as_str()) != but {
+            if name.starts_with(prefix) && !kept.contains(&name) {
                 std::fs::remove_file(entry.path()).map_err(|source| io(&entry.path(), source))?;
             }
         }
         Ok(())
     }
 
-    /// The model, written and checked against its simulation, and what the report says of its layers. It is made as a whole:
-    /// the check needs every quantised weight in memory, so that parts on the disk would be made again anyway.
+    /// The model, written and checked against its simulation part by part, what the report says of its layers, and BLAKE3 of
+    /// the source's tensors where they have not been read before.
     fn model(
         &self,
-        float: &Float<'_>,
+        float: &FloatParts<'_>,
         statistics: &StatisticsFile,
         journal: &mut Journal,
         done: &mut Done,
-    ) -> Result<MadeModel, PipelineError> {
-        if let Some(done) = done.model.take() {
-            return Ok(MadeModel { layers: self.facts(statistics, &done)?, done, written: None });
-        }
+    ) -> Result<(MadeModel, BTreeMap<String, Fingerprint>), PipelineError> {
         let (prepared, events) = (self.prepared, self.events);
-        let float = float.get()?;
-        let clock = Instant::now();
-        events.event(Event::Started(Stage::Quantize));
         let dir = self.dir.join(MODEL_DIR);
-        std::fs::create_dir(&dir).map_err(|source| PipelineError::Io { path: dir.clone(), source })?;
-        let deployed = deploy(prepared, statistics, float.isa(), &dir, events, self.cancel)?;
-        events.event(Event::Started(Stage::SelfCheck));
-        let written = self.written()?;
-        let simulated = simulate(prepared, float, &deployed)?;
-        let self_check = self_check(prepared, &simulated, &written, &deployed)?;
-        let errors = layer_errors(prepared, float, &simulated, &deployed)?;
-        drop(simulated);
-        let spec = prepared.directory.spec();
-        let linears = deployed.iter().map(|(id, linear)| LinearDone {
-            path: spec.linears[*id].path.clone(),
-            bytes: linear.bytes,
-            weight_sqnr_db: Exact(sqnr_db(linear.weight.signal, linear.weight.noise)),
-            input_sqnr_db: errors.input_sqnr_db.get(id).copied().map(Exact),
-            output_sqnr_db: errors.output_sqnr_db.get(id).copied().map(Exact),
-            distribution: linear.distribution.clone(),
+        let mut parts = std::mem::take(&mut done.parts);
+        let before = parts.iter().fold(Cost::default(), |before, part| Cost {
+            seconds: before.seconds + part.cost.seconds,
+            peak_rss_bytes: before.peak_rss_bytes.max(part.cost.peak_rss_bytes),
         });
-        let model = ModelDone {
-            linears: linears.collect(),
-            self_check,
-            files: WrittenFile::all_below(&self.dir, MODEL_DIR)?,
-            cost: cost(clock, Cost::default()),
-        };
-        journal.append(&Entry::Model(model.clone()))?;
-        tracing::info!(seconds = model.cost.seconds, linears = deployed.len(), "model written and checked");
-        Ok(MadeModel { layers: self.facts(statistics, &model)?, done: model, written: Some(written) })
+        let mut made = before;
+        if let Some(done) = &done.model {
+            made.peak_rss_bytes = made.peak_rss_bytes.max(done.cost.peak_rss_bytes);
+            made.seconds += done.cost.seconds;
+        } else {
+            events.event(Event::Started(Stage::Quantize));
+            std::fs::create_dir_all(&dir)
+                .map_err(|source| PipelineError::Io { path: dir.clone(), source })?;
+            let clock = Instant::now();
+            self.parts(float, statistics, &dir, &mut parts, journal)?;
+            let written: BTreeSet<String> = parts
+                .iter()
+                .flat_map(|part| part.written.files())
+                .map(|file| format!("{MODEL_DIR}/{file}"))
+                .collect();
+            let files = WrittenFile::all_below_but(&self.dir, MODEL_DIR, &written)?;
+            let spent = parts.iter().map(|part| part.cost.seconds).sum::<f64>() - before.seconds;
+            let total = clock.elapsed().as_secs_f64();
+            let model = ModelDone {
+                files,
+                cost: Cost { seconds: (total - spent).max(0.0), peak_rss_bytes: peak_memory() },
+            };
+            journal.append(&Entry::Model(model.clone()))?;
+            self.remove_but(PROBES, &[])?;
+            made = Cost {
+                seconds: before.seconds + total,
+                peak_rss_bytes: before.peak_rss_bytes.max(model.cost.peak_rss_bytes),
+            };
+            tracing::info!(seconds = made.seconds, parts = parts.len(), "model written and checked");
+        }
+        let task = convert::task(prepared.config.model.task);
+        let written = QuantizedParts::open(&dir, task, self.options.memory.whole())?;
+        let self_check = parts.last().and_then(|part| part.self_check.clone());
+        let sources = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.sources)).collect();
+        let linears = parts.into_iter().flat_map(|part| part.linears).collect();
+        let layers = self.facts(statistics, linears)?;
+        Ok((MadeModel { layers, self_check, cost: made, written }, sources))
     }
 
-    fn written(&self) -> Result<QuantizedModel, PipelineError> {
-        let task = convert::task(self.prepared.config.model.task);
-        Ok(QuantizedModel::load(&self.dir.join(MODEL_DIR), task)?)
+    /// Makes the parts of the model that are not done yet.
+    fn parts(
+        &self,
+        float: &FloatParts<'_>,
+        statistics: &StatisticsFile,
+        dir: &Path,
+        done: &mut Vec<PartDone>,
+        journal: &mut Journal,
+    ) -> Result<(), PipelineError> {
+        let (prepared, events) = (self.prepared, self.events);
+        let isa = Isa::active().map_err(zeropoint_models::ModelError::from)?;
+        let parts = float.parts();
+        let shard = prepared.config.output.max_shard_bytes();
+        let mut deployment = Deployment::begin(prepared, isa, dir, parts, shard)?;
+        if prepared.calibration.inputs.is_empty() && self.statistics.is_none() {
+            deployment.hash_sources();
+        }
+        for (part, done) in parts.iter().zip(&*done) {
+            self.check_sources(done)?;
+            deployment.is_written(*part, done.linears.len())?;
+        }
+        let task = convert::task(prepared.config.model.task);
+        let mut check = prepared.config.output.self_check.then(|| PartCheck::begin(prepared)).transpose()?;
+        if let (Some(check), Some(probes)) = (&mut check, done.last().and_then(|part| part.probes.as_ref())) {
+            check.load(&self.dir.join(&probes.path))?;
+        }
+        for (index, &part) in parts.iter().enumerate().skip(done.len()) {
+            let clock = Instant::now();
+            let deployed = deployment.part(part, statistics, events, self.cancel)?;
+            let (mut errors, mut self_check, mut probes) = (LayerErrors::default(), None, None);
+            if let Some(check) = &mut check {
+                if parts.len() == 1 {
+                    events.event(Event::Started(Stage::SelfCheck));
+                }
+                // What was written is read as any loader would, a part at a time.
+                let written = QuantizedParts::open(dir, task, self.options.memory.whole())?;
+                unrun_linears(prepared, written.directory(), &deployed.linears)?;
+                let (float, written) = (float.load(part)?, written.load(part)?);
+                (errors, self_check) = check.part(&float, &written, &deployed.linears)?;
+                if index + 1 < parts.len() {
+                    let name = format!("{PROBES}{index:05}.safetensors");
+                    check.save(&self.dir.join(&name))?;
+                    probes = Some(WrittenFile::of(&self.dir, &name)?);
+                }
+            }
+            let spec = prepared.directory.spec();
+            let linears = deployed.linears.iter().map(|(id, linear)| LinearDone {
+                path: spec.linears[*id].path.clone(),
+                bytes: linear.bytes,
+                weight_sqnr_db: Exact(sqnr_db(linear.weight.signal, linear.weight.noise)),
+                input_sqnr_db: errors.input_sqnr_db.get(id).copied().map(Exact),
+                output_sqnr_db: errors.output_sqnr_db.get(id).copied().map(Exact),
+                distribution: linear.distribution.clone(),
+            });
+            let entry = PartDone {
+                index,
+                of: parts.len(),
+                linears: linears.collect(),
+                written: deployed.written,
+                sources: deployed.sources,
+                probes,
+                self_check,
+                cost: cost(clock, Cost::default()),
+            };
+            journal.append(&Entry::Part(entry.clone()))?;
+            // The file before it stays until this one has a line in the journal.
+            self.remove_but(PROBES, &entry.probes.iter().map(|file| file.path.clone()).collect::<Vec<_>>())?;
+            tracing::debug!(%part, seconds = entry.cost.seconds, "part written");
+            done.push(entry);
+        }
+        deployment.finish()
+    }
+
+    /// Of a run that did not read all weights before: those that a part was made of are what they were.
+    fn check_sources(&self, part: &PartDone) -> Result<(), PipelineError> {
+        let checkpoint = self.prepared.directory.checkpoint();
+        for (name, hash) in &part.sources {
+            if checkpoint.tensor_hash(name)? != *hash {
+                let difference = "the weights of the model have changed".to_owned();
+                return Err(PipelineError::OtherRun { partial: self.dir.clone(), difference });
+            }
+        }
+        Ok(())
     }
 
     /// What the journal says of each quantised Linear, with what the plan and the statistics say.
     fn facts(
         &self,
         statistics: &StatisticsFile,
-        done: &ModelDone,
+        linears: Vec<LinearDone>,
     ) -> Result<BTreeMap<usize, LayerFacts>, PipelineError> {
         let spec = self.prepared.directory.spec();
         let mut facts = BTreeMap::new();
+        let mut linears: BTreeMap<String, LinearDone> =
+            linears.into_iter().map(|done| (done.path.clone(), done)).collect();
         for (plan, scheme) in self.prepared.plan.quantized() {
             let linear = &spec.linears[plan.linear];
             // A Linear of the plan that the checkpoint does not hold is refused when the model is described.
-            if let Some(done) = done.linears.iter().find(|done| done.path == linear.path) {
+            if let Some(done) = linears.remove(&linear.path) {
                 let quantizer = input_quantizer(self.prepared, Some(statistics), linear, scheme)?;
-                facts.insert(plan.linear, LayerFacts { scheme: *scheme, quantizer, done: done.clone() });
+                facts.insert(plan.linear, LayerFacts { scheme: *scheme, quantizer, done });
             }
         }
         Ok(facts)
     }
 
-    /// Every task's metrics, in the order of the config. `written` is there afterwards, if a task has needed it.
+    /// Every task's metrics, in the order of the config; `fingerprint` is the original's.
     fn evaluation(
         &self,
-        float: &Float<'_>,
-        written: &mut Option<QuantizedModel>,
+        float: &FloatParts<'_>,
+        fingerprint: Fingerprint,
+        written: &QuantizedParts,
         journal: &mut Journal,
         done: &mut Done,
     ) -> Result<Vec<TaskDone>, PipelineError> {
@@ -337,13 +462,12 @@ impl Work<'_> {
                 self.events.event(Event::Started(Stage::Evaluate));
                 started = true;
             }
-            let float = float.get()?;
             let clock = Instant::now();
-            let model = match written {
-                Some(model) => model,
-                None => written.insert(self.written()?),
-            };
-            let metrics = measure(self.prepared, task, float, model, self.events, self.cancel)?;
+            let original = Streamed::new(float, self.room(), self.cancel)?;
+            let quantized = Streamed::new(written, self.room(), self.cancel)?;
+            let original =
+                Original { model: &original, fingerprint: Some(fingerprint), cache: &self.options.cache };
+            let metrics = measure(self.prepared, task, original, &quantized, self.events, self.cancel)?;
             let task = TaskDone { index, metrics, cost: cost(clock, Cost::default()) };
             // JSON has no infinity: a task with one is measured again rather than changed.
             if task.metrics.iter().all(|metric| !has_infinity(metric)) {
@@ -355,24 +479,18 @@ impl Work<'_> {
         Ok(tasks)
     }
 
-    /// How fast both models are, when the config asks for it. The journal keeps nothing of it: a run that goes on, maybe on
-    /// another machine, measures anew.
-    fn latency(
-        &self,
-        float: &Float<'_>,
-        written: Option<QuantizedModel>,
-    ) -> Result<Option<Latency>, PipelineError> {
+    /// How fast both models are, as wholes in memory, when the config asks for it. The journal keeps nothing of it: a run that
+    /// goes on, maybe on another machine, measures anew.
+    fn latency(&self) -> Result<Option<Latency>, PipelineError> {
         if !self.prepared.config.report.latency {
             return Ok(None);
         }
         self.events.event(Event::Started(Stage::Latency));
-        let float = float.get()?;
-        let model = match written {
-            Some(model) => model,
-            None => self.written()?,
-        };
+        let float = Model::load(&self.prepared.directory)?;
+        let task = convert::task(self.prepared.config.model.task);
+        let model = QuantizedModel::load(&self.dir.join(MODEL_DIR), task)?;
         let clock = Instant::now();
-        let latency = bench::latency(&model, float, self.events, self.cancel)?;
+        let latency = bench::latency(&model, &float, self.events, self.cancel)?;
         let seconds = clock.elapsed().as_secs_f64();
         tracing::info!(seconds, measurements = latency.rows.len(), "latency measured");
         Ok(Some(latency))
@@ -408,7 +526,9 @@ fn given_statistics(path: &Path, origin: Origin) -> Result<StatisticsFile, Pipel
 /// When the observing pass keeps what it has seen: after so many batches, or sooner after so much work. Counted and not
 /// timed, so that a run does the same things every time.
 struct Cadence {
+    /// Multiplications and additions for each token, by progress through the whole model.
     operations_per_token: f64,
+    batches_of_part: usize,
     /// Batches and tokens at the last checkpoint.
     last: (usize, usize),
 }
@@ -419,17 +539,24 @@ impl Cadence {
     /// About half a minute on two cores of a server processor.
     const OPERATIONS: f64 = 5e12;
 
-    fn new(prepared: &Prepared, batches: usize) -> Self {
+    fn new(prepared: &Prepared, parts: usize, begun: &Begun) -> Self {
         let spec = prepared.directory.spec();
-        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_row(tower)).sum();
+        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_observed_row(tower)).sum();
         let set = &prepared.calibration;
-        let before = set.plan.batches().iter().take(batches).flatten();
-        let tokens = before.map(|&sample| set.inputs[sample].len()).sum();
-        Self { operations_per_token: 2.0 * weights as f64, last: (batches, tokens) }
+        let of_part = set.plan.batches().len();
+        let before = set.plan.batches().iter().take(begun.batches).flatten();
+        let tokens: usize = before.map(|&sample| set.inputs[sample].len()).sum();
+        let tokens = (begun.parts * set.tokens() + tokens) / parts;
+        Self {
+            operations_per_token: 2.0 * weights as f64,
+            batches_of_part: of_part,
+            last: (begun.parts * of_part + begun.batches, tokens),
+        }
     }
 
-    fn is_due(&mut self, batches: usize, tokens: usize) -> bool {
-        let operations = (tokens - self.last.1) as f64 * self.operations_per_token;
+    fn is_due(&mut self, parts: usize, batches: usize, tokens: usize) -> bool {
+        let batches = parts * self.batches_of_part + batches;
+        let operations = tokens.saturating_sub(self.last.1) as f64 * self.operations_per_token;
         let due = batches - self.last.0 >= Self::BATCHES || operations >= Self::OPERATIONS;
         if due {
             self.last = (batches, tokens);

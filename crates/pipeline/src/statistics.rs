@@ -4,22 +4,24 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use zeropoint_calibrator::{
-    BatchPlan, Begun, Calibrated, Observed, Shard, calibrate_from, graph_fingerprint,
+    BatchPlan, Begun, Calibrated, Observed, Room, Shard, calibrate_from, graph_fingerprint,
 };
 use zeropoint_core::Fingerprint;
 use zeropoint_formats::staged::check_writable;
 use zeropoint_kernels::Isa;
-use zeropoint_models::Model;
+use zeropoint_models::{FloatParts, ModelParts};
 use zeropoint_observer::StatisticsFile;
 
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::header::{DATA, GRAPH, SHARD, ShardHeader, StatisticsHeader};
 use crate::identity::model_weights;
+use crate::memory::Memory;
 use crate::{PipelineError, Prepared};
 
-/// Where statistics are kept between runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where statistics, and the log-probabilities of originals, are kept between runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CacheDir {
+    #[default]
     /// In the user's cache directory: `$XDG_CACHE_HOME/zeropoint`, or `~/.cache/zeropoint`.
     Default,
     /// In this one.
@@ -29,7 +31,7 @@ pub enum CacheDir {
 }
 
 impl CacheDir {
-    fn path(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         match self {
             Self::None => None,
@@ -181,20 +183,21 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Runs the float model over batches of the calibration set. `after_batch` sees the pass after every one of them and may
+/// Runs the float model over batches of the calibration set, part by part where it is so. `after_batch` sees the pass after every one of them and may
 /// end it with an error.
 pub(crate) fn observe(
     prepared: &Prepared,
     origin: Origin,
-    model: &Model,
+    model: &dyn ModelParts,
     pass: Pass<'_>,
-    after_batch: &mut dyn FnMut(&Observed<'_>) -> Result<(), PipelineError>,
+    room: Room<'_>,
+    after_batch: &mut dyn FnMut(&mut Observed<'_>) -> Result<(), PipelineError>,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<StatisticsFile, PipelineError> {
     events.event(Event::Started(Stage::Calibrate));
     let mut failed = None;
-    let mut after = |observed: &Observed<'_>| {
+    let mut after = |observed: &mut Observed<'_>| {
         events.event(Event::Calibrated(observed.progress));
         match after_batch(observed) {
             Ok(()) => cancel.flow(),
@@ -205,7 +208,7 @@ pub(crate) fn observe(
         }
     };
     let Pass { plan, shard, begun } = pass;
-    match calibrate_from(model, &prepared.calibration, plan, begun, &mut after)? {
+    match calibrate_from(model, &prepared.calibration, plan, begun, room, &mut after)? {
         Calibrated::Done(sites) => {
             Ok(StatisticsFile { header: origin.header(prepared, shard).to_map(), sites })
         }
@@ -221,6 +224,8 @@ pub struct CalibrateOptions {
     pub shard: Option<Shard>,
     /// Where statistics of whole sets are kept between runs; shards neither look there nor are kept.
     pub cache: CacheDir,
+    /// What may be in memory.
+    pub memory: Memory,
 }
 
 /// The observing pass alone: writes the statistics of a config's model and data to `out`. Returns their header.
@@ -233,10 +238,11 @@ pub fn calibrate(
 ) -> Result<StatisticsHeader, PipelineError> {
     prepared.model.check_whole()?;
     check_out(out)?;
+    create_parent(out)?;
     let weights = model_weights(prepared)?;
     let origin = Origin::of(prepared, weights)?;
     events.event(Event::Started(Stage::Load));
-    let model = Model::load(&prepared.directory)?;
+    let model = FloatParts::new(&prepared.directory, options.memory.whole())?;
     let part = options.shard.map(|shard| {
         let plan = prepared.calibration.shard(shard);
         let (samples, tokens) = (plan.samples() as u64, prepared.calibration.tokens_in(&plan) as u64);
@@ -257,13 +263,14 @@ pub fn calibrate(
             None => Pass::whole(prepared),
             Some((plan, header)) => Pass { plan, shard: Some(*header), begun: Begun::default() },
         };
-        let file = observe(prepared, origin, &model, pass, &mut |_| Ok(()), events, cancel)?;
+        let temporary = std::env::temp_dir();
+        let room = Room { memory: options.memory.0, dir: out.parent().unwrap_or(&temporary) };
+        let file = observe(prepared, origin, &model, pass, room, &mut |_| Ok(()), events, cancel)?;
         if part.is_none() {
             keep(&file, origin, &options.cache, events);
         }
         file
     };
-    create_parent(out)?;
     file.save(out)?;
     Ok(origin.header(prepared, part.map(|(_, header)| header)))
 }

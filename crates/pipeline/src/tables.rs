@@ -11,7 +11,7 @@ use zeropoint_kernels::Isa;
 use zeropoint_models::{EmbeddingTable, Int8Table, TableRows};
 use zeropoint_quantizer::{EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight};
 
-use crate::deploy::{DeployedLinear, MAX_SHARD_BYTES, finite, finite_bytes, input_quantizer};
+use crate::deploy::{DeployedLinear, Write, check_finite, finite, floats, input_quantizer};
 use crate::distribution::WeightDistribution;
 use crate::{PipelineError, Prepared, convert};
 
@@ -64,37 +64,71 @@ impl<'a> TableFate<'a> {
         prepared: &Prepared,
         isa: Isa,
         info: &TensorInfo,
+        bytes: Vec<u8>,
         dir: &Path,
-        writer: &mut CheckpointWriter,
+        write: &mut Write<'_>,
     ) -> Result<Option<(usize, DeployedLinear)>, PipelineError> {
-        let mut values = finite(prepared, info)?;
+        check_finite(prepared, info, &bytes)?;
+        if self.stored == Stored::AsItIs {
+            write(&info.name, &bytes)?;
+        }
+        let mut values = floats(info, &bytes);
+        drop(bytes);
         let mut integers = None;
         match self.stored {
-            Stored::AsItIs => writer.write(&info.name, &finite_bytes(prepared, info)?)?,
+            Stored::AsItIs => {}
             Stored::Bf16 => {
                 let bytes = bf16_bytes(&values);
-                writer.write(&info.name, &bytes)?;
-                // The head is made of what a reader finds.
-                values = floats_from_bytes(Dtype::BF16, &bytes).unwrap_or(values);
+                write(&info.name, &bytes)?;
+                values = from_bf16(&bytes, values);
             }
             Stored::Int8 => {
                 let weight = round(prepared, isa, &info.name, &values, info.shape[0], info.shape[1])?;
                 for (name, bytes) in table_bytes(&info.name, &weight.values, &weight.scales) {
-                    writer.write(&name, &bytes)?;
+                    write(&name, &bytes)?;
                 }
                 integers = Some(weight);
             }
         }
+        self.make_head(prepared, isa, &values, integers, dir)
+    }
+
+    /// The head of a table that is written already; what it has of its own is written again.
+    pub(crate) fn head_anew(
+        &self,
+        prepared: &Prepared,
+        isa: Isa,
+        info: &TensorInfo,
+        dir: &Path,
+    ) -> Result<Option<(usize, DeployedLinear)>, PipelineError> {
+        if self.head.is_none() {
+            return Ok(None);
+        }
+        let mut values = finite(prepared, info, prepared.directory.checkpoint().read_bytes(&info.name)?)?;
+        if self.stored == Stored::Bf16 {
+            values = from_bf16(&bf16_bytes(&values), values);
+        }
+        self.make_head(prepared, isa, &values, None, dir)
+    }
+
+    /// The head of the table's values, or of the integers that they are rounded to already.
+    fn make_head(
+        &self,
+        prepared: &Prepared,
+        isa: Isa,
+        values: &[f32],
+        integers: Option<QuantizedWeight>,
+        dir: &Path,
+    ) -> Result<Option<(usize, DeployedLinear)>, PipelineError> {
         let Some((id, scheme)) = self.head else { return Ok(None) };
         let linear = &prepared.directory.spec().linears[id];
-        let shared = integers.is_some();
         let weight = match integers {
             Some(weight) => weight,
-            None => round(prepared, isa, &linear.path, &values, linear.outputs, linear.inputs)?,
+            None => round(prepared, isa, &linear.path, values, linear.outputs, linear.inputs)?,
         };
         let scales = f32_bytes(&weight.scales);
         let mut bytes = scales.len();
-        if shared {
+        if self.stored == Stored::Int8 {
             bytes += weight.values.len();
         } else {
             let folder = dir.join(OWN_FOLDER);
@@ -102,16 +136,21 @@ impl<'a> TableFate<'a> {
                 .map_err(|source| PipelineError::Io { path: folder.clone(), source })?;
             let specs = head_scale_specs(&linear.tensor, linear.outputs);
             let name = specs[0].name.clone();
-            let mut own = CheckpointWriter::create(&folder, specs, MAX_SHARD_BYTES)?;
+            let mut own = CheckpointWriter::create(&folder, specs, u64::MAX)?;
             own.write(&name, &scales)?;
             own.finish()?;
         }
-        let distribution = WeightDistribution::of(&values, &weight);
+        let distribution = WeightDistribution::of(values, &weight);
         // Dynamic: it needs no statistics.
         let quantizer = input_quantizer(prepared, None, linear, scheme)?;
         let bytes = bytes as u64;
         Ok(Some((id, DeployedLinear { weight, scheme: *scheme, quantizer, bytes, distribution })))
     }
+}
+
+/// What a reader finds of a table in bfloat16, of which a head is made.
+fn from_bf16(bytes: &[u8], values: Vec<f32>) -> Vec<f32> {
+    floats_from_bytes(Dtype::BF16, bytes).unwrap_or(values)
 }
 
 /// A table in INT8, with the weight observer of the run.
@@ -144,7 +183,8 @@ pub(crate) fn simulated(
         (head.weight.values.clone(), head.weight.scales.clone())
     } else {
         let info = prepared.directory.checkpoint().require(&table.tensor)?;
-        let values = finite(prepared, info)?;
+        let bytes = prepared.directory.checkpoint().read_bytes(&table.tensor)?;
+        let values = finite(prepared, info, bytes)?;
         let weight = round(prepared, isa, &table.tensor, &values, table.rows, table.width)?;
         (weight.values, weight.scales)
     };
@@ -158,7 +198,7 @@ pub(crate) fn own_files(prepared: &Prepared) -> Vec<(String, u64)> {
     head.into_iter()
         .flat_map(|(id, _)| {
             let linear = &spec.linears[id];
-            PlannedCheckpoint::new(head_scale_specs(&linear.tensor, linear.outputs), MAX_SHARD_BYTES).files
+            PlannedCheckpoint::new(head_scale_specs(&linear.tensor, linear.outputs), u64::MAX).files
         })
         .map(|(name, bytes)| (format!("{OWN_FOLDER}/{name}"), bytes))
         .collect()

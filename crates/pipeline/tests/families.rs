@@ -7,10 +7,13 @@ use zeropoint_core::Rng;
 use zeropoint_kernels::KvPrecision;
 use zeropoint_models::{EmbeddingRole, ImagePixels, ModelSpec, Outputs, PackedBatch, Task, TokenSequence};
 use zeropoint_pipeline::config::{Config, OutputFormat};
-use zeropoint_pipeline::{CacheDir, Cancel, MODEL_DIR, Prepared, RunOptions, dry_run, run};
+use zeropoint_pipeline::{
+    CacheDir, Cancel, MODEL_DIR, Memory, Prepared, RunOptions, RunOutcome, dry_run, run,
+};
 use zeropoint_runtime::QuantizedModel;
 
-const OPTIONS: RunOptions = RunOptions { force: false, restart: false, cache: CacheDir::None };
+const OPTIONS: RunOptions =
+    RunOptions { force: false, restart: false, cache: CacheDir::None, memory: Memory(1 << 30) };
 
 /// A fixture, and the Linears that stay float by default.
 struct Case {
@@ -81,14 +84,13 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn prepared(dir: &Path, fixture: &str, scheme: &str) -> Prepared {
-    let quantization = format!("scheme = \"{scheme}\"");
-    prepared_in(dir, fixture, &quantization, OutputFormat::CompressedTensors)
+fn prepared(out: &Path, fixture: &str, scheme: &str) -> Prepared {
+    prepared_in(out, fixture, &format!("scheme = \"{scheme}\""), OutputFormat::CompressedTensors)
 }
 
-fn prepared_in(dir: &Path, fixture: &str, scheme: &str, format: OutputFormat) -> Prepared {
+fn prepared_in(out: &Path, fixture: &str, scheme: &str, format: OutputFormat) -> Prepared {
     let mut config = Config::new(repository().join("tests/fixtures").join(fixture).to_string_lossy());
-    config.output.dir = Some(dir.join("out").to_string_lossy().into_owned());
+    config.output.dir = Some(out.to_string_lossy().into_owned());
     config.output.formats = vec![format];
     config.quantization = toml::from_str(scheme).expect("a scheme");
     config.calibration.samples = 6;
@@ -101,7 +103,7 @@ fn every_family_and_head_goes_the_whole_way() {
     for Case { name, float } in CASES {
         for scheme in ["w8a8-dynamic", "w8a8-static"] {
             let dir = tempfile::tempdir().expect("a temporary directory");
-            let prepared = prepared(dir.path(), name, scheme);
+            let prepared = prepared(&dir.path().join("whole"), name, scheme);
             let kept: Vec<&str> = prepared
                 .plan
                 .linears
@@ -112,7 +114,7 @@ fn every_family_and_head_goes_the_whole_way() {
             assert_eq!(kept, *float, "{name}: what stays float");
             let outcome = run(&prepared, &OPTIONS, &(), &Cancel::default())
                 .unwrap_or_else(|error| panic!("{name}, {scheme}: {error}"));
-            let check = outcome.report.self_check.expect("every run checks itself");
+            let check = outcome.report.self_check.as_ref().expect("every run checks itself");
             assert_eq!(check.cosine_min, 1.0, "{name}, {scheme}: simulation and runtime");
             let metric = |wanted: &str| outcome.report.metrics.iter().find(|metric| metric.name == wanted);
             // One score has no direction: it is measured by how far it moves.
@@ -130,6 +132,9 @@ fn every_family_and_head_goes_the_whole_way() {
                 }
                 _ => panic!("{name}: fidelity is measured by default"),
             }
+
+            let parts = self::prepared(&dir.path().join("parts"), name, scheme);
+            part_by_part_it_is_the_same(&outcome, &parts, &format!("{name}, {scheme}"));
 
             let written = QuantizedModel::load(&outcome.dir.join(MODEL_DIR), Task::Auto)
                 .unwrap_or_else(|error| panic!("{name}, {scheme}: {error}"));
@@ -171,7 +176,7 @@ fn int8_heads_tables_and_conv1d_go_the_whole_way() {
     for (name, quantization, format, float) in OWN_CASES {
         let about = format!("{name}, {quantization}, {format:?}");
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let prepared = prepared_in(dir.path(), name, quantization, format);
+        let prepared = prepared_in(&dir.path().join("whole"), name, quantization, format);
         let kept = prepared.plan.linears.iter().filter(|linear| linear.scheme().is_none());
         assert_eq!(kept.map(|linear| linear.path.as_str()).collect::<Vec<_>>(), float, "{about}");
         let plan = dry_run(&prepared, &OPTIONS).expect("a plan");
@@ -183,6 +188,9 @@ fn int8_heads_tables_and_conv1d_go_the_whole_way() {
         let linears = &prepared.directory.spec().linears;
         assert_eq!(layers.len(), linears.len() - float.len(), "{about}: {layers:?}");
         assert!(outcome.report.layers.iter().all(|layer| layer.output_sqnr_db.is_some()), "{about}");
+
+        let parts = prepared_in(&dir.path().join("parts"), name, quantization, format);
+        part_by_part_it_is_the_same(&outcome, &parts, &about);
 
         let model = outcome.dir.join(MODEL_DIR);
         for (file, bytes) in &plan.files {
@@ -206,6 +214,45 @@ fn int8_heads_tables_and_conv1d_go_the_whole_way() {
             a_cache_has_the_bits_of_the_sites(&written, &about);
         }
     }
+}
+
+/// Without memory for hidden states no model is kept whole, and everything between two blocks is in a file.
+fn part_by_part_it_is_the_same(whole: &RunOutcome, prepared: &Prepared, about: &str) {
+    let options = RunOptions { memory: Memory(0), ..OPTIONS };
+    let parts =
+        run(prepared, &options, &(), &Cancel::default()).unwrap_or_else(|error| panic!("{about}: {error}"));
+    assert_eq!(files(&parts.dir.join(MODEL_DIR)), files(&whole.dir.join(MODEL_DIR)), "{about}");
+    let statistics = |outcome: &RunOutcome| {
+        std::fs::read(outcome.dir.join("statistics.safetensors")).expect("it is there")
+    };
+    assert!(statistics(&parts) == statistics(whole), "{about}: statistics");
+    let metrics = |outcome: &RunOutcome| format!("{:?}", outcome.report.metrics);
+    assert_eq!(metrics(&parts), metrics(whole), "{about}");
+    let layers = |outcome: &RunOutcome| format!("{:?}", outcome.report.layers);
+    assert_eq!(layers(&parts), layers(whole), "{about}");
+    let inside = std::fs::read_dir(&parts.dir).expect("the directory is there").count();
+    assert_eq!(
+        inside,
+        std::fs::read_dir(&whole.dir).expect("the directory is there").count(),
+        "{about}: files"
+    );
+}
+
+/// The names of the files of a directory and its folders, with what they hold in 32 bytes.
+fn files(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("the directory is there") {
+        let path = entry.expect("it can be listed").path();
+        let name = PathBuf::from(path.file_name().expect("it has a name"));
+        if path.is_dir() {
+            files.extend(self::files(&path).into_iter().map(|(inside, digest)| (name.join(inside), digest)));
+        } else {
+            let digest = zeropoint_formats::staged::file_digest(&path).expect("it is read");
+            files.push((name, digest.blake3.to_string()));
+        }
+    }
+    files.sort();
+    files
 }
 
 /// Batches of random samples: sequences of many lengths, one long one, and images where the model takes them.

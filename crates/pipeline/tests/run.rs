@@ -8,11 +8,12 @@ use tempfile::TempDir;
 use zeropoint_evaluator::report::{Engine, Report, Timing};
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
-    CacheDir, CalibrateOptions, Cancel, Event, Events, PipelineError, Prepared, RunOptions, Stage, calibrate,
-    dry_run, quantize, run,
+    CacheDir, CalibrateOptions, Cancel, Event, Events, Memory, PipelineError, Prepared, RunOptions, Stage,
+    calibrate, dry_run, quantize, run,
 };
 
-const OPTIONS: RunOptions = RunOptions { force: false, restart: false, cache: CacheDir::None };
+const OPTIONS: RunOptions =
+    RunOptions { force: false, restart: false, cache: CacheDir::None, memory: Memory(1 << 30) };
 /// Of a run that does not measure latency.
 const STAGES: [Stage; 6] =
     [Stage::Load, Stage::Calibrate, Stage::Quantize, Stage::SelfCheck, Stage::Evaluate, Stage::Publish];
@@ -298,7 +299,7 @@ fn an_observing_pass_that_is_cancelled_goes_on_at_its_last_checkpoint() {
     assert!(matches!(error, PipelineError::Interrupted { missing: None, .. }), "{error}");
     assert_eq!(
         names(&dir.path().join("out.partial")),
-        [".zeropoint", "calibration-00000128.safetensors", "config.toml", "journal.jsonl"]
+        [".zeropoint", "calibration-00000-00000128.safetensors", "config.toml", "journal.jsonl"]
     );
     let planned =
         dry_run(&prepared, &OPTIONS).expect("it is planned").interrupted.expect("it was interrupted");
@@ -321,7 +322,7 @@ fn statistics_of_one_config_serve_another_scheme() {
     let statistics = dir.path().join("statistics.safetensors");
     let cancel = Cancel::default();
     let dynamic = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-dynamic"]);
-    let alone = CalibrateOptions { shard: None, cache: CacheDir::None };
+    let alone = CalibrateOptions { shard: None, cache: CacheDir::None, memory: Memory::default() };
     calibrate(&dynamic, &statistics, &alone, &(), &cancel).expect("it succeeds");
     let fixed = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-static"]);
     let recorder = Recorder::new(&cancel, Stage::Load, |_, _| false);

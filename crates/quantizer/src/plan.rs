@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use thiserror::Error;
-use zeropoint_core::{ActivationMode, Scheme};
+use zeropoint_core::Scheme;
 use zeropoint_formats::DirectoryFormat;
 use zeropoint_formats::deployed::INT8_HEAD;
 use zeropoint_models::{LinearId, LinearRole, ModelSpec};
@@ -171,6 +171,17 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
+    /// An expert of a mixture, which no deployable format carries in INT8.
+    #[error(
+        "`{path}` cannot be quantised ({reason}); leave the experts float: \
+         `[[quantization.overrides]]` with `layers = [\"re:.*\\\\.experts\\\\.\"]` and `scheme = \"none\"`"
+    )]
+    Expert {
+        /// The Linear.
+        path: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// Nothing at all can be quantised.
     #[error(
         "none of the {count} Linears can be quantised, such as `{path}`: {reason}; choose another model, or measure this one as it is"
@@ -249,10 +260,14 @@ impl Plan {
                 (None, None) => Decision::Quantize(request.scheme),
             };
             if let (Decision::Quantize(_), Some(reason)) = (&decision, linear.obstacle(format)) {
-                return Err(PlanError::Impossible { path: linear.path.clone(), reason });
+                let path = linear.path.clone();
+                return Err(match linear.role {
+                    LinearRole::Expert => PlanError::Expert { path, reason },
+                    _ => PlanError::Impossible { path, reason },
+                });
             }
             if let (Decision::Quantize(scheme), None) = (&decision, linear.site)
-                && scheme.scheme.activations.mode == ActivationMode::Static
+                && scheme.scheme.is_static()
             {
                 return Err(PlanError::NeverObserved { path: linear.path.clone() });
             }
@@ -267,6 +282,7 @@ impl Plan {
         let mut warnings = without_effect(&linears, request);
         warnings.extend(head.and_then(|head| decided_by_head(&linears[head].path, &linears, request)));
         warnings.extend(split_sites(spec, &linears));
+        warnings.extend(float_experts(spec, &linears));
         if format == DirectoryFormat::Zeropoint {
             warnings.push(
                 "`output.formats` is [\"zeropoint\"]: only Zeropoint loads the result, transformers and vLLM refuse it"
@@ -289,7 +305,7 @@ impl Plan {
 
     /// Whether any activation needs calibration.
     pub fn needs_statistics(&self) -> bool {
-        self.quantized().any(|(_, scheme)| scheme.scheme.activations.mode == ActivationMode::Static)
+        self.quantized().any(|(_, scheme)| scheme.scheme.is_static())
     }
 }
 
@@ -397,8 +413,19 @@ fn without_effect(linears: &[LinearPlan], request: &PlanRequest) -> Vec<String> 
 /// What a reader of the result sees of a scheme: how weight ranges were chosen is not part of it, and how activation
 /// ranges were chosen only where they are static.
 fn as_read(layer: &LayerScheme) -> (Scheme, Option<RangeObserver>) {
-    let fixed = layer.scheme.activations.mode == ActivationMode::Static;
-    (layer.scheme, fixed.then_some(layer.range_observer))
+    (layer.scheme, layer.scheme.is_static().then_some(layer.range_observer))
+}
+
+/// Found with transformers 5.23 and 5.24 and compressed-tensors 0.20: whatever else a mixture's config quantises, its experts are
+/// looked for in packed form.
+fn float_experts(spec: &ModelSpec, linears: &[LinearPlan]) -> Option<String> {
+    let is_float =
+        |plan: &LinearPlan| spec.linears[plan.linear].role == LinearRole::Expert && plan.scheme().is_none();
+    linears.iter().any(is_float).then(|| {
+        "the experts stay float: Zeropoint loads the result, and transformers 5.23 and 5.24 do not, which look for packed \
+         experts beside INT8 Linears"
+            .to_owned()
+    })
 }
 
 /// vLLM fuses Linears that read one activation; a site whose readers differ loads in `transformers` alone.

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 use thiserror::Error;
-use zeropoint_core::{Granularity, ParamsError, QuantParams, WeightScheme, dequantize};
+use zeropoint_core::{Granularity, ParamsError, QuantParams, WeightBits, WeightScheme, dequantize};
 use zeropoint_kernels::{Isa, quantize_static};
 use zeropoint_observer::WeightObserver;
 
@@ -63,6 +63,12 @@ pub enum WeightError {
         /// Columns.
         inputs: usize,
     },
+    /// Weights are rounded to INT8 per channel or tensor alone.
+    #[error("cannot be quantised as {scheme}; int8 per-channel or per-tensor is made")]
+    Scheme {
+        /// As asked for.
+        scheme: WeightScheme,
+    },
     /// Its range gives no scale.
     #[error(transparent)]
     Params(#[from] ParamsError),
@@ -85,9 +91,10 @@ pub fn quantize_weight(
         return Err(WeightError::NotFinite { row: at / inputs, column: at % inputs, value: weight[at] });
     }
     let params_of = |values: &[f32]| QuantParams::symmetric(observer.absmax(values));
-    let shared = match scheme.granularity {
-        Granularity::Tensor => Some(params_of(weight)?),
-        Granularity::Channel | Granularity::Token => None,
+    let shared = match (scheme.bits, scheme.granularity) {
+        (WeightBits::Eight, Granularity::Tensor) => Some(params_of(weight)?),
+        (WeightBits::Eight, Granularity::Channel) => None,
+        _ => return Err(WeightError::Scheme { scheme }),
     };
     let mut values = vec![0i8; weight.len()];
     let rows: Vec<(f32, f64, f64)> = values

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry, WeightScheme};
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry};
 use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{ModelDirectory, ModelSpec, SourceRef, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
@@ -28,10 +28,7 @@ fn spec(fixture: &str) -> ModelSpec {
 
 fn scheme(mode: ActivationMode) -> LayerScheme {
     LayerScheme {
-        scheme: Scheme {
-            weights: WeightScheme { granularity: Granularity::Channel },
-            activations: ActivationScheme { mode, symmetry: Symmetry::Symmetric },
-        },
+        scheme: Scheme::int8(Granularity::Channel, ActivationScheme { mode, symmetry: Symmetry::Symmetric }),
         weight_observer: WeightObserver::MinMax,
         range_observer: RangeObserver::MinMax,
     }
@@ -78,7 +75,7 @@ fn reason<'a>(plan: &'a Plan, path: &str) -> &'a str {
 
 fn mode_of(plan: &Plan, path: &str) -> Option<ActivationMode> {
     let linear = plan.linears.iter().find(|linear| linear.path == path).expect("a Linear");
-    linear.scheme().map(|scheme| scheme.scheme.activations.mode)
+    linear.scheme()?.scheme.activations.map(|activations| activations.mode)
 }
 
 /// The Linears of the two blocks, in the order of the description.
@@ -320,6 +317,41 @@ fn a_model_whose_linears_are_none_of_torch_is_refused() {
         let says = "none of the 9 Linears can be quantised, such as `transformer.h.0.attn.c_attn`: Conv1D: not a torch";
         assert!(message.starts_with(says), "{message}");
     }
+}
+
+#[test]
+fn experts_in_int8_are_refused_and_left_float_by_the_override_that_is_named() {
+    for (fixture, module, experts) in
+        [("mixtral-causal", "block_sparse_moe", 8), ("qwen3moe-causal", "mlp", 10)]
+    {
+        let spec = spec(fixture);
+        let error = Plan::new(&spec, &request(DYNAMIC)).unwrap_err().to_string();
+        let name = if module == "mlp" { "gate_proj" } else { "w1" };
+        let says = format!("`model.layers.0.{module}.experts.0.{name}` cannot be quantised (expert: ");
+        assert!(error.starts_with(&says), "{error}");
+        let pattern = r"re:.*\.experts\.";
+        assert!(error.contains(&format!("`layers = [{pattern:?}]` and `scheme = \"none\"`")), "{error}");
+        let plan = Plan::new(&spec, &overriding(DYNAMIC, &[(&[pattern], None)])).unwrap();
+        let kept =
+            |path: &str| plan.linears.iter().any(|linear| linear.path == path && linear.scheme().is_none());
+        assert!(kept("lm_head") && kept(&format!("model.layers.0.{module}.gate")));
+        assert!(reason(&plan, &format!("model.layers.0.{module}.gate")).starts_with("router: "));
+        let float = plan.linears.iter().filter(|linear| linear.path.contains(".experts.")).count();
+        assert_eq!((float, plan.warnings.len()), (3 * experts, 1), "{fixture}");
+        assert!(plan.warnings[0].starts_with("the experts stay float: "), "{:?}", plan.warnings);
+        assert!(
+            quantized(&plan).iter().all(|path| !path.contains("experts") && !path.ends_with(".mlp.gate"))
+        );
+    }
+}
+
+#[test]
+fn a_router_is_quantised_by_no_plan() {
+    let spec = spec("mixtral-causal");
+    let error =
+        Plan::new(&spec, &ignoring(DYNAMIC, &["lm_head", r"re:.*\.experts\."])).unwrap_err().to_string();
+    let says = "`model.layers.0.block_sparse_moe.gate` cannot be quantised (router: no torch Linear, ";
+    assert!(error.starts_with(says), "{error}");
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! A quantised weight is what a plain loop over the scalar specification gives.
 
 use proptest::prelude::*;
-use zeropoint_core::{Granularity, QuantParams, Rng, WeightScheme, dequantize, quantize};
+use zeropoint_core::{Granularity, QuantParams, Rng, WeightBits, WeightScheme, dequantize, quantize};
 use zeropoint_kernels::Isa;
 use zeropoint_observer::WeightObserver;
 use zeropoint_quantizer::{QuantizedWeight, WeightError, quantize_weight};
 
-const CHANNEL: WeightScheme = WeightScheme { granularity: Granularity::Channel };
-const TENSOR: WeightScheme = WeightScheme { granularity: Granularity::Tensor };
+const CHANNEL: WeightScheme = WeightScheme::int8(Granularity::Channel);
+const TENSOR: WeightScheme = WeightScheme::int8(Granularity::Tensor);
 
 fn absmax(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |max, w| w.abs().max(max))
@@ -174,5 +174,18 @@ fn shapes_that_do_not_fit_are_refused() {
         let result =
             quantize_weight(Isa::SCALAR, &[1.0; 5], outputs, inputs, CHANNEL, WeightObserver::MinMax);
         assert_eq!(result, Err(WeightError::Shape { len: 5, outputs, inputs }));
+    }
+}
+
+#[test]
+fn a_scheme_that_is_not_made_is_refused() {
+    for (scheme, says) in [
+        (WeightScheme { bits: WeightBits::Four, granularity: Granularity::Channel }, "int4 per-channel"),
+        (WeightScheme::int8(Granularity::Group(1)), "int8 per-group of 1"),
+        (WeightScheme::int8(Granularity::Token), "int8 per-token"),
+    ] {
+        let error =
+            quantize_weight(Isa::SCALAR, &[1.0; 4], 2, 2, scheme, WeightObserver::MinMax).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("cannot be quantised as {says}")), "{error}");
     }
 }

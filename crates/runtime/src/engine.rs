@@ -40,20 +40,27 @@ pub(crate) struct Engine {
     arenas: Mutex<Vec<Arena>>,
 }
 
-/// The float parts of a tower's blocks.
-pub(crate) struct FloatParts {
+/// The float parts of blocks and what follows them.
+pub(crate) struct BlockParts {
     pub(crate) norms: Vec<BlockNorms>,
     pub(crate) final_norm: Option<Norm>,
     pub(crate) bias: Option<BiasTable>,
 }
 
-impl FloatParts {
-    pub(crate) fn read(tower: &Tower, checkpoint: &Checkpoint, isa: Isa) -> Result<Self, ModelError> {
+impl BlockParts {
+    /// Those of all blocks of `tower`, with its final norm or without.
+    pub(crate) fn read(
+        tower: &Tower,
+        checkpoint: &Checkpoint,
+        isa: Isa,
+        final_norm: bool,
+    ) -> Result<Self, ModelError> {
         let norm = |norm: &NormSpec| norm.read(checkpoint, isa);
         let of_block = |block: &BlockSpec| block.read_norms(checkpoint, isa);
+        let final_norm = tower.final_norm.as_ref().filter(|_| final_norm);
         Ok(Self {
             norms: tower.blocks.iter().map(of_block).collect::<Result<_, ModelError>>()?,
-            final_norm: tower.final_norm.as_ref().map(norm).transpose()?,
+            final_norm: final_norm.map(norm).transpose()?,
             bias: tower.relative_bias.as_ref().map(|bias| BiasTable::read(bias, checkpoint)).transpose()?,
         })
     }
@@ -66,7 +73,7 @@ impl Engine {
         isa: Isa,
         spec: &ModelSpec,
         tower: &Tower,
-        parts: FloatParts,
+        parts: BlockParts,
         sites: &[Option<Arc<IntegerSite>>],
     ) -> Option<Self> {
         let blocks = tower.blocks.iter().zip(parts.norms);

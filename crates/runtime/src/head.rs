@@ -63,6 +63,7 @@ pub(crate) fn load(directory: &ModelDirectory, isa: Isa, int8: bool) -> Result<O
         outputs: linear.outputs,
         inputs: linear.inputs,
         weight_scales,
+        column_groups: None,
         input: None,
     };
     let bias = linear.read_bias(checkpoint)?;

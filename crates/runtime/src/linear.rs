@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
 use zeropoint_core::{QuantParams, Symmetry, dequantize};
 use zeropoint_formats::compressed_tensors::QuantizedLinear;
 use zeropoint_kernels::{
@@ -11,11 +10,7 @@ use zeropoint_kernels::{
 };
 use zeropoint_models::{ActivationFn, ActivationQuantizer, TableRows, apply_activation};
 
-/// Rows that one task multiplies: enough to use a panel of weights several times while it is in cache.
-const ROWS_PER_TASK: usize = 48;
-
-/// Most outputs of one row that one task computes.
-const OUTPUTS_PER_TASK: usize = 1024;
+use crate::split::over_threads;
 
 /// A Linear whose weight is INT8, packed for one instruction set.
 #[derive(Debug)]
@@ -70,19 +65,12 @@ impl IntegerLinear {
     /// Split over threads by rows, or by output panels where rows are few. Each output is one exact integer sum and one
     /// epilogue, so the split does not change a bit.
     pub fn forward(&self, a: &[i8], rows: usize, input: RowParams<'_>) -> Vec<f32> {
-        let (outputs, inputs) = (self.outputs(), self.inputs());
-        let mut out = vec![0f32; rows * outputs];
-        if rows >= ROWS_PER_TASK {
-            out.par_chunks_mut(ROWS_PER_TASK * outputs).enumerate().for_each(|(i, out)| {
-                let first = i * ROWS_PER_TASK;
-                let count = out.len() / outputs;
-                let epilogue = self.epilogue(slice_params(input, first, count));
-                let a = &a[first * inputs..(first + count) * inputs];
-                linear(a, count, &self.weights, 0..outputs, &epilogue, out, outputs);
-            });
-        } else {
-            self.by_panels(a, rows, input, &mut out);
-        }
+        let inputs = self.inputs();
+        let mut out = over_threads(rows, self.outputs(), |rows, columns, out, stride| {
+            let epilogue = self.epilogue(slice_params(input, &rows));
+            let a = &a[rows.start * inputs..rows.end * inputs];
+            linear(a, rows.len(), &self.weights, columns, &epilogue, out, stride);
+        });
         apply_activation(self.weights.isa(), &mut out, self.after);
         out
     }
@@ -159,44 +147,6 @@ impl IntegerLinear {
         }
     }
 
-    fn by_panels(&self, a: &[i8], rows: usize, input: RowParams<'_>, out: &mut [f32]) {
-        let outputs = self.outputs();
-        let epilogue = self.epilogue(input);
-        // A task is at least two panels wide: narrower ones cost more to hand out than to run.
-        let width = outputs.div_ceil(rayon::current_num_threads()).max(2 * PackedWeights::PANEL);
-        let width = width.next_multiple_of(PackedWeights::PANEL);
-        if rows == 0 || width >= outputs {
-            linear(a, rows, &self.weights, 0..outputs, &epilogue, out, outputs);
-            return;
-        }
-        if rows == 1 {
-            // Narrow enough that the threads end together though one is slower.
-            let width = width.min(OUTPUTS_PER_TASK);
-            out.par_chunks_mut(width).enumerate().for_each(|(i, out)| {
-                let (start, count) = (i * width, out.len());
-                linear(a, 1, &self.weights, start..start + count, &epilogue, out, count);
-            });
-            return;
-        }
-        let parts: Vec<(usize, Vec<f32>)> = (0..outputs)
-            .into_par_iter()
-            .step_by(width)
-            .map(|start| {
-                let columns = start..(start + width).min(outputs);
-                let count = columns.len();
-                let mut part = vec![0f32; rows * count];
-                linear(a, rows, &self.weights, columns, &epilogue, &mut part, count);
-                (start, part)
-            })
-            .collect();
-        for (start, part) in parts {
-            let count = part.len() / rows;
-            for (row, values) in part.chunks_exact(count).enumerate() {
-                out[row * outputs + start..][..count].copy_from_slice(values);
-            }
-        }
-    }
-
     fn epilogue<'a>(&'a self, input: RowParams<'a>) -> Epilogue<'a> {
         Epilogue {
             input,
@@ -214,9 +164,9 @@ impl TableRows for IntegerLinear {
     }
 }
 
-fn slice_params(params: RowParams<'_>, first: usize, count: usize) -> RowParams<'_> {
+fn slice_params<'a>(params: RowParams<'a>, rows: &Range<usize>) -> RowParams<'a> {
     match params {
         RowParams::PerTensor(params) => RowParams::PerTensor(params),
-        RowParams::PerToken(rows) => RowParams::PerToken(&rows[first..first + count]),
+        RowParams::PerToken(all) => RowParams::PerToken(&all[rows.clone()]),
     }
 }

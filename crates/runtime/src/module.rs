@@ -10,8 +10,9 @@ use crate::RuntimeError;
 use crate::model::{reader, scheme_of};
 use crate::site::IntegerSite;
 
-/// A Linear in INT8 as a candle module: its input is quantised as the directory says, the product is exact in integers, and
-/// scales, bias and non-linearity are applied in one pass.
+/// A quantised Linear as a candle module. In INT8 its input is quantised as the directory says, the product is exact in
+/// integers, and scales, bias and non-linearity are applied in one pass; where its weight alone is quantised, its input stays
+/// float.
 ///
 /// ```no_run
 /// use candle_core::{Device, Module, Tensor};
@@ -35,7 +36,7 @@ impl Int8Linear {
     ///
     /// # Errors
     ///
-    /// A directory that is not quantised, a path that it does not have, and a Linear that is not INT8 there.
+    /// A directory that is not quantised, a path that it does not have, and a Linear that is float there.
     pub fn load(directory: &ModelDirectory, path: &str) -> std::result::Result<Self, RuntimeError> {
         let Some(DeployedConfig { linears: config, .. }) = DeployedConfig::from_config(directory.config())?
         else {
@@ -51,7 +52,7 @@ impl Int8Linear {
             .linear(path)
             .ok_or_else(|| bad("is not a Linear of this model; `zeropoint inspect` lists them".to_owned()))?;
         let scheme = scheme_of(&config, linear)
-            .ok_or_else(|| bad("is not INT8; candle_nn::Linear runs it".to_owned()))?;
+            .ok_or_else(|| bad("is not quantised; candle_nn::Linear runs it".to_owned()))?;
         let isa = Isa::active().map_err(ModelError::from)?;
         let readers = vec![reader(directory, isa, linear, Some(scheme))?];
         Ok(Self { site: IntegerSite::new(isa, readers), outputs: linear.outputs, scheme })
@@ -64,7 +65,7 @@ impl Int8Linear {
 }
 
 impl Module for Int8Linear {
-    /// `[.., inputs]` in f32 to `[.., outputs]`. An input that is not finite is an error.
+    /// `[.., inputs]` in f32 to `[.., outputs]`. An input that is not finite is an error where it is quantised.
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let mut dims = input.dims().to_vec();
         let Some(inputs) = dims.pop() else {

@@ -8,14 +8,15 @@ use zeropoint_core::QuantParams;
 use zeropoint_kernels::{Isa, NonFinite, RowParams, quantize_static, quantize_tokens};
 use zeropoint_models::{ActivationQuantizer, FloatLinear, SiteOp, rows_of};
 
-use crate::IntegerLinear;
+use crate::{IntegerLinear, WeightOnlyLinear};
 
 /// Rows that one task quantises.
 const ROWS_PER_TASK: usize = 32;
 
-/// A Linear of a site: integer with its activation quantiser, or float as in the source.
+/// A Linear of a site: integer with its activation quantiser, with a quantised weight alone, or float as in the source.
 pub(crate) enum Reader {
     Integer(ActivationQuantizer, Arc<IntegerLinear>),
+    WeightOnly(WeightOnlyLinear),
     Float(FloatLinear),
 }
 
@@ -96,6 +97,10 @@ impl SiteOp for IntegerSite {
         for reader in &self.readers {
             outputs.push(match reader {
                 Reader::Float(linear) => linear.forward(self.isa, input)?,
+                Reader::WeightOnly(linear) => {
+                    let out = rows_of(input, |x| linear.forward(x, rows))?;
+                    Tensor::from_vec(out, (rows, linear.outputs()), &Device::Cpu)?
+                }
                 Reader::Integer(quantizer, linear) => {
                     let quantized = match ready.take() {
                         Some((done, quantized)) if done == *quantizer => quantized,
@@ -191,6 +196,7 @@ mod tests {
                     outputs,
                     inputs: columns,
                     weight_scales: scales.clone(),
+                    column_groups: None,
                     input: None,
                 };
                 let packed = IntegerLinear::new(isa, &stored, bias.clone(), activation).unwrap();

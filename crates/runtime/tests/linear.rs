@@ -37,7 +37,14 @@ impl Case {
             .map(|scale| QuantParams { scale, zero_point: int8(&mut rng, false) })
             .collect();
         Self {
-            stored: QuantizedLinear { weight, outputs, inputs, weight_scales, input: None },
+            stored: QuantizedLinear {
+                weight,
+                outputs,
+                inputs,
+                weight_scales,
+                column_groups: None,
+                input: None,
+            },
             bias,
             a,
             rows,
@@ -120,6 +127,7 @@ fn the_longest_sums_are_exact() {
             outputs: 1,
             inputs,
             weight_scales: vec![1.0],
+            column_groups: None,
             input: None,
         };
         let a = vec![if zero_point < 0 { 127 } else { -128 }; inputs];
@@ -169,6 +177,7 @@ fn weights_that_cannot_be_packed_are_refused() {
         outputs,
         inputs,
         weight_scales: vec![1.0; outputs],
+        column_groups: None,
         input: None,
     };
     for (stored, says) in [

@@ -1,180 +1,30 @@
 //! A deployable directory loads and computes what its simulation computes; a damaged one is refused in one sentence.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod deployed;
+
+use std::path::Path;
 
 use candle_core::{Device, Module, Tensor};
-use tempfile::TempDir;
-use zeropoint_core::{
-    ActivationMode, ActivationScheme, Granularity, QuantParams, Scheme, Symmetry, WeightScheme, quantize,
-};
-use zeropoint_formats::{
-    CheckpointWriter, Dtype, QuantizationConfig, QuantizedLinear, TensorSpec, linear_tensor_bytes,
-    linear_tensor_specs,
-};
-use zeropoint_models::{
-    ActivationQuantizer, INT8_ATTENTION, Model, ModelDirectory, ModelError, PackedBatch, SimulatedLinear,
-    SimulatedReader, SimulatedSite, SiteOp, SourceRef, Tables, Task,
-};
+use deployed::{Deployed, TEXTS, Tensors, batch, fixture, open};
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry};
+use zeropoint_formats::{Dtype, TensorSpec};
+use zeropoint_models::{Model, PackedBatch, Tables, Task};
 use zeropoint_runtime::{Encoder, Int8Linear, QuantizedModel};
 
-const TEXTS: [&str; 4] = ["the river is on fire", "models", "What was that, and when can we use it?", ""];
 const QUERY: &str = "encoder.layer.1.attention.self.query";
 
 fn scheme(mode: ActivationMode, symmetry: Symmetry, granularity: Granularity) -> Scheme {
-    Scheme { weights: WeightScheme { granularity }, activations: ActivationScheme { mode, symmetry } }
+    Scheme::int8(granularity, ActivationScheme { mode, symmetry })
 }
 
-const DYNAMIC: Scheme = Scheme {
-    weights: WeightScheme { granularity: Granularity::Channel },
-    activations: ActivationScheme { mode: ActivationMode::Dynamic, symmetry: Symmetry::Symmetric },
-};
-const STATIC: Scheme = Scheme {
-    weights: WeightScheme { granularity: Granularity::Channel },
-    activations: ActivationScheme { mode: ActivationMode::Static, symmetry: Symmetry::Asymmetric },
-};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
-}
-
-fn open(path: &Path) -> ModelDirectory {
-    ModelDirectory::open(&SourceRef::Directory(path.to_owned()), Task::Auto).expect("the directory opens")
-}
-
-/// A weight rounded to nearest, and parameters for the activation that are no more than plausible.
-fn quantized(weight: &[f32], outputs: usize, inputs: usize, scheme: Scheme) -> QuantizedLinear {
-    let absmax = |values: &[f32]| values.iter().fold(0f32, |max, w| max.max(w.abs()));
-    let mut stored =
-        QuantizedLinear { weight: Vec::new(), outputs, inputs, weight_scales: Vec::new(), input: None };
-    for row in weight.chunks(inputs) {
-        let per_channel = scheme.weights.granularity == Granularity::Channel;
-        let params =
-            QuantParams::symmetric(absmax(if per_channel { row } else { weight })).expect("finite weights");
-        stored.weight.extend(row.iter().map(|w| quantize(*w, params)));
-        stored.weight_scales.push(params.scale);
-    }
-    if scheme.activations.mode == ActivationMode::Static {
-        stored.input =
-            Some(QuantParams::from_range(-3.0, 4.0, scheme.activations.symmetry).expect("a range"));
-    }
-    stored
-}
-
-/// Tensors by name.
-type Tensors = BTreeMap<String, (TensorSpec, Vec<u8>)>;
-
-/// A fixture with the Linears of its blocks in INT8, as a deployable directory.
-struct Deployed {
-    dir: TempDir,
-    fixture: &'static str,
-    /// By module path.
-    linears: BTreeMap<String, (QuantizedLinear, Scheme)>,
-}
-
-impl Deployed {
-    /// `scheme_of` says how a Linear is quantised; `None` leaves it float.
-    fn new(fixture_name: &'static str, scheme_of: impl Fn(&str) -> Option<Scheme>) -> Self {
-        Self::damaged(fixture_name, scheme_of, |_, _| ())
-    }
-
-    /// As [`Deployed::new`], after a change of the tensors and of the text of config.json.
-    fn damaged(
-        fixture_name: &'static str,
-        scheme_of: impl Fn(&str) -> Option<Scheme>,
-        damage: impl FnOnce(&mut Tensors, &mut String),
-    ) -> Self {
-        let source = open(&fixture(fixture_name));
-        let checkpoint = source.checkpoint();
-        let mut tensors: Tensors = checkpoint
-            .tensors()
-            .map(|info| {
-                (
-                    info.name.clone(),
-                    (info.into(), checkpoint.read_bytes(&info.name).expect("the fixture reads")),
-                )
-            })
-            .collect();
-        let (mut linears, mut ignore) = (BTreeMap::new(), Vec::new());
-        for linear in &source.spec().linears {
-            let Some(scheme) = linear.site.and_then(|_| scheme_of(&linear.path)) else {
-                ignore.push(linear.path.clone());
-                continue;
-            };
-            let weight = checkpoint.read_f32(&linear.weight).expect("a weight");
-            let stored = quantized(&weight, linear.outputs, linear.inputs, scheme);
-            let specs = linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme);
-            let parts = linear_tensor_bytes(&linear.tensor, &stored, scheme).expect("a Linear");
-            for (spec, (name, bytes)) in specs.into_iter().zip(parts) {
-                tensors.insert(name, (spec, bytes.into_owned()));
-            }
-            linears.insert(linear.path.clone(), (stored, scheme));
-        }
-        let modules =
-            source.spec().linears.iter().filter_map(|l| Some((l.path.clone(), linears.get(&l.path)?.1)));
-        let mut config = source.config().clone();
-        config["quantization_config"] = QuantizationConfig::for_modules(modules, ignore).to_json();
-        let mut config = config.to_string();
-        damage(&mut tensors, &mut config);
-
-        let dir = tempfile::tempdir().expect("a directory");
-        std::fs::write(dir.path().join("config.json"), config).expect("written");
-        let specs = tensors.values().map(|(spec, _)| spec.clone()).collect();
-        let mut writer = CheckpointWriter::create(dir.path(), specs, u64::MAX).expect("a writer");
-        for (name, (_, bytes)) in &tensors {
-            writer.write(name, bytes).expect("written");
-        }
-        writer.finish().expect("finished");
-        for file in ["tokenizer.json", "tokenizer_config.json"] {
-            std::fs::copy(fixture(fixture_name).join(file), dir.path().join(file)).expect("copied");
-        }
-        Self { dir, fixture: fixture_name, linears }
-    }
-
-    fn load(&self) -> Result<QuantizedModel, String> {
-        QuantizedModel::load(self.dir.path(), Task::Auto).map_err(|error| error.to_string())
-    }
-
-    /// The float model with the same decisions in the simulated life.
-    fn simulation(&self) -> Model {
-        // Opened without modules.json, as the deployed directory is, so that the heads are the same.
-        let directory = open(self.dir.path());
-        let float = open(&fixture(self.fixture));
-        let (spec, checkpoint) = (directory.spec().clone(), float.checkpoint());
-        let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
-            let mut readers = Vec::new();
-            for &id in &spec.sites[site].consumers {
-                let linear = &spec.linears[id];
-                readers.push(match self.linears.get(&linear.path) {
-                    None => SimulatedReader::Float(linear.read_float(checkpoint)?),
-                    Some((stored, scheme)) => SimulatedReader::Integer(SimulatedLinear {
-                        quantizer: match stored.input {
-                            Some(params) => ActivationQuantizer::Static(params),
-                            None => ActivationQuantizer::Dynamic(scheme.activations.symmetry),
-                        },
-                        weight: Tensor::from_iter(stored.weight.iter().map(|q| f32::from(*q)), &Device::Cpu)?
-                            .reshape((stored.outputs, stored.inputs))?,
-                        weight_scales: stored.weight_scales.clone(),
-                        bias: Some(checkpoint.read_f32(linear.bias.as_ref().expect("a bias"))?),
-                        activation: linear.activation,
-                    }),
-                });
-            }
-            let isa = zeropoint_kernels::Isa::active()?;
-            Ok(Some(Box::new(SimulatedSite { isa, readers })))
-        };
-        let mut model =
-            Model::load_with(&spec, checkpoint, &mut factory, Tables::Read).expect("the simulation loads");
-        model.set_attention_precision(INT8_ATTENTION);
-        model
-    }
-}
-
-fn batch(directory: &ModelDirectory) -> PackedBatch {
-    let tokenizer = directory.tokenizer(None).expect("a tokenizer");
-    PackedBatch::new(&tokenizer.encode_all(&TEXTS.map(|text| (text, None))).expect("tokens"))
-        .expect("a batch")
-}
+const DYNAMIC: Scheme = Scheme::int8(
+    Granularity::Channel,
+    ActivationScheme { mode: ActivationMode::Dynamic, symmetry: Symmetry::Symmetric },
+);
+const STATIC: Scheme = Scheme::int8(
+    Granularity::Channel,
+    ActivationScheme { mode: ActivationMode::Static, symmetry: Symmetry::Asymmetric },
+);
 
 #[test]
 fn a_loaded_model_is_its_simulation_bit_for_bit() {
@@ -209,7 +59,7 @@ fn a_loaded_model_is_its_simulation_bit_for_bit() {
             assert_eq!(bits(&found.values), bits(&expected.values), "{fixture}, {what}");
             let float = Model::load_with(
                 loaded.directory().spec(),
-                open(&self::fixture(fixture)).checkpoint(),
+                open(&deployed::fixture(fixture)).checkpoint(),
                 &mut |_| Ok(None),
                 Tables::Read,
             );
@@ -297,8 +147,10 @@ fn a_damaged_directory_is_refused() {
         Case {
             what: "scales of another shape",
             scheme: DYNAMIC,
-            damage: |tensors, _| tensors.get_mut(&named("weight_scale")).expect("scales").0.shape = vec![32],
-            says: &["weight_scale` in ", "has shape [32] where [32, 1] is needed"],
+            damage: |tensors, _| {
+                tensors.get_mut(&named("weight_scale")).expect("scales").0.shape = vec![1, 32]
+            },
+            says: &["weight_scale` in ", "has shape [1, 32] where [32, 1] or [32] is needed"],
         },
         Case {
             what: "a float weight under an INT8 scheme",
@@ -331,12 +183,21 @@ fn a_damaged_directory_is_refused() {
             what: "a tensor that no scheme has",
             scheme: DYNAMIC,
             damage: |tensors, _| {
-                let name = named("weight_zero_point");
-                tensors.insert(name.clone(), (TensorSpec::new(name, Dtype::I8, [32, 1]), vec![0; 32]));
+                let name = named("weight_global_scale");
+                tensors.insert(name.clone(), (TensorSpec::new(name, Dtype::F32, [1]), vec![0; 4]));
             },
             says: &[
-                "tensor `encoder.layer.1.attention.self.query.weight_zero_point` is not part of the architecture",
+                "tensor `encoder.layer.1.attention.self.query.weight_global_scale` is not part of the architecture",
             ],
+        },
+        Case {
+            what: "zero points of weights",
+            scheme: DYNAMIC,
+            damage: |tensors, _| {
+                let name = named("weight_zero_point");
+                tensors.insert(name.clone(), (TensorSpec::new(name, Dtype::I8, [32, 1]), vec![5; 32]));
+            },
+            says: &[QUERY, "has a `weight_zero_point` that is not 0, where its scheme is symmetric"],
         },
         Case {
             what: "4 bits",
@@ -365,8 +226,8 @@ fn a_damaged_directory_is_refused() {
         Case {
             what: "another format",
             scheme: DYNAMIC,
-            damage: |_, config| swap(config, "\"int-quantized\"", "\"pack-quantized\""),
-            says: &["`quantization_config.format` is \"pack-quantized\"; only int-quantized models"],
+            damage: |_, config| swap(config, "\"int-quantized\"", "\"nvfp4-pack-quantized\""),
+            says: &["`quantization_config.format` is \"nvfp4-pack-quantized\"; only int-quantized models"],
         },
     ];
     for Case { what, scheme, damage, says } in cases {
@@ -420,7 +281,7 @@ fn one_linear_is_a_candle_module() {
         assert_eq!(values(&y), values(&expected));
 
         for (path, reason) in [
-            ("encoder.layer.0.attention.self.key", "is not INT8"),
+            ("encoder.layer.0.attention.self.key", "is not quantised"),
             ("encoder.layer.9.attention.self.query", "is not a Linear of this model"),
         ] {
             let Err(error) = Int8Linear::load(&directory, path) else { panic!("loaded") };

@@ -1,9 +1,11 @@
-//! Chores of the workspace: generated files and their drift check, and the training of the embedded model.
+//! Chores of the workspace: generated files and their drift check, the training of the embedded model, checkpoints for tests of
+//! scale.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a command for developers")]
 
 mod fixture;
 mod generated;
 mod rules;
+mod synth;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,7 +18,10 @@ usage: cargo xtask COMMAND
   generate                    write the files that are made from the code: the config's JSON Schema and docs/cli.md
   check                       compare those files with the code, and the embedded model with its limits
   train-fixture [--out DIR]   train the embedded model (reproducible; about a minute with --release);
-                              DIR defaults to crates/models/embedded";
+                              DIR defaults to crates/models/embedded
+  synth-checkpoint --like SHAPES --out DIR [--blocks N]
+                              write a sharded bfloat16 checkpoint of random weights, for tests of scale; SHAPES is
+                              llama-7b (13.5 GB) or llama-3-8b (16.1 GB), --blocks takes the first N blocks alone";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +31,11 @@ fn main() -> ExitCode {
         ["check"] => check(&root()),
         ["train-fixture"] => fixture::train(&root(), &root().join("crates/models/embedded")),
         ["train-fixture", "--out", dir] => fixture::train(&root(), Path::new(dir)),
+        ["synth-checkpoint", "--like", shapes, "--out", dir] => synth::write(shapes, None, Path::new(dir)),
+        ["synth-checkpoint", "--like", shapes, "--out", dir, "--blocks", blocks] => match blocks.parse() {
+            Ok(blocks) => synth::write(shapes, Some(blocks), Path::new(dir)),
+            Err(_) => Err(format!("--blocks takes a number, not `{blocks}`").into()),
+        },
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

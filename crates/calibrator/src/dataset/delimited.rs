@@ -4,9 +4,16 @@ use std::path::PathBuf;
 
 use super::{FieldRef, Fields, MAX_LINE_BYTES, Parsed, Problem, Role, Sample, lines};
 
-pub(super) fn parse(text: &str, header: Option<bool>, delimiter: u8, fields: &Fields) -> Parsed<Vec<Sample>> {
+/// Hands over the sample of each record until `each` says no.
+pub(super) fn each(
+    text: &str,
+    header: Option<bool>,
+    delimiter: u8,
+    fields: &Fields,
+    each: &mut dyn FnMut(Sample) -> bool,
+) -> Parsed<()> {
     let mut records = Records::new(text, delimiter).map_err(|problem| (0, problem))?;
-    let Some((line, first)) = records.next()? else { return Ok(Vec::new()) };
+    let Some((line, first)) = records.next()? else { return Ok(()) };
     let has_header = match header {
         Some(header) => header,
         None => is_header(&first, fields).map_err(|problem| (line, problem))?,
@@ -14,17 +21,18 @@ pub(super) fn parse(text: &str, header: Option<bool>, delimiter: u8, fields: &Fi
     let columns =
         if has_header { Columns::named(&first, fields) } else { Columns::unnamed(first.len(), fields) };
     let columns = columns.map_err(|problem| (line, problem))?;
-    let mut samples = Vec::new();
     let mut next = if has_header { records.next()? } else { Some((line, first.clone())) };
     while let Some((line, record)) = next {
         if record.len() != first.len() {
             return Err((line, Problem::ColumnCount { found: record.len(), expected: first.len() }));
         }
         let sample = columns.sample(&record).map_err(|problem| (line, problem))?;
-        samples.push(Sample { line, ..sample });
+        if !each(Sample { line, ..sample }) {
+            break;
+        }
         next = records.next()?;
     }
-    Ok(samples)
+    Ok(())
 }
 
 /// Whether the first row contains one of the field names. When it does not, and a name was chosen, the file is not the

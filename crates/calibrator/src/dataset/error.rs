@@ -53,6 +53,13 @@ pub enum Problem {
     /// A line or record is too long.
     #[error("the line is longer than {} MiB; one sample a line is expected", MAX_LINE_BYTES >> 20)]
     LongLine,
+    /// A whole file as one sample is too long.
+    #[error(
+        "the text is longer than {} MiB, and it is to be one sample; a decoder language model takes it with \
+         `calibration.sequences` \"chunked\" or \"packed\"",
+        MAX_LINE_BYTES >> 20
+    )]
+    LongText,
     /// The bytes are not UTF-8.
     #[error("the text is not valid UTF-8; convert the file to UTF-8")]
     NotUtf8,
@@ -186,6 +193,26 @@ pub enum Problem {
     EmptyList {
         /// The list.
         field: String,
+    },
+    /// A text that must say something.
+    #[error("{field} is blank; a text is expected")]
+    Blank {
+        /// Where it was found.
+        field: String,
+    },
+    /// Nothing to choose from.
+    #[error("the list `choices` has {found} {}; two or more are expected", if *.found == 1 { "entry" } else { "entries" })]
+    FewChoices {
+        /// How many there are.
+        found: usize,
+    },
+    /// An answer that is none of the choices.
+    #[error("the answer is {found}, and there are {choices} choices; an index from 0 to {} is expected", .choices - 1)]
+    Answer {
+        /// As it is written.
+        found: String,
+        /// How many choices there are, at least two.
+        choices: usize,
     },
     /// Two lists that belong together.
     #[error("there are {tokens} tokens and {labels} labels; each token has one")]

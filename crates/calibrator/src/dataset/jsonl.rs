@@ -2,24 +2,32 @@
 //!
 //! Scores of up to 15 significant digits are read exactly; a longer one may be off in its last bit.
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{FieldRef, Fields, Parsed, Problem, Role, Sample, lines};
+use super::lines::Lines;
+use super::{FieldRef, Fields, Parsed, Problem, Role, Sample};
 
-pub(super) fn parse(text: &str, fields: &Fields) -> Parsed<Vec<Sample>> {
+/// Hands over the sample of each line until `each` says no.
+pub(super) fn each(
+    lines: &mut Lines<impl Read>,
+    fields: &Fields,
+    each: &mut dyn FnMut(Sample) -> bool,
+) -> Parsed<()> {
     for role in Role::ALL {
         if let field @ FieldRef::Column(_) = fields.get(role) {
             return Err((0, Problem::ColumnInJson { field: field.clone() }));
         }
     }
-    lines::non_blank(text)
-        .map(|(line, text)| match sample(text, fields) {
-            Ok(sample) => Ok(Sample { line, ..sample }),
-            Err(problem) => Err((line, problem)),
-        })
-        .collect()
+    while let Some((line, text)) = lines.next_non_blank()? {
+        let sample = sample(text, fields).map_err(|problem| (line, problem))?;
+        if !each(Sample { line, ..sample }) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn sample(line: &str, fields: &Fields) -> Result<Sample, Problem> {
@@ -37,13 +45,16 @@ pub(super) fn sample_of(row: Map<String, Value>, fields: &Fields) -> Result<Samp
         text_a = text_a.or(row.text(role)?);
     }
     let image = row.text(Role::Image)?.map(PathBuf::from);
+    let messages = if text_a.is_none() || fields.wants_messages() { row.messages()? } else { None };
     let text_a = match text_a {
-        None if image.is_some() => String::new(),
+        Some(text) if messages.is_none() => text,
+        _ if messages.is_some() || image.is_some() => String::new(),
         text => text.ok_or_else(|| fields.no_first_text(row.names()))?,
     };
     Ok(Sample {
         text_a,
         image,
+        messages,
         text_b: row.text(Role::TextB)?,
         score: row.score()?,
         label: row.label()?,
@@ -77,6 +88,43 @@ impl Row<'_> {
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(other) => Err(self.wrong_kind(role, other, "a string")),
         }
+    }
+
+    /// A conversation: a list of at least one object with a `role`.
+    fn messages(&self) -> Result<Option<Vec<Value>>, Problem> {
+        let Some(name) = field_name(self.fields.messages.as_ref()) else { return Ok(None) };
+        let field = || format!("`{name}`");
+        let messages = match self.row.get(name) {
+            None | Some(Value::Null) if self.fields.wants_messages() => {
+                let wanted = FieldRef::from(name);
+                return Err(Problem::missing(&[&wanted], self.names()));
+            }
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Array(messages)) => messages,
+            Some(other) => {
+                return Err(Problem::WrongKind { field: field(), found: kind(other), expected: MESSAGES });
+            }
+        };
+        if messages.is_empty() {
+            return Err(Problem::EmptyList { field: field() });
+        }
+        for message in messages {
+            match message {
+                Value::Object(message) if message.get("role").is_some_and(Value::is_string) => {}
+                Value::Object(message) => {
+                    let role = FieldRef::from("role");
+                    return Err(Problem::missing(&[&role], message.keys().map(String::as_str)));
+                }
+                other => {
+                    return Err(Problem::WrongKind {
+                        field: field(),
+                        found: kind(other),
+                        expected: MESSAGES,
+                    });
+                }
+            }
+        }
+        Ok(Some(messages.clone()))
     }
 
     fn score(&self) -> Result<Option<f64>, Problem> {
@@ -116,6 +164,17 @@ impl Row<'_> {
 
     fn wrong_kind(&self, role: Role, value: &Value, expected: &'static str) -> Problem {
         Problem::WrongKind { field: self.fields.get(role).to_string(), found: kind(value), expected }
+    }
+}
+
+/// What a conversation is.
+const MESSAGES: &str = "a list of objects such as {\"role\": \"user\", \"content\": \"...\"}";
+
+/// The name of a field that has one.
+fn field_name(field: Option<&FieldRef>) -> Option<&str> {
+    match field {
+        Some(FieldRef::Name(name)) => Some(name),
+        Some(FieldRef::Column(_)) | None => None,
     }
 }
 

@@ -1,9 +1,9 @@
 //! Data sets: texts and images with their scores or labels, from JSON lines, CSV, plain text, parquet and folders of
 //! images.
 //!
-//! A file is read as a whole and checked as a whole: one broken row is an error that names the file, the line and what
-//! was expected there. Nothing is skipped silently, because a metric over the rows that happened to parse is not the
-//! metric that was asked for.
+//! A file is checked as a whole: one broken row is an error that names the file, the line and what was expected there.
+//! Nothing is skipped silently, because a metric over the rows that happened to parse is not the metric that was asked
+//! for. [`read_each`] and [`read_pieces`] hold one row or piece at a time (of csv the whole file), [`read`] all.
 
 mod delimited;
 mod error;
@@ -12,19 +12,24 @@ mod jsonl;
 mod lines;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod pieces;
 mod records;
 
 pub use error::{DatasetError, Problem};
-pub use records::{Origin, Question, Ranking, Record, TaggedWords, parse_records, read_records};
+pub use pieces::{PIECE_BYTES, Pieces, read_pieces, split};
+pub use records::{Choices, Origin, Question, Ranking, Record, TaggedWords, parse_records, read_records};
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
 use zeropoint_core::{Fingerprint, FingerprintBuilder};
 use zeropoint_models::TextRef;
+
+use lines::Lines;
 
 /// The longest line (of csv: the longest record), in bytes.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
@@ -50,6 +55,11 @@ pub struct Sample {
     pub prompt_b: Option<Arc<str>>,
     /// The file of an image; a sample that has one may have an empty text.
     pub image: Option<PathBuf>,
+    /// A conversation, each message an object with at least a `role`. Its text is what a chat template makes of it, and
+    /// until then empty.
+    pub messages: Option<Vec<Value>>,
+    /// The sample as token ids that nothing is added to, where it has been tokenised already; the texts do not count then.
+    pub tokens: Option<Vec<u32>>,
     /// The file it comes from, for messages.
     pub file: Arc<str>,
     /// Its line there, from 1 (of csv: where the record begins; of parquet: the row).
@@ -128,14 +138,20 @@ pub struct Fields {
     pub label: FieldRef,
     /// The path of an image, relative to the folder of the file that names it.
     pub image: FieldRef,
+    /// The name of a conversation in JSON lines; `None` where none is read. A row without a text may have one under the
+    /// name `messages`; under another name every row must.
+    pub messages: Option<FieldRef>,
 }
 
 impl Default for Fields {
     fn default() -> Self {
         let [text, text_a, text_b, score, label, image] = Role::ALL.map(|role| FieldRef::from(role.name()));
-        Self { text, text_a, text_b, score, label, image }
+        Self { text, text_a, text_b, score, label, image, messages: None }
     }
 }
+
+/// The name of a conversation where it has no other.
+pub const MESSAGES: &str = "messages";
 
 /// The part that a field plays in a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,6 +201,11 @@ impl Fields {
         }
     }
 
+    /// Whether conversations were given a name of their own, which must then exist.
+    fn wants_messages(&self) -> bool {
+        self.messages.as_ref().is_some_and(|field| *field != FieldRef::from(MESSAGES))
+    }
+
     /// The error for a first text that is nowhere among the names that are present.
     fn no_first_text<'a>(&self, present: impl Iterator<Item = &'a str>) -> Problem {
         let wanted: Vec<&FieldRef> = self.first_text().iter().map(|&role| self.get(role)).collect();
@@ -204,6 +225,8 @@ pub enum Format {
     Jsonl,
     /// One text a line.
     Txt,
+    /// One text, the whole file.
+    Document,
     /// Comma-separated values with quoting as in RFC 4180.
     Csv {
         /// Whether the first row names the columns. `None`: it does when it contains one of the field names. Without a
@@ -249,53 +272,62 @@ pub struct ReadOptions {
 /// Of a folder, every image in it, in the order of their names, or those of its sub-folders with these as labels. Images are
 /// not opened here.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>, DatasetError> {
+    let mut samples = Vec::new();
+    read_each(path, options, &mut |sample| {
+        samples.push(sample);
+        Ok::<_, DatasetError>(())
+    })?;
+    Ok(samples)
+}
+
+/// As [`read`], one sample at a time: of JSON lines, text and parquet no more than that is held. An error of `each` ends it.
+pub fn read_each<E: From<DatasetError>>(
+    path: &Path,
+    options: &ReadOptions,
+    each: &mut dyn FnMut(Sample) -> Result<(), E>,
+) -> Result<(), E> {
     let name: Arc<str> = path.display().to_string().into();
     let whole_file = |problem| DatasetError::new(&name, 0, problem);
     if path.is_dir() {
-        return folder::read(path);
+        return folder::read(path)?.into_iter().try_for_each(each);
     }
     let format = options.format.or_else(|| Format::from_extension(path));
     let format = format.ok_or_else(|| whole_file(Problem::UnknownFormat))?;
-    let mut samples = if format == Format::Parquet {
-        finish(read_parquet(path, &options.fields), &name)?
-    } else {
-        let bytes = read_bytes(path).map_err(whole_file)?;
-        parse(&bytes, &name, format, &options.fields)?
-    };
     let folder = path.parent().unwrap_or(Path::new(""));
-    for image in samples.iter_mut().filter_map(|sample| sample.image.as_mut()) {
-        *image = folder.join(&*image);
+    let mut each = |mut sample: Sample| {
+        if let Some(image) = &mut sample.image {
+            *image = folder.join(&*image);
+        }
+        each(sample)
+    };
+    if format == Format::Parquet {
+        return hand_over(&name, &mut each, |each| read_parquet(path, &options.fields, each));
     }
-    Ok(samples)
+    let file = File::open(path).map_err(|error| whole_file(Problem::Io(error)))?;
+    parse_each(file, &name, format, &options.fields, &mut each)
 }
 
 /// Reads a whole file as one text: UTF-8, with or without a byte order mark, every line end as it is. A file without text
 /// is an error, as is one over [`MAX_FILE_BYTES`].
 pub fn read_document(path: &Path) -> Result<String, DatasetError> {
     let name: Arc<str> = path.display().to_string().into();
-    let failed = |line, problem| DatasetError::new(&name, line, problem);
-    let mut bytes = read_bytes(path).map_err(|problem| failed(0, problem))?;
-    if bytes.starts_with(BYTE_ORDER_MARK) {
-        bytes.drain(..BYTE_ORDER_MARK.len());
-    }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = 1 + String::from_utf8_lossy(before).matches('\n').count();
-        failed(line, Problem::NotUtf8)
-    })?;
-    if text.trim().is_empty() { Err(failed(0, Problem::Empty)) } else { Ok(text) }
+    let failed = |(line, problem)| DatasetError::new(&name, line, problem);
+    let bytes = read_bytes(path).map_err(|problem| failed((0, problem)))?;
+    let text = lines::text(&bytes).map_err(failed)?;
+    if text.trim().is_empty() { Err(failed((0, Problem::Empty))) } else { Ok(text.to_owned()) }
 }
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>, Problem> {
+    all_bytes(File::open(path).map_err(Problem::Io)?, MAX_FILE_BYTES, || Problem::TooLarge)
+}
+
+/// Everything that a reader gives, which is too much from `most` bytes on.
+fn all_bytes(reader: impl Read, most: u64, too_much: impl Fn() -> Problem) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(Problem::Io)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Problem::Io)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Problem::TooLarge);
-    }
-    Ok(bytes)
+    reader.take(most + 1).read_to_end(&mut bytes).map_err(Problem::Io)?;
+    if bytes.len() as u64 > most { Err(too_much()) } else { Ok(bytes) }
 }
 
 /// Reads every sample of a file's content, in any format but parquet; `file` is its name in messages. Paths of images
@@ -306,39 +338,78 @@ pub fn parse(
     format: Format,
     fields: &Fields,
 ) -> Result<Vec<Sample>, DatasetError> {
-    let text = lines::decode(bytes).map_err(|(line, problem)| DatasetError::new(file, line, problem))?;
-    let samples = match format {
-        Format::Jsonl => jsonl::parse(text, fields),
-        Format::Txt => Ok(lines::non_blank(text)
-            .map(|(line, text)| Sample { text_a: text.to_owned(), line, ..Sample::default() })
-            .collect()),
-        Format::Csv { header, delimiter } => delimited::parse(text, header, delimiter, fields),
+    let mut samples = Vec::new();
+    parse_each(bytes, file, format, fields, &mut |sample| {
+        samples.push(sample);
+        Ok::<_, DatasetError>(())
+    })?;
+    Ok(samples)
+}
+
+/// As [`parse`], one sample at a time of what a reader gives. See [`read_each`].
+pub fn parse_each<E: From<DatasetError>>(
+    reader: impl Read,
+    file: &Arc<str>,
+    format: Format,
+    fields: &Fields,
+    each: &mut dyn FnMut(Sample) -> Result<(), E>,
+) -> Result<(), E> {
+    hand_over(file, each, |each| match format {
+        Format::Jsonl => jsonl::each(&mut Lines::new(reader), fields, each),
+        Format::Txt => {
+            let mut lines = Lines::new(reader);
+            while let Some((line, text)) = lines.next_non_blank()? {
+                if !each(Sample { text_a: text.to_owned(), line, ..Sample::default() }) {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        Format::Document => {
+            let bytes = all_bytes(reader, MAX_LINE_BYTES as u64, || Problem::LongText);
+            let bytes = bytes.map_err(|problem| (0, problem))?;
+            let text = lines::text(&bytes)?;
+            if !text.trim().is_empty() {
+                each(Sample { text_a: text.to_owned(), line: 1, ..Sample::default() });
+            }
+            Ok(())
+        }
+        Format::Csv { header, delimiter } => {
+            let bytes = all_bytes(reader, MAX_FILE_BYTES, || Problem::TooLarge);
+            let bytes = bytes.map_err(|problem| (0, problem))?;
+            delimited::each(lines::decode(&bytes)?, header, delimiter, fields, each)
+        }
         Format::Parquet => Err((0, Problem::UnknownFormat)),
-    };
-    finish(samples, file)
+    })
 }
 
 #[cfg(feature = "parquet")]
-fn read_parquet(path: &Path, fields: &Fields) -> Parsed<Vec<Sample>> {
-    parquet::read(path, fields)
+fn read_parquet(path: &Path, fields: &Fields, each: &mut dyn FnMut(Sample) -> bool) -> Parsed<()> {
+    parquet::each(path, fields, each)
 }
 
 #[cfg(not(feature = "parquet"))]
-fn read_parquet(_path: &Path, _fields: &Fields) -> Parsed<Vec<Sample>> {
+fn read_parquet(_path: &Path, _fields: &Fields, _each: &mut dyn FnMut(Sample) -> bool) -> Parsed<()> {
     Err((0, Problem::NoParquet))
 }
 
-/// Gives samples and errors their file; no samples are an error.
-fn finish(samples: Parsed<Vec<Sample>>, file: &Arc<str>) -> Result<Vec<Sample>, DatasetError> {
-    let mut samples: Vec<Sample> =
-        samples.map_err(|(line, problem)| DatasetError::new(file, line, problem))?;
-    if samples.is_empty() {
-        return Err(DatasetError::new(file, 0, Problem::Empty));
+/// Hands over what `read` reads, and gives samples and errors their file; no samples are an error.
+fn hand_over<E: From<DatasetError>>(
+    file: &Arc<str>,
+    each: &mut dyn FnMut(Sample) -> Result<(), E>,
+    read: impl FnOnce(&mut dyn FnMut(Sample) -> bool) -> Parsed<()>,
+) -> Result<(), E> {
+    let (mut any, mut failed) = (false, None);
+    let outcome = read(&mut |sample| {
+        any = true;
+        failed = each(Sample { file: Arc::clone(file), ..sample }).err();
+        failed.is_none()
+    });
+    if let Some(error) = failed {
+        return Err(error);
     }
-    for sample in &mut samples {
-        sample.file = Arc::clone(file);
-    }
-    Ok(samples)
+    outcome.map_err(|(line, problem)| DatasetError::new(file, line, problem))?;
+    if any { Ok(()) } else { Err(DatasetError::new(file, 0, Problem::Empty).into()) }
 }
 
 /// What a reader of one format returns; an error has its line.
@@ -394,6 +465,11 @@ pub fn fingerprint(samples: &[Sample]) -> Fingerprint {
         optional(&mut builder, "prompt_b", sample.prompt_b.as_deref());
         let image = sample.image.as_deref().map(|path| path.as_os_str().as_encoded_bytes());
         optional(&mut builder, "image", image);
+        let messages = sample.messages.as_ref().map(|messages| Value::from(messages.clone()).to_string());
+        optional(&mut builder, "messages", messages);
+        let tokens = sample.tokens.as_ref();
+        let tokens = tokens.map(|ids| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
+        optional(&mut builder, "tokens", tokens);
     }
     builder.finish()
 }

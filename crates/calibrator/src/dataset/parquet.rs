@@ -16,22 +16,21 @@ use zeropoint_core::contain;
 
 use super::{FieldRef, Fields, MAX_FILE_BYTES, MAX_LINE_BYTES, Parsed, Problem, Role, Sample, jsonl};
 
-/// Reads every row. Rows are counted from 1.
+/// Hands over the sample of each row until `each` says no. Rows are counted from 1.
 ///
 /// The parquet library panics on some damaged files; that is caught here and is an error like any other damage.
-pub(super) fn read(path: &Path, fields: &Fields) -> Parsed<Vec<Sample>> {
+pub(super) fn each(path: &Path, fields: &Fields, each: &mut dyn FnMut(Sample) -> bool) -> Parsed<()> {
     let file = File::open(path).map_err(|error| (0, Problem::Io(error)))?;
-    contain(|| rows(file, fields)).unwrap_or_else(|_| {
+    contain(|| rows(file, fields, each)).unwrap_or_else(|_| {
         Err((0, Problem::Parquet { message: "its structure contradicts itself".to_owned() }))
     })
 }
 
-fn rows(file: File, fields: &Fields) -> Parsed<Vec<Sample>> {
+fn rows(file: File, fields: &Fields, each: &mut dyn FnMut(Sample) -> bool) -> Parsed<()> {
     let reader = SerializedFileReader::new(file).map_err(|error| (0, damaged(&error)))?;
     let schema = reader.metadata().file_metadata().schema();
     let projection = projection(schema, fields).map_err(|problem| (0, problem))?;
     let rows = reader.get_row_iter(Some(projection)).map_err(|error| (0, damaged(&error)))?;
-    let mut samples: Vec<Sample> = Vec::new();
     let mut bytes = 0u64;
     for (index, row) in rows.enumerate() {
         let line = index + 1;
@@ -47,9 +46,11 @@ fn rows(file: File, fields: &Fields) -> Parsed<Vec<Sample>> {
         if bytes > MAX_FILE_BYTES {
             return Err((0, Problem::TooLarge));
         }
-        samples.push(Sample { line, ..sample });
+        if !each(Sample { line, ..sample }) {
+            break;
+        }
     }
-    Ok(samples)
+    Ok(())
 }
 
 /// The schema with the columns that are wanted and there, or which one is not there.

@@ -1,4 +1,4 @@
-//! Rows that hold lists: words with their tags, questions with their answers, queries with their documents.
+//! Rows that hold lists: words with their tags, questions with their answers or choices, queries with their documents.
 //!
 //! They come as JSON lines under fixed names, those of the data sets that made the tasks common.
 
@@ -65,6 +65,19 @@ pub struct Ranking {
     pub origin: Origin,
 }
 
+/// A text and continuations of it, one of which is right: `{"context": ..., "choices": [...], "answer": 0}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// The text, not blank.
+    pub context: String,
+    /// Its continuations as they follow it, at least two, none blank.
+    pub choices: Vec<String>,
+    /// The index of the right one.
+    pub answer: usize,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
 /// Reads every row of a JSON lines file, in its order. As [`read`](super::read), one broken row is an error.
 pub fn read_records<T: Record>(path: &Path) -> Result<Vec<T>, DatasetError> {
     let name: Arc<str> = path.display().to_string().into();
@@ -125,6 +138,34 @@ impl Record for Ranking {
         non_empty("negatives", &negatives)?;
         Ok(Self { query: text(object, "query")?, positives, negatives, origin })
     }
+}
+
+impl Record for Choices {
+    fn from_object(object: &Map<String, Value>, origin: Origin) -> Result<Self, Problem> {
+        let context = text(object, "context")?;
+        non_blank("`context`", &context)?;
+        let choices = list(object, &["choices"])?;
+        if choices.len() < 2 {
+            return Err(Problem::FewChoices { found: choices.len() });
+        }
+        for (index, choice) in choices.iter().enumerate() {
+            non_blank(&format!("`choices`, entry {index},"), choice)?;
+        }
+        let answer = match field(object, &["answer"])?.1 {
+            Value::Number(number) => {
+                let index = number.as_u64().and_then(|index| usize::try_from(index).ok());
+                index
+                    .filter(|index| *index < choices.len())
+                    .ok_or_else(|| Problem::Answer { found: number.to_string(), choices: choices.len() })?
+            }
+            other => return Err(wrong_kind("answer", other, "the index of a choice, counted from 0,")),
+        };
+        Ok(Self { context, choices, answer, origin })
+    }
+}
+
+fn non_blank(field: &str, text: &str) -> Result<(), Problem> {
+    if text.trim().is_empty() { Err(Problem::Blank { field: field.to_owned() }) } else { Ok(()) }
 }
 
 fn non_empty(name: &str, list: &[String]) -> Result<(), Problem> {
@@ -192,6 +233,10 @@ mod tests {
         let rankings: Vec<Ranking> =
             rows(r#"{"query": "q", "positive": ["p"], "negatives": ["n", "m"]}"#).unwrap();
         assert_eq!((rankings[0].positives.len(), rankings[0].negatives.len()), (1, 2));
+
+        let questions: Vec<Choices> =
+            rows(r#"{"context": "one and one is ", "choices": ["one", 2], "answer": 1}"#).unwrap();
+        assert_eq!((questions[0].choices[1].as_str(), questions[0].answer), ("2", 1));
     }
 
     #[test]
@@ -219,7 +264,37 @@ mod tests {
                 "the list `negatives` is empty",
             ),
         ];
-        for (found, expected) in cases {
+        let chosen = |text: &str| rows::<Choices>(text).unwrap_err();
+        let of_choices = [
+            (chosen(r#"{"choices": ["a", "b"], "answer": 0}"#), "the field `context` is missing"),
+            (
+                chosen(r#"{"context": " ", "choices": ["a", "b"], "answer": 0}"#),
+                "`context` is blank; a text is expected",
+            ),
+            (
+                chosen(r#"{"context": "c", "choices": ["a"], "answer": 0}"#),
+                "the list `choices` has 1 entry; two or more are expected",
+            ),
+            (
+                chosen(r#"{"context": "c", "choices": ["a", ""], "answer": 0}"#),
+                "`choices`, entry 1, is blank; a text is expected",
+            ),
+            (
+                chosen(r#"{"context": "c", "choices": ["a", ["b"]], "answer": 0}"#),
+                "the field `choices` holds an array; a list of strings is expected",
+            ),
+            (
+                chosen(r#"{"context": "c", "choices": ["a", "b"], "answer": "a"}"#),
+                "the field `answer` holds a string; the index of a choice, counted from 0, is expected",
+            ),
+        ];
+        let of_answers = ["2", "-1", "0.5", "1e400"].map(|answer| {
+            let row = format!("{{\"context\": \"c\", \"choices\": [\"a\", \"b\"], \"answer\": {answer}}}");
+            let expected =
+                if answer == "1e400" { "not a JSON object" } else { "an index from 0 to 1 is expected" };
+            (chosen(&row), expected)
+        });
+        for (found, expected) in cases.into_iter().chain(of_choices).chain(of_answers) {
             assert!(found.starts_with("rows.jsonl:1: ") && found.contains(expected), "{found}");
         }
         assert_eq!(tagged("\n"), "rows.jsonl: the data set holds no samples; at least one is needed");

@@ -423,3 +423,98 @@ fn a_document_is_one_text_with_its_line_ends() {
     assert!(latin.contains(":3:") || latin.contains("line 3"), "{latin}");
     assert!(read(b" \n\t").is_err());
 }
+
+#[test]
+fn a_document_is_one_text_with_its_lines() {
+    let expected = [sample(1, "one\n\n two \r\n", None, None, None)];
+    assert_eq!(ok(Format::Document, "\u{feff}one\n\n two \r\n"), expected);
+    assert_eq!(error(Format::Document, " \n"), "data: the data set holds no samples; at least one is needed");
+    let long = error(Format::Document, "a".repeat(MAX_LINE_BYTES + 1));
+    assert!(long.starts_with("data: the text is longer than 16 MiB, and it is to be one sample"), "{long}");
+}
+
+#[test]
+fn conversations_are_read_where_they_are_asked_for() {
+    let asked = |name: &str| Fields { messages: Some(name.into()), ..Fields::default() };
+    let row = r#"{"messages": [{"role": "user", "content": "hi", "name": "x"}], "id": 1}"#;
+    let samples = parse_as(Format::Jsonl, row, &asked(MESSAGES)).expect("good");
+    assert_eq!(samples[0].text_a, "");
+    let messages = samples[0].messages.as_ref().expect("a conversation");
+    assert_eq!(messages[0], serde_json::json!({"role": "user", "content": "hi", "name": "x"}));
+    assert_ne!(fingerprint(&samples), fingerprint(&[Sample { messages: None, ..samples[0].clone() }]));
+
+    let both = r#"{"text": "a", "messages": [{"role": "user"}], "chat": [{"role": "user"}]}"#;
+    assert_eq!(parse_as(Format::Jsonl, both, &asked(MESSAGES)).expect("good")[0].messages, None);
+    assert!(parse_as(Format::Jsonl, both, &asked("chat")).expect("good")[0].messages.is_some());
+    for (text, fields, expected) in [
+        (
+            row,
+            Fields::default(),
+            "the field `text_a` or `text` is missing; the fields here are `messages`, `id`",
+        ),
+        (row, asked("chat"), "the field `chat` is missing; the fields here are `messages`, `id`"),
+        (
+            r#"{"messages": []}"#,
+            asked(MESSAGES),
+            "the list `messages` is empty; at least one entry is needed",
+        ),
+        (
+            r#"{"messages": "hi"}"#,
+            asked(MESSAGES),
+            "the field `messages` holds a string; a list of objects such as {\"role\": \"user\", \"content\": \"...\"} is \
+             expected",
+        ),
+        (
+            r#"{"messages": [{"from": "user"}]}"#,
+            asked(MESSAGES),
+            "the field `role` is missing; the fields here are `from`",
+        ),
+    ] {
+        let error = parse_as(Format::Jsonl, text, &fields).expect_err("a bad data set").to_string();
+        assert_eq!(error, format!("data:1: {expected}"));
+    }
+}
+
+/// A reader that knows how much it has given.
+struct Counting<'a>(&'a std::cell::Cell<u64>, u64);
+
+impl Read for Counting<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        const LINE: &[u8] = b"{\"text\": \"a line of text\"}\n";
+        let (given, count) = (self.0.get(), (buffer.len() / LINE.len() * LINE.len()) as u64);
+        let count = count.min(self.1 - given);
+        for (byte, of) in buffer[..count as usize].iter_mut().zip(LINE.iter().cycle()) {
+            *byte = *of;
+        }
+        self.0.set(given + count);
+        Ok(count as usize)
+    }
+}
+
+#[test]
+fn rows_are_handed_over_as_they_are_read() {
+    let line = "{\"text\": \"a line of text\"}\n".len() as u64;
+    let rows = 400_000;
+    for format in [Format::Jsonl, Format::Txt] {
+        let given = std::cell::Cell::new(0);
+        let mut taken = 0;
+        let reader = Counting(&given, rows * line);
+        parse_each(reader, &"data".into(), format, &Fields::default(), &mut |_| {
+            taken += line;
+            assert!(given.get() - taken <= 64 << 10, "{taken} of {} bytes are held", given.get());
+            Ok::<_, DatasetError>(())
+        })
+        .expect("good rows");
+        assert_eq!(taken, rows * line);
+    }
+}
+
+#[test]
+fn an_error_of_the_taker_ends_the_reading() {
+    let mut taken = 0;
+    let stop = parse_each(&b"a\nb\nc\n"[..], &"data".into(), Format::Txt, &Fields::default(), &mut |_| {
+        taken += 1;
+        if taken == 2 { Err(DatasetError::new(&"mine".into(), 7, Problem::Empty)) } else { Ok(()) }
+    });
+    assert_eq!((taken, &*stop.expect_err("stopped").file), (2, "mine"));
+}

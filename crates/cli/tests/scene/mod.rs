@@ -3,6 +3,7 @@
 
 #[cfg(unix)]
 pub(crate) mod answers;
+pub(crate) mod packed;
 pub(crate) mod safetensors;
 
 use std::collections::BTreeMap;

@@ -10,4 +10,6 @@ pub mod entities;
 pub mod fidelity;
 pub mod label_sets;
 pub mod logits;
+pub mod next_token;
+pub mod quantile;
 pub mod ranking;

@@ -3,7 +3,8 @@
 use zeropoint_models::{HeadOutput, Problem, TokenSequence};
 
 use super::run::{Output, Run, mean};
-use super::{TaskError, names};
+use super::windows::Counting;
+use super::{TaskError, names, next_tokens};
 use crate::metrics::correlation::{pearson, spearman};
 use crate::metrics::fidelity::{argmax, cosine, percentile};
 use crate::metrics::logits::{bernoulli_kl, kl_divergence};
@@ -46,6 +47,9 @@ impl Kind {
 
 /// The names of the metrics for a head.
 pub(super) fn metrics(head: &HeadOutput) -> &'static [&'static str] {
+    if *head == HeadOutput::CausalLm {
+        return next_tokens::FIDELITY;
+    }
     match Kind::of(head) {
         Kind::Vector => &[names::COSINE_MEAN, names::COSINE_MIN, names::COSINE_P01],
         Kind::Score => &[names::PEARSON, names::SPEARMAN, names::DIFFERENCE_MEAN],
@@ -67,10 +71,14 @@ pub(super) struct Nearness {
 }
 
 pub(super) fn measure(run: &mut Run<'_>, sequences: &[TokenSequence]) -> Result<Vec<Metric>, TaskError> {
-    let kind = Kind::of(&run.models.original.spec().head().output);
+    let head = &run.models.original.spec().head().output;
+    if *head == HeadOutput::CausalLm {
+        return next_tokens::fidelity(run, sequences, Counting::EveryToken);
+    }
+    let kind = Kind::of(head);
     let sequences: Vec<&TokenSequence> = sequences.iter().collect();
     let rows = run.both(&sequences, |_, original, quantized| nearness(kind, original, quantized))?;
-    Ok(report(run, &run.models.original.spec().head().output, &rows))
+    Ok(report(run, head, &rows))
 }
 
 /// The metrics of a head for how near the outputs of each sample are.

@@ -1,4 +1,4 @@
-//! Tasks of models that take images: classes, zero-shot labels, and fidelity, with images decoded a batch at a time.
+//! Tasks of models that take images: classes, zero-shot labels, and fidelity, with images decoded some batches at a time.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -7,14 +7,12 @@ use std::io::Read as _;
 use zeropoint_calibrator::BatchPlan;
 use zeropoint_calibrator::dataset::{Sample, require_images, require_labels};
 use zeropoint_core::FingerprintBuilder;
-use zeropoint_models::{
-    HeadOutput, MAX_IMAGE_BYTES, Model, ModelError, ModelInput, ModelSpec, PackedBatch, Problem,
-};
+use zeropoint_models::{HeadOutput, MAX_IMAGE_BYTES, ModelError, ModelSpec, PackedBatch, Problem};
 
 use super::fidelity;
 use super::labels::{Written, label_indices};
 use super::run::{Output, Run, mean};
-use super::{TaskError, names};
+use super::{Forward, TaskError, names};
 use crate::metrics::classification::{accuracy, macro_f1};
 use crate::metrics::fidelity::{argmax, cosine};
 use crate::report::Metric;
@@ -197,8 +195,11 @@ fn accuracies(run: &Run<'_>, rows: &[(Answer, Answer)], classes: usize) -> Vec<M
     [first].into_iter().chain(top).collect()
 }
 
-/// Runs both models over the samples and keeps of each what `keep` makes of the two outputs, in their order. Pixels and
-/// outputs live as long as their batch.
+/// Most values of pixels that are decoded at once: 256 MiB in f32.
+const MOST_PIXEL_VALUES: usize = 64 << 20;
+
+/// Runs both models over the samples and keeps of each what `keep` makes of the two outputs, in their order. All texts go
+/// through the models together, and images in parts whose pixels take little memory.
 fn both<T>(
     run: &mut Run<'_>,
     samples: &[Sample],
@@ -207,37 +208,36 @@ fn both<T>(
     let (images, texts): (Vec<usize>, Vec<usize>) =
         (0..samples.len()).partition(|&i| samples[i].image.is_some());
     let inputs = run.models.inputs;
-    let chosen = |indices: &[usize]| indices.iter().map(|&i| &samples[i]).collect::<Vec<_>>();
-    let tokens = inputs.encode(&chosen(&texts))?;
-    let mut kept: Vec<(usize, T)> = Vec::with_capacity(samples.len());
-    let mut batch = |indices: &[usize], of_batch: &[&ModelInput]| -> Result<(), TaskError> {
-        let batch = PackedBatch::new(of_batch.iter().copied())?;
-        let original = run.models.original.forward(&batch)?;
-        let quantized = run.models.quantized.forward(&batch)?;
-        for (which, outputs) in [("original", &original), ("quantized", &quantized)] {
-            let broken = outputs.samples().position(|values| values.iter().any(|value| !value.is_finite()));
-            if let Some(at) = broken {
-                let task = run.task.to_owned();
-                return Err(TaskError::NotFinite { task, which, sample: indices[at] });
-            }
-        }
-        let output = |values, columns| Output { values, columns };
-        for (&i, (a, b)) in indices.iter().zip(original.samples().zip(quantized.samples())) {
-            kept.push((i, keep(i, output(a, original.columns), output(b, quantized.columns))));
-        }
-        if (run.progress)(kept.len(), samples.len()).is_break() {
-            return Err(TaskError::Cancelled);
-        }
-        Ok(())
-    };
     let size = run.options.batch_size.max(1);
-    for indices in BatchPlan::new(&tokens, size).batches() {
-        let own: Vec<usize> = indices.iter().map(|&at| texts[at]).collect();
-        batch(&own, &indices.iter().map(|&at| &tokens[at]).collect::<Vec<_>>())?;
-    }
-    for indices in images.chunks(size) {
-        let pixels = inputs.encode(&chosen(indices))?;
-        batch(indices, &pixels.iter().collect::<Vec<_>>())?;
+    let image = run.models.original.spec().image();
+    let values = image.map_or(1, |(_, image)| image.channels * image.image_size.iter().product::<usize>());
+    let chosen = |indices: &[usize]| indices.iter().map(|&i| &samples[i]).collect::<Vec<_>>();
+    let mut kept: Vec<(usize, T)> = Vec::with_capacity(samples.len());
+    let mut pass = |groups: &[&[usize]], batches: &[PackedBatch]| {
+        run.over(batches, |run, at, original, quantized| {
+            run.check_finite(groups[at], original, quantized)?;
+            let output = |values, columns| Output { values, columns };
+            for (&i, (a, b)) in groups[at].iter().zip(original.samples().zip(quantized.samples())) {
+                kept.push((i, keep(i, output(a, original.columns), output(b, quantized.columns))));
+            }
+            run.progressed(kept.len(), samples.len())
+        })
+    };
+    let tokens = inputs.encode(&chosen(&texts))?;
+    let plan = BatchPlan::new(&tokens, size);
+    let batches =
+        plan.batches().iter().map(|indices| PackedBatch::new(indices.iter().map(|&at| &tokens[at])));
+    let batches: Vec<PackedBatch> = batches.collect::<Result<_, _>>()?;
+    let groups: Vec<Vec<usize>> =
+        plan.batches().iter().map(|indices| indices.iter().map(|&at| texts[at]).collect()).collect();
+    pass(&groups.iter().map(Vec::as_slice).collect::<Vec<_>>(), &batches)?;
+    let batches_at_once = (MOST_PIXEL_VALUES / (values * size).max(1)).max(1);
+    for part in images.chunks(size * batches_at_once) {
+        let groups: Vec<&[usize]> = part.chunks(size).collect();
+        let batch = |indices: &&[usize]| -> Result<PackedBatch, ModelError> {
+            PackedBatch::new(&inputs.encode(&chosen(indices))?)
+        };
+        pass(&groups, &groups.iter().map(batch).collect::<Result<Vec<_>, _>>()?)?;
     }
     kept.sort_by_key(|(i, _)| *i);
     Ok(kept.into_iter().map(|(_, value)| value).collect())
@@ -246,7 +246,7 @@ fn both<T>(
 /// The vector of each label: the sum of those of its sentences, which all have length 1.
 fn label_vectors(
     run: &Run<'_>,
-    model: &Model,
+    model: &dyn Forward,
     labels: &[String],
     templates: &[String],
 ) -> Result<Vec<Vec<f32>>, TaskError> {
@@ -257,8 +257,11 @@ fn label_vectors(
         .collect();
     let tokens = run.models.inputs.encode(&sentences.iter().collect::<Vec<_>>())?;
     let mut vectors = vec![Vec::new(); tokens.len()];
-    for indices in BatchPlan::new(&tokens, run.options.batch_size).batches() {
-        let outputs = model.forward(&PackedBatch::new(indices.iter().map(|&i| &tokens[i]))?)?;
+    let plan = BatchPlan::new(&tokens, run.options.batch_size);
+    let batches = plan.batches().iter().map(|indices| PackedBatch::new(indices.iter().map(|&i| &tokens[i])));
+    let batches: Vec<PackedBatch> = batches.collect::<Result<_, _>>()?;
+    for (indices, outputs) in plan.batches().iter().zip(model.forward_all(&batches)) {
+        let outputs = outputs?;
         for (&i, vector) in indices.iter().zip(outputs.samples()) {
             if vector.iter().any(|value| !value.is_finite()) {
                 let reason = format!("the vector of \"{}\" is not finite", sentences[i].text_a);

@@ -1,33 +1,37 @@
 //! Tasks: original and quantised model on the same batches, their metrics, and the standard error of each loss.
 
+mod choices;
 mod classification;
 mod fidelity;
+mod forward;
 mod images;
 mod labels;
 mod masked_lm;
 pub mod names;
-mod perplexity;
+mod next_tokens;
 mod ranking;
 mod run;
 mod span;
 mod sts;
 mod tokens;
+mod windows;
 
 use std::ops::ControlFlow;
 
 use thiserror::Error;
-use zeropoint_calibrator::Inputs;
 use zeropoint_calibrator::dataset::{
-    DatasetError, Origin, Question, Ranking, Sample, TaggedWords, fingerprint,
+    Choices, DatasetError, Origin, Question, Ranking, Sample, TaggedWords, fingerprint,
 };
+use zeropoint_calibrator::{Inputs, encode_texts};
 use zeropoint_core::Fingerprint;
 use zeropoint_models::{
-    ActivationFn, HeadOutput, Model, ModelError, ModelInput, ModelSpec, Problem, TokenSequence, Tokenizer,
+    ActivationFn, HeadOutput, ModelError, ModelInput, ModelSpec, Problem, TokenSequence, Tokenizer,
 };
 
+pub use forward::{BatchOutputs, Forward};
 pub use images::ImageTask;
-pub use perplexity::windows;
 pub use ranking::RankingPrompts;
+pub use windows::{Counting, Windows};
 
 use crate::report::Metric;
 use run::Run;
@@ -49,8 +53,12 @@ pub enum TaskData {
     MaskedLm(Vec<Sample>),
     /// The order of documents for a query, by cosine or by a cross-encoder.
     Reranking(Vec<Ranking>, RankingPrompts),
-    /// Windows of a text, token by token, each of at least two.
-    Perplexity(Vec<Vec<u32>>),
+    /// Windows of a text, token by token.
+    Perplexity(Windows),
+    /// Continuations of a text, of which the likeliest is chosen.
+    MultipleChoice(Vec<Choices>),
+    /// Agreement with the original on windows of a text, token by token.
+    WindowFidelity(Windows),
     /// A task of a model that takes images.
     Images(ImageTask, Vec<Sample>),
 }
@@ -144,6 +152,21 @@ pub enum TaskError {
         /// The file.
         origin: String,
     },
+    /// A text that llama.cpp would not measure.
+    #[error(
+        "task `{task}`: {origin} has {tokens} tokens, and llama.cpp's counting needs two windows of {window}; give a longer \
+         text or a smaller `window`"
+    )]
+    FewWindows {
+        /// The task.
+        task: String,
+        /// The file.
+        origin: String,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of a window.
+        window: usize,
+    },
     /// A sample that the model cannot take.
     #[error("{origin}:{line}: {reason}")]
     Sample {
@@ -206,7 +229,8 @@ impl TaskData {
             Self::TokenClassification(sentences) => sentences.len(),
             Self::QuestionAnswering(questions) => questions.len(),
             Self::Reranking(rankings, _) => rankings.len(),
-            Self::Perplexity(windows) => windows.len(),
+            Self::MultipleChoice(questions) => questions.len(),
+            Self::Perplexity(windows) | Self::WindowFidelity(windows) => windows.tokens.len(),
         }
     }
 
@@ -245,8 +269,14 @@ impl TaskData {
                     builder.field("row", format!("{question:?} {context:?} {answers:?}"));
                 }
             }
-            Self::Perplexity(windows) => {
-                for window in windows {
+            Self::MultipleChoice(questions) => {
+                for Choices { context, choices, answer, .. } in questions {
+                    builder.field("row", format!("{context:?} {choices:?} {answer}"));
+                }
+            }
+            Self::Perplexity(windows) | Self::WindowFidelity(windows) => {
+                builder.field("counting", format!("{:?}", windows.counting));
+                for window in &windows.tokens {
                     builder.field("row", format!("{window:?}"));
                 }
             }
@@ -276,6 +306,10 @@ impl TaskData {
             }
             Self::MaskedLm(_) => ("masked-lm", "a masked language model (task `masked-lm`)"),
             Self::Perplexity(_) => ("perplexity", "a decoder language model (task `causal-lm`)"),
+            Self::MultipleChoice(_) => ("multiple-choice", "a decoder language model (task `causal-lm`)"),
+            Self::WindowFidelity(_) => {
+                ("fidelity over windows", "a decoder language model (task `causal-lm`)")
+            }
             Self::Images(task, _) => task.kind(),
             Self::Reranking(..) => {
                 ("reranking", "sentence vectors (task `embedding`) or one score for a pair (a cross-encoder)")
@@ -317,7 +351,9 @@ impl Task {
             }
             (TaskData::QuestionAnswering(_), HeadOutput::QuestionAnswering) => Ok(span::METRICS),
             (TaskData::MaskedLm(_), HeadOutput::MaskedLm) => Ok(masked_lm::METRICS),
-            (TaskData::Perplexity(_), HeadOutput::CausalLm) => Ok(perplexity::METRICS),
+            (TaskData::Perplexity(_), HeadOutput::CausalLm) => Ok(next_tokens::PERPLEXITY),
+            (TaskData::MultipleChoice(_), HeadOutput::CausalLm) => Ok(choices::METRICS),
+            (TaskData::WindowFidelity(_), HeadOutput::CausalLm) => Ok(next_tokens::FIDELITY),
             (TaskData::Fidelity(_), head) => Ok(fidelity::metrics(head)),
             (_, head) => wrong_head(gives(head)),
         }
@@ -338,10 +374,23 @@ impl Task {
             (TaskData::QuestionAnswering(questions), _) => {
                 span::windows(&self.name, questions, inputs.tokenizer()?).map(drop)
             }
+            (TaskData::MultipleChoice(questions), _) => {
+                choices::continued(&self.name, questions, inputs.tokenizer()?).map(drop)
+            }
             (TaskData::MaskedLm(_), _) => Ok(inputs.tokenizer()?.mask_token().map(drop)?),
             (TaskData::Images(task, samples), head) => task.check(&self.name, samples, head),
             _ => Ok(()),
         }
+    }
+
+    /// Whether every row of the original's logits is compared with the quantised model's, so that it pays to keep them between
+    /// evaluations.
+    pub fn compares_next_tokens(&self, model: &ModelSpec) -> bool {
+        let is_of_tokens = matches!(
+            self.data,
+            TaskData::Perplexity(_) | TaskData::WindowFidelity(_) | TaskData::Fidelity(_)
+        );
+        is_of_tokens && model.head().output == HeadOutput::CausalLm
     }
 
     /// The rows in the residual stream of what goes through both models, for an estimate of the work.
@@ -361,7 +410,7 @@ impl Task {
         Ok(match &self.data {
             TaskData::Sts(samples) => sts::sequences(samples, encoder, tokenizer)?,
             TaskData::Classification(samples) | TaskData::Fidelity(samples) => {
-                tokenizer.encode_all(&samples.iter().map(Sample::text).collect::<Vec<_>>())?
+                encode_texts(tokenizer, &samples.iter().collect::<Vec<_>>())?
             }
             TaskData::TokenClassification(sentences) => {
                 tokens::pieces(sentences, tokenizer)?.into_iter().map(|piece| piece.sequence).collect()
@@ -376,7 +425,11 @@ impl Task {
             TaskData::Reranking(rankings, prompts) => {
                 ranking::sequences(rankings, prompts, encoder, tokenizer)?
             }
-            TaskData::Perplexity(windows) => perplexity::sequences(windows),
+            TaskData::Perplexity(windows) | TaskData::WindowFidelity(windows) => windows.sequences(),
+            TaskData::MultipleChoice(questions) => {
+                let continued = choices::continued(&self.name, questions, tokenizer)?;
+                continued.into_iter().map(|choice| choice.sequence).collect()
+            }
             TaskData::Images(..) => Vec::new(),
         })
     }
@@ -408,9 +461,9 @@ fn gives(output: &HeadOutput) -> &'static str {
 /// The two models under comparison, and what they share.
 pub struct Models<'a> {
     /// The float original.
-    pub original: &'a Model,
+    pub original: &'a dyn Forward,
     /// The quantised one.
-    pub quantized: &'a Model,
+    pub quantized: &'a dyn Forward,
     /// Texts to tokens and images to pixels.
     pub inputs: &'a Inputs,
     /// Between the logit of a cross-encoder and its score.
@@ -438,7 +491,11 @@ pub fn run_task(
         }
         (TaskData::QuestionAnswering(questions), _) => span::measure(&mut run, questions),
         (TaskData::MaskedLm(samples), _) => masked_lm::measure(&mut run, samples),
-        (TaskData::Perplexity(windows), _) => perplexity::measure(&mut run, windows),
+        (TaskData::Perplexity(windows), _) => next_tokens::perplexity(&mut run, windows),
+        (TaskData::MultipleChoice(questions), _) => choices::measure(&mut run, questions),
+        (TaskData::WindowFidelity(windows), _) => {
+            next_tokens::fidelity(&mut run, &windows.sequences(), windows.counting)
+        }
         (TaskData::Images(task, samples), _) => images::measure(&mut run, task, samples),
         (TaskData::Reranking(rankings, prompts), _) => ranking::measure(&mut run, rankings, prompts),
         (TaskData::Fidelity(_) | TaskData::Classification(_), _) => {

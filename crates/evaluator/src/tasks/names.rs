@@ -2,6 +2,10 @@
 
 /// Share of samples, words or masked tokens that are right.
 pub const ACCURACY: &str = "accuracy";
+/// Share of questions whose right answer has the largest log-likelihood a byte.
+pub const ACCURACY_NORM: &str = "accuracy_norm";
+/// Share of questions for which both models choose the same answer.
+pub const CHOICE_AGREEMENT: &str = "choice_agreement";
 /// Share of images whose gold class is among the five likeliest.
 pub const TOP5_ACCURACY: &str = "top5_accuracy";
 /// F1 averaged over classes with equal weight.
@@ -38,5 +42,13 @@ pub const COSINE_P01: &str = "cosine_p01";
 pub const TOP1_AGREEMENT: &str = "top1_agreement";
 /// Mean Kullback-Leibler divergence in nats; lower is better.
 pub const KL_MEAN: &str = "kl_mean";
+/// 99th percentile of the Kullback-Leibler divergence of a token in nats; lower is better.
+pub const KL_P99: &str = "kl_p99";
+/// 99.9th percentile of the Kullback-Leibler divergence of a token in nats; lower is better.
+pub const KL_P999: &str = "kl_p999";
+/// Mean change of the right token's probability; below 0 where it has become less likely.
+pub const PROBABILITY_CHANGE: &str = "probability_change";
+/// Root mean square of the change of the right token's probability; lower is better.
+pub const PROBABILITY_CHANGE_RMS: &str = "probability_change_rms";
 /// Mean absolute difference of the two models' scores; lower is better.
 pub const DIFFERENCE_MEAN: &str = "difference_mean";

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 use zeropoint_calibrator::BatchPlan;
-use zeropoint_models::{HeadOutput, ModelError, PackedBatch, TokenSequence};
+use zeropoint_models::{HeadOutput, ModelError, Outputs, PackedBatch, TokenSequence};
 
-use super::{Models, Options, TaskError};
+use super::{BatchOutputs, Models, Options, TaskError};
 use crate::bootstrap::paired_standard_error;
 use crate::report::Metric;
 
@@ -48,19 +48,15 @@ impl Run<'_> {
         keep: impl Fn(usize, Output<'_>, Output<'_>) -> T + Sync,
     ) -> Result<Vec<T>, TaskError> {
         let mut kept: Vec<Option<T>> = sequences.iter().map(|_| None).collect();
+        let plan = self.plan(sequences);
+        let batches = plan.batches().iter();
+        let batches: Vec<PackedBatch> = batches
+            .map(|indices| PackedBatch::new(indices.iter().map(|&i| sequences[i])))
+            .collect::<Result<_, _>>()?;
         let mut done = 0;
-        for indices in self.plan(sequences).batches() {
-            let batch = PackedBatch::new(indices.iter().map(|&i| sequences[i]))?;
-            let original = self.models.original.forward(&batch)?;
-            let quantized = self.models.quantized.forward(&batch)?;
-            for (which, outputs) in [("original", &original), ("quantized", &quantized)] {
-                let broken =
-                    outputs.samples().position(|values| values.iter().any(|value| !value.is_finite()));
-                if let Some(at) = broken {
-                    let task = self.task.to_owned();
-                    return Err(TaskError::NotFinite { task, which, sample: indices[at] });
-                }
-            }
+        self.over(&batches, |run, at, original, quantized| {
+            let indices = &plan.batches()[at];
+            run.check_finite(indices, original, quantized)?;
             let pairs: Vec<_> = original.samples().zip(quantized.samples()).collect();
             let output = |values, columns| Output { values, columns };
             let of_batch: Vec<T> = pairs
@@ -72,14 +68,51 @@ impl Run<'_> {
                 kept[i] = Some(value);
             }
             done += indices.len();
-            if (self.progress)(done, sequences.len()).is_break() {
-                return Err(TaskError::Cancelled);
-            }
-        }
+            run.progressed(done, sequences.len())
+        })?;
         let kept: Option<Vec<T>> = kept.into_iter().collect();
         kept.ok_or_else(|| {
             ModelError::Sample { reason: "a batch plan left a sequence out".to_owned() }.into()
         })
+    }
+
+    /// Runs both models over all batches and shows `each` the outputs of each batch, with its place in the list.
+    pub(super) fn over(
+        &mut self,
+        batches: &[PackedBatch],
+        mut each: impl FnMut(&mut Self, usize, &Outputs, &Outputs) -> Result<(), TaskError>,
+    ) -> Result<(), TaskError> {
+        let models = self.models;
+        let mut originals = models.original.forward_all(batches);
+        let mut quantized = models.quantized.forward_all(batches);
+        for at in 0..batches.len() {
+            let original = next(&mut originals, at)?;
+            let quantized = next(&mut quantized, at)?;
+            each(self, at, &original, &quantized)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses outputs that are not finite; `indices` are the samples of the batch.
+    pub(super) fn check_finite(
+        &self,
+        indices: &[usize],
+        original: &Outputs,
+        quantized: &Outputs,
+    ) -> Result<(), TaskError> {
+        for (which, outputs) in [("original", original), ("quantized", quantized)] {
+            let broken = outputs.samples().position(|values| values.iter().any(|value| !value.is_finite()));
+            if let Some(at) = broken {
+                let task = self.task.to_owned();
+                return Err(TaskError::NotFinite { task, which, sample: indices[at] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Says how many of the samples are done; an error when the caller wants no more.
+    pub(super) fn progressed(&mut self, done: usize, of: usize) -> Result<(), TaskError> {
+        if (self.progress)(done, of).is_break() { Err(TaskError::Cancelled) } else { Ok(()) }
     }
 
     fn plan(&self, sequences: &[&TokenSequence]) -> BatchPlan {
@@ -142,6 +175,22 @@ impl Run<'_> {
         Metric { ideal: true, ..metric }
     }
 
+    /// As [`Run::against_ideal`], of what `of` makes of the groups that are chosen out of `groups`; an extreme has no standard
+    /// error.
+    pub(super) fn grouped_against_ideal(
+        &self,
+        name: &str,
+        ideal: f64,
+        groups: usize,
+        is_extreme: bool,
+        of: impl Fn(&[usize]) -> Option<f64> + Sync,
+    ) -> Metric {
+        let value = of(&(0..groups).collect::<Vec<_>>());
+        let stderr = if is_extreme { f64::NAN } else { self.standard_error(groups, of) };
+        let metric = self.metric(name, ideal > 0.0, [Some(ideal), value], stderr, groups);
+        Metric { ideal: true, ..metric }
+    }
+
     fn standard_error(&self, n: usize, of: impl Fn(&[usize]) -> Option<f64> + Sync) -> f64 {
         paired_standard_error(n, self.options.resamples, self.options.seed, of)
     }
@@ -168,6 +217,12 @@ impl Run<'_> {
             ideal: false,
         }
     }
+}
+
+/// The outputs of the batch that is due.
+pub(super) fn next(outputs: &mut BatchOutputs<'_>, batch: usize) -> Result<Outputs, ModelError> {
+    let missing = || ModelError::Sample { reason: format!("the model gave no output for batch {batch}") };
+    outputs.next().ok_or_else(missing)?
 }
 
 /// The mean of a value of each sample; `None` without samples.

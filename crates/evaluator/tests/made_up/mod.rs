@@ -3,8 +3,9 @@
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
-    Bins, Calibration, Details, Engine, Gate, Latency, LatencyRow, Layer, LayerDetails, Metric, Model,
-    NotQuantized, OutlierChannel, Report, SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange, Zeropoint,
+    Bins, Calibration, Details, Engine, ExpertRows, Gate, Latency, LatencyRow, Layer, LayerDetails, Metric,
+    Model, NotQuantized, OutlierChannel, Report, SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange,
+    Zeropoint,
 };
 
 pub(crate) fn metric(
@@ -152,6 +153,7 @@ pub(crate) fn rich() -> Report {
             },
             layer("encoder.layer.2.zero", 200.0, Some(200.0), Some(200.0)),
         ],
+        experts: Vec::new(),
         not_quantized: vec![
             float("embeddings.LayerNorm.weight", 1536, "norms are small and sensitive"),
             float("embeddings.LayerNorm.bias", 1536, "norms are small and sensitive"),
@@ -171,6 +173,20 @@ pub(crate) fn rich() -> Report {
             threads: Some(2),
         },
     }
+}
+
+/// [`rich`] with two mixtures of experts, one of which has experts without rows.
+pub(crate) fn mixtures() -> Report {
+    let mixture = |path: &str, fewest, unused: &[u64]| ExpertRows {
+        path: path.to_owned(),
+        experts: 8,
+        per_row: 2,
+        fewest,
+        most: 12_345,
+        unused: unused.to_vec(),
+    };
+    let experts = vec![mixture("layers.0.mlp", 17, &[]), mixture("layers.1.<mlp|2>", 0, &[3, 7])];
+    Report { experts, ..rich() }
 }
 
 /// Nothing measured, nothing quantised: every other branch of the templates.

@@ -1,9 +1,12 @@
 //! The quantisation arguments of weights and activations, read key by key.
 
 use serde_json::{Map, Value};
-use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Symmetry, WeightScheme};
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Symmetry, WeightBits, WeightScheme};
 
+use super::Format;
 use crate::FormatError;
+
+const BLOCKS: &str = "blocks are not supported: only null is allowed";
 
 /// Keys of an argument object: first those that carry the scheme, then those that say how its numbers were found or how
 /// the tensors are typed, which the tensors themselves show.
@@ -22,23 +25,64 @@ const KNOWN: [&str; 12] = [
     "zp_dtype",
 ];
 
-pub(super) fn weights(args: &Object<'_>) -> Result<WeightScheme, FormatError> {
-    int8(args)?;
+/// What `actorder` may say. By itself it changes nothing: where columns of a group are no neighbours, a tensor says so.
+const ACTIVATION_ORDERS: [&str; 4] = ["group", "weight", "static", "dynamic"];
+
+pub(super) fn weights(args: &Object<'_>, format: Format) -> Result<WeightScheme, FormatError> {
+    let bits = match (args.require("num_bits")?.as_u64(), format) {
+        (Some(8), _) => WeightBits::Eight,
+        (Some(4), Format::PackQuantized) => WeightBits::Four,
+        (_, Format::IntQuantized) => return Err(args.refuse("num_bits", "only 8 is allowed")),
+        (_, Format::PackQuantized) => return Err(args.refuse("num_bits", "only 4 or 8 is allowed")),
+    };
+    args.expect("type", &["int"])?;
     if !args.flag("symmetric")? {
-        return Err(args.refuse("symmetric", "only symmetric weights (true) can be run"));
+        let allowed = match format {
+            Format::IntQuantized => "only symmetric weights (true) can be run",
+            Format::PackQuantized => {
+                "only symmetric weights (true) can be run, for releases of compressed-tensors differ in how they pack zero \
+                 points: quantise the model again with symmetric weights"
+            }
+        };
+        return Err(args.refuse("symmetric", allowed));
     }
     if args.flag("dynamic")? {
         return Err(args.refuse("dynamic", "weights must be static (false)"));
     }
-    let granularity = match args.expect("strategy", &["channel", "tensor"])? {
-        "channel" => Granularity::Channel,
-        _ => Granularity::Tensor,
+    let strategies: &[&str] = match format {
+        Format::IntQuantized => &["channel", "tensor"],
+        Format::PackQuantized => &["group", "channel", "tensor"],
     };
-    Ok(WeightScheme { granularity })
+    let granularity = match args.expect("strategy", strategies)? {
+        "group" => Granularity::Group(args.positive("group_size")?),
+        strategy => {
+            // Some files say -1 of one group over all columns.
+            if args.get("group_size").and_then(Value::as_i64) != Some(-1) {
+                args.expect_empty(
+                    "group_size",
+                    &format!("the strategy \"{strategy}\" has no groups: only null is allowed"),
+                )?;
+            }
+            if strategy == "channel" { Granularity::Channel } else { Granularity::Tensor }
+        }
+    };
+    match args.get("actorder") {
+        None | Some(Value::Null | Value::Bool(_)) => {}
+        Some(_) => drop(args.expect("actorder", &ACTIVATION_ORDERS)?),
+    }
+    args.expect_empty("block_structure", BLOCKS)?;
+    args.known(&KNOWN)?;
+    Ok(WeightScheme { bits, granularity })
 }
 
 pub(super) fn activations(args: &Object<'_>) -> Result<ActivationScheme, FormatError> {
-    int8(args)?;
+    if args.require("num_bits")?.as_u64() != Some(8) {
+        return Err(args.refuse("num_bits", "only 8 is allowed"));
+    }
+    args.expect("type", &["int"])?;
+    args.expect_empty("group_size", "INT8 activations have no groups: only null is allowed")?;
+    args.expect_empty("block_structure", BLOCKS)?;
+    args.known(&KNOWN)?;
     let symmetry = Symmetry::from_flag(args.flag("symmetric")?);
     let mode = if args.flag("dynamic")? { ActivationMode::Dynamic } else { ActivationMode::Static };
     let (strategy, allowed) = match mode {
@@ -49,17 +93,6 @@ pub(super) fn activations(args: &Object<'_>) -> Result<ActivationScheme, FormatE
         return Err(args.refuse("strategy", allowed));
     }
     Ok(ActivationScheme { mode, symmetry })
-}
-
-/// What weights and activations share.
-fn int8(args: &Object<'_>) -> Result<(), FormatError> {
-    if args.require("num_bits")?.as_u64() != Some(8) {
-        return Err(args.refuse("num_bits", "only 8 is allowed"));
-    }
-    args.expect("type", &["int"])?;
-    args.expect_empty("group_size", "groups are not supported with INT8 activations: only null is allowed")?;
-    args.expect_empty("block_structure", "blocks are not supported: only null is allowed")?;
-    args.known(&KNOWN)
 }
 
 /// A JSON object that knows its path, for messages.
@@ -108,6 +141,14 @@ impl<'a> Object<'a> {
 
     pub(super) fn flag(&self, key: &str) -> Result<bool, FormatError> {
         self.require(key)?.as_bool().ok_or_else(|| self.refuse(key, "only true or false is allowed"))
+    }
+
+    /// A whole number that is not 0.
+    pub(super) fn positive(&self, key: &str) -> Result<usize, FormatError> {
+        let found = self.require(key)?.as_u64().and_then(|number| usize::try_from(number).ok());
+        found
+            .filter(|number| *number > 0)
+            .ok_or_else(|| self.refuse(key, "a whole number that is at least 1 is needed"))
     }
 
     /// One of the allowed strings.

@@ -5,20 +5,32 @@ use zeropoint_core::{ActivationMode, Granularity, Scheme};
 
 use super::matching::{self, Target};
 
-/// How the tensors of a quantised model are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
+/// The name of a model's format where its groups differ.
+pub(super) const MIXED: &str = "mixed-precision";
+
+/// How the tensors of a quantised Linear are stored; it follows from its scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// INT8 weights as they are, one byte each, with scales beside them.
-    #[default]
+    /// INT8 weights as they are, one byte each, with scales beside them: for INT8 activations.
     IntQuantized,
+    /// Weights in 32-bit words ([`packed`](super::packed)), with scales beside them: weight-only schemes.
+    PackQuantized,
 }
 
 impl Format {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::IntQuantized, Self::PackQuantized];
+
+    /// That of a scheme.
+    pub fn of(scheme: Scheme) -> Self {
+        if scheme.is_weight_only() { Self::PackQuantized } else { Self::IntQuantized }
+    }
+
     /// The name in `config.json`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::IntQuantized => "int-quantized",
+            Self::PackQuantized => "pack-quantized",
         }
     }
 }
@@ -40,8 +52,6 @@ pub struct QuantizationConfig {
     /// Modules left in floating point, named as targets are. Every Linear that is not quantised must be here: readers
     /// take a missing one for quantised and compute garbage.
     pub ignore: Vec<Target>,
-    /// How the tensors are stored.
-    pub format: Format,
 }
 
 impl QuantizationConfig {
@@ -63,7 +73,14 @@ impl QuantizationConfig {
         if let [only] = groups.as_mut_slice() {
             only.targets = vec![Target::exact(matching::LINEAR)];
         }
-        Self { groups, ignore: ignore.into_iter().map(Target::exact).collect(), format: Format::IntQuantized }
+        Self { groups, ignore: ignore.into_iter().map(Target::exact).collect() }
+    }
+
+    /// How the tensors of all groups are stored; `None` where groups differ.
+    pub fn format(&self) -> Option<Format> {
+        let mut formats = self.groups.iter().map(|group| Format::of(group.scheme));
+        let first = formats.next()?;
+        formats.all(|format| format == first).then_some(first)
     }
 
     /// The JSON for `config.json`, with exactly the keys that every reader takes.
@@ -71,15 +88,16 @@ impl QuantizationConfig {
     /// Older readers refuse unknown keys inside the argument objects, and readers compute garbage without an error when
     /// `quantization_status` is missing or `format` is left to its default, so both are always written.
     pub fn to_json(&self) -> Value {
+        let format = self.format();
         let groups: serde_json::Map<String, Value> = self
             .groups
             .iter()
             .enumerate()
-            .map(|(i, group)| (format!("group_{i}"), group_json(group)))
+            .map(|(i, group)| (format!("group_{i}"), group_json(group, format.is_none())))
             .collect();
         json!({
             "quant_method": "compressed-tensors",
-            "format": self.format.name(),
+            "format": format.map_or(MIXED, Format::name),
             "quantization_status": "compressed",
             "ignore": texts(&self.ignore),
             "config_groups": groups,
@@ -109,23 +127,35 @@ fn texts(targets: &[Target]) -> Vec<&str> {
     targets.iter().map(Target::as_str).collect()
 }
 
-fn group_json(group: &Group) -> Value {
+/// A group, with its own format where those of the model differ.
+fn group_json(group: &Group, with_format: bool) -> Value {
     let Scheme { weights, activations } = group.scheme;
-    let args = |symmetric: bool, granularity: Granularity, dynamic: bool| {
-        json!({
-            "num_bits": 8,
-            "type": "int",
-            "symmetric": symmetric,
-            "strategy": strategy(granularity),
-            "dynamic": dynamic,
-        })
-    };
-    let dynamic = activations.mode == ActivationMode::Dynamic;
-    json!({
+    let mut json = json!({
         "targets": texts(&group.targets),
-        "weights": args(true, weights.granularity, false),
-        "input_activations": args(activations.symmetry.is_symmetric(), activations.granularity(), dynamic),
-    })
+        "weights": args_json(weights.bits.width(), true, weights.granularity, false),
+        "input_activations": activations.map(|activations| {
+            let dynamic = activations.mode == ActivationMode::Dynamic;
+            args_json(8, activations.symmetry.is_symmetric(), activations.granularity(), dynamic)
+        }),
+    });
+    if with_format {
+        json["format"] = Format::of(group.scheme).name().into();
+    }
+    json
+}
+
+fn args_json(bits: usize, symmetric: bool, granularity: Granularity, dynamic: bool) -> Value {
+    let mut args = json!({
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": strategy(granularity),
+    });
+    if let Granularity::Group(size) = granularity {
+        args["group_size"] = size.into();
+    }
+    args["dynamic"] = dynamic.into();
+    args
 }
 
 /// The format's word for a granularity.
@@ -133,6 +163,7 @@ pub(crate) const fn strategy(granularity: Granularity) -> &'static str {
     match granularity {
         Granularity::Tensor => "tensor",
         Granularity::Channel => "channel",
+        Granularity::Group(_) => "group",
         Granularity::Token => "token",
     }
 }

@@ -10,9 +10,11 @@ mod matching;
 pub mod packed;
 mod parse;
 mod pattern;
+mod read;
 
 pub use config::{Format, Group, QuantizationConfig};
 pub(crate) use linear::check_scales;
-pub use linear::{NamedBytes, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs, read_linear};
+pub use linear::{NamedBytes, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs};
 pub use matching::Target;
 pub use pattern::{Pattern, PatternError};
+pub use read::read_linear;

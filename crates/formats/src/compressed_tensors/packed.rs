@@ -4,60 +4,43 @@
 //! little-endian stream of 32-bit words, low bits first, and each row is padded with zero bits to a whole word:
 //! word i is `sum u[4i + k] << 8k` for b = 8 and `sum u[8i + k] << 4k` for b = 4.
 
+use zeropoint_core::WeightBits;
+
 use crate::FormatError;
 
-/// Width of a packed element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PackedBits {
-    /// Values in `-8..=7`, eight to a word.
-    Four,
-    /// Values in `-128..=127`, four to a word.
-    Eight,
+/// Elements in one word.
+const fn per_word(bits: WeightBits) -> usize {
+    32 / bits.width()
 }
 
-impl PackedBits {
-    /// Bits of one element.
-    pub const fn width(self) -> usize {
-        match self {
-            Self::Four => 4,
-            Self::Eight => 8,
-        }
-    }
+/// Words of a row of that many columns: `ceil(columns * b / 32)`.
+pub const fn row_words(columns: usize, bits: WeightBits) -> usize {
+    columns.div_ceil(per_word(bits))
+}
 
-    /// Elements in one word.
-    pub const fn per_word(self) -> usize {
-        32 / self.width()
-    }
-
-    /// Words of a row of that many columns: `ceil(columns * b / 32)`.
-    pub const fn words(self, columns: usize) -> usize {
-        columns.div_ceil(self.per_word())
-    }
-
-    /// `2^(b-1)`, what is added to a value before it is stored.
-    const fn offset(self) -> i32 {
-        1 << (self.width() - 1)
-    }
+/// `2^(b-1)`, what is added to a value before it is stored.
+const fn offset(bits: WeightBits) -> i32 {
+    1 << (bits.width() - 1)
 }
 
 /// Packs a row-major matrix of `columns` columns, row by row. The words, little-endian, are the I32 tensor
-/// `weight_packed` of shape `[rows, bits.words(columns)]`.
+/// `weight_packed` of shape `[rows, row_words(columns, bits)]`.
 ///
 /// Refused: a length that is not a whole number of rows, values that do not fit the width.
-pub fn pack(values: &[i8], columns: usize, bits: PackedBits) -> Result<Vec<u32>, FormatError> {
+pub fn pack(values: &[i8], columns: usize, bits: WeightBits) -> Result<Vec<u32>, FormatError> {
     if columns == 0 || !values.len().is_multiple_of(columns) {
         let reason = format!("{} values are not a whole number of rows of {columns}", values.len());
         return Err(FormatError::Packing { reason });
     }
-    let mut words = Vec::with_capacity(values.len() / columns * bits.words(columns));
+    let mut words = Vec::with_capacity(values.len() / columns * row_words(columns, bits));
     for row in values.chunks_exact(columns) {
-        for elements in row.chunks(bits.per_word()) {
+        for elements in row.chunks(per_word(bits)) {
             let mut word = 0;
             for (k, &q) in elements.iter().enumerate() {
                 let stored =
-                    u32::try_from(i32::from(q) + bits.offset()).ok().filter(|u| u >> bits.width() == 0);
+                    u32::try_from(i32::from(q) + offset(bits)).ok().filter(|u| u >> bits.width() == 0);
                 let Some(stored) = stored else {
-                    let (low, high) = (-bits.offset(), bits.offset() - 1);
+                    let (low, high) = (-offset(bits), offset(bits) - 1);
                     let reason = format!(
                         "the value {q} is outside the {} bits that hold {low}..={high}",
                         bits.width()
@@ -74,9 +57,9 @@ pub fn pack(values: &[i8], columns: usize, bits: PackedBits) -> Result<Vec<u32>,
 
 /// The inverse of [`pack`]: the values of `rows` rows of `columns` columns. Padding bits are not looked at.
 ///
-/// Refused: a number of words that is not `rows * bits.words(columns)`.
-pub fn unpack(words: &[u32], rows: usize, columns: usize, bits: PackedBits) -> Result<Vec<i8>, FormatError> {
-    let row_words = bits.words(columns);
+/// Refused: a number of words that is not `rows * row_words(columns, bits)`.
+pub fn unpack(words: &[u32], rows: usize, columns: usize, bits: WeightBits) -> Result<Vec<i8>, FormatError> {
+    let row_words = row_words(columns, bits);
     if rows.checked_mul(row_words) != Some(words.len()) {
         let reason = format!(
             "{} words were given where {rows} rows of {columns} values at {} bits take {row_words} each",
@@ -89,10 +72,13 @@ pub fn unpack(words: &[u32], rows: usize, columns: usize, bits: PackedBits) -> R
         return Ok(Vec::new());
     }
     let mask = (1u32 << bits.width()) - 1;
+    let elements = |word: &u32| {
+        let word = *word;
+        (0..per_word(bits)).map(move |k| ((word >> (k * bits.width()) & mask) as i32 - offset(bits)) as i8)
+    };
     let mut values = Vec::with_capacity(rows * columns);
     for row in words.chunks_exact(row_words) {
-        let stored = |j: usize| row[j / bits.per_word()] >> (j % bits.per_word() * bits.width()) & mask;
-        values.extend((0..columns).map(|j| (stored(j) as i32 - bits.offset()) as i8));
+        values.extend(row.iter().flat_map(elements).take(columns));
     }
     Ok(values)
 }
@@ -104,8 +90,8 @@ mod tests {
 
     #[test]
     fn words_of_the_formulas() {
-        use PackedBits::{Eight, Four};
-        let cases: [(&[i8], usize, PackedBits, &[u32]); 7] = [
+        use WeightBits::{Eight, Four};
+        let cases: [(&[i8], usize, WeightBits, &[u32]); 7] = [
             (&[-8, -7, -6, -5, -4, -3, -2, -1], 8, Four, &[0x7654_3210]),
             (&[0, 1, 2, 3, 4, 5, 6, 7], 8, Four, &[0xfedc_ba98]),
             (&[-128, -127, 0, 127], 4, Eight, &[0xff80_0100]),
@@ -124,17 +110,17 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let cases = [
-            (pack(&[8], 1, PackedBits::Four).map(drop), "the value 8"),
-            (pack(&[-9], 1, PackedBits::Four).map(drop), "the value -9"),
-            (pack(&[1, 2, 3], 2, PackedBits::Four).map(drop), "whole number of rows"),
-            (pack(&[], 0, PackedBits::Four).map(drop), "whole number of rows"),
-            (unpack(&[0], 1, 9, PackedBits::Four).map(drop), "1 words"),
-            (unpack(&[0], usize::MAX, 64, PackedBits::Four).map(drop), "1 words"),
+            (pack(&[8], 1, WeightBits::Four).map(drop), "the value 8"),
+            (pack(&[-9], 1, WeightBits::Four).map(drop), "the value -9"),
+            (pack(&[1, 2, 3], 2, WeightBits::Four).map(drop), "whole number of rows"),
+            (pack(&[], 0, WeightBits::Four).map(drop), "whole number of rows"),
+            (unpack(&[0], 1, 9, WeightBits::Four).map(drop), "1 words"),
+            (unpack(&[0], usize::MAX, 64, WeightBits::Four).map(drop), "1 words"),
         ];
         for (result, expected) in cases {
             assert!(result.unwrap_err().to_string().contains(expected), "{expected}");
         }
-        assert!(unpack(&[], usize::MAX, 0, PackedBits::Eight).unwrap().is_empty());
+        assert!(unpack(&[], usize::MAX, 0, WeightBits::Eight).unwrap().is_empty());
     }
 
     proptest! {
@@ -142,14 +128,14 @@ mod tests {
         fn packing_is_invertible_and_each_element_lies_at_its_bits(
             rows in 1usize..5, columns in 1usize..40, eight: bool, seed in proptest::collection::vec(any::<i8>(), 4 * 39),
         ) {
-            let bits = if eight { PackedBits::Eight } else { PackedBits::Four };
+            let bits = if eight { WeightBits::Eight } else { WeightBits::Four };
             let values: Vec<i8> =
                 seed.iter().take(rows * columns).map(|&q| if eight { q } else { q >> 4 }).collect();
             let words = pack(&values, columns, bits).unwrap();
-            prop_assert_eq!(words.len(), rows * bits.words(columns));
+            prop_assert_eq!(words.len(), rows * row_words(columns, bits));
             prop_assert_eq!(&unpack(&words, rows, columns, bits).unwrap(), &values);
             // The definition itself, bit by bit.
-            let (width, row_bits) = (bits.width(), bits.words(columns) * 32);
+            let (width, row_bits) = (bits.width(), row_words(columns, bits) * 32);
             let bit = |i: usize| words[i / 32] >> (i % 32) & 1;
             for (index, &q) in values.iter().enumerate() {
                 let first = index / columns * row_bits + index % columns * width;

@@ -5,10 +5,12 @@
 //! unless it is empty.
 
 use serde_json::{Map, Value};
+use zeropoint_core::Scheme;
 
 use super::{
     Format, Group, QuantizationConfig,
     args::{self, Object, is_empty, refused},
+    config::MIXED,
     matching::Target,
 };
 use crate::FormatError;
@@ -22,18 +24,14 @@ const MAX_EXPRESSIONS: usize = 256;
 impl QuantizationConfig {
     /// Reads the value of `quantization_config`.
     ///
-    /// Accepted: compressed INT8 models whose weights are symmetric per channel or per tensor and whose activations are
-    /// static per tensor or dynamic per token. Everything else is an error that names the key, its value and what is
-    /// allowed.
+    /// Accepted: compressed models of two kinds of groups, apart or mixed. `int-quantized`: INT8 weights, symmetric per channel
+    /// or tensor, and INT8 activations, static per tensor or dynamic per token. `pack-quantized`: weights of 4 or 8 bits,
+    /// symmetric per group, channel or tensor, and float activations. Everything else is an error that names the key, its
+    /// value and what is allowed.
     pub fn from_json(value: &Value) -> Result<Self, FormatError> {
         let root = Object::new(ROOT, value)?;
         root.expect("quant_method", &["compressed-tensors"])?;
-        let format = root.text("format")?;
-        if !["int-quantized", "mixed-precision"].contains(&format) {
-            return Err(
-                root.refuse("format", "only int-quantized models (INT8 weights and activations) can be run")
-            );
-        }
+        let format = model_format(&root)?;
         root.expect("quantization_status", &["compressed"])?;
         root.expect_empty(
             "kv_cache_scheme",
@@ -71,28 +69,60 @@ impl QuantizationConfig {
             .map(|(path, value)| group(path, value, format, &mut total))
             .collect::<Result<_, _>>()?;
         check_unique(&root, &groups)?;
-        Ok(Self { groups, ignore, format: Format::IntQuantized })
+        Ok(Self { groups, ignore })
     }
 }
 
-fn group(path: String, value: &Value, model_format: &str, total: &mut Total) -> Result<Group, FormatError> {
-    let group = Object::new(path, value)?;
-    if model_format == "mixed-precision" || !is_empty(group.get("format")) {
-        group.expect("format", &["int-quantized"])?;
+/// The format of groups that do not name their own; `None` where each must.
+fn model_format(root: &Object<'_>) -> Result<Option<Format>, FormatError> {
+    let name = root.text("format")?;
+    let known = Format::ALL.into_iter().find(|format| format.name() == name);
+    if known.is_none() && name != MIXED {
+        return Err(root.refuse(
+            "format",
+            "only int-quantized models (INT8 weights and activations), pack-quantized ones (weight-only) and mixtures of both \
+             (mixed-precision) can be run",
+        ));
     }
+    Ok(known)
+}
+
+fn group(
+    path: String,
+    value: &Value,
+    model_format: Option<Format>,
+    total: &mut Total,
+) -> Result<Group, FormatError> {
+    let group = Object::new(path, value)?;
+    let format = match model_format.filter(|_| is_empty(group.get("format"))) {
+        Some(format) => format,
+        None => match group.expect("format", &Format::ALL.map(Format::name))? {
+            name if name == Format::PackQuantized.name() => Format::PackQuantized,
+            _ => Format::IntQuantized,
+        },
+    };
     group.expect_empty("output_activations", "quantised outputs are not supported: set it to null")?;
     group.known(&["targets", "weights", "input_activations", "output_activations", "format"])?;
     let targets = targets(&group, "targets", total)?;
     if targets.is_empty() {
         return Err(group.refuse("targets", "at least one target is needed"));
     }
-    if group.get("input_activations").is_some_and(Value::is_null) {
-        let allowed = "weight-only schemes cannot be run: INT8 activations (static or dynamic) are needed";
-        return Err(group.refuse("input_activations", allowed));
-    }
-    let weights = args::weights(&group.object("weights")?)?;
-    let activations = args::activations(&group.object("input_activations")?)?;
-    Ok(Group { targets, scheme: zeropoint_core::Scheme { weights, activations } })
+    let activations = match (group.require("input_activations")?.is_null(), format) {
+        (true, Format::PackQuantized) => None,
+        (false, Format::IntQuantized) => Some(args::activations(&group.object("input_activations")?)?),
+        (true, Format::IntQuantized) => {
+            let allowed = "INT8 activations (static or dynamic) are needed with int-quantized: weights alone are read in the \
+                           format pack-quantized";
+            return Err(group.refuse("input_activations", allowed));
+        }
+        (false, Format::PackQuantized) => {
+            let allowed = "only null is allowed with pack-quantized: weights beside INT8 activations are read in the format \
+                           int-quantized";
+            return Err(group.refuse("input_activations", allowed));
+        }
+    };
+    let weights = args::weights(&group.object("weights")?, format)?;
+    Ok(Group { targets, scheme: Scheme { weights, activations } })
 }
 
 /// What the lists of a config hold together.

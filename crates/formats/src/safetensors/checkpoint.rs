@@ -12,6 +12,7 @@ use zeropoint_core::Fingerprint;
 
 use super::{INDEX_FILE, MAX_HEADER_BYTES, SINGLE_FILE, SafetensorsFile, TensorInfo, header::UniqueMap};
 use crate::FormatError;
+use crate::staged::fingerprint;
 
 /// The tensors of a model directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
 #[derive(Debug)]
@@ -174,12 +175,34 @@ impl Checkpoint {
     /// A fingerprint of every tensor's name, dtype, shape and data. It reads all weights, block by block, and does not
     /// depend on how they are split over files.
     pub fn content_fingerprint(&self) -> Result<Fingerprint, FormatError> {
+        self.fingerprint_with(|info| self.file_of(&info.name)?.hash(info))
+    }
+
+    /// The same fingerprint where the BLAKE3 of every tensor's bytes is known already.
+    pub fn fingerprint_of(&self, hashes: &BTreeMap<String, Fingerprint>) -> Result<Fingerprint, FormatError> {
+        self.fingerprint_with(|info| {
+            let hash = hashes.get(&info.name).and_then(|hash| blake3::Hash::from_hex(hash.to_string()).ok());
+            let missing = || FormatError::MissingTensor { path: self.dir.clone(), tensor: info.name.clone() };
+            hash.ok_or_else(missing)
+        })
+    }
+
+    /// BLAKE3 of one tensor's bytes.
+    pub fn tensor_hash(&self, name: &str) -> Result<Fingerprint, FormatError> {
+        let file = self.file_of(name)?;
+        Ok(fingerprint(file.hash(file.require(name)?)?))
+    }
+
+    fn fingerprint_with(
+        &self,
+        hash: impl Fn(&TensorInfo) -> Result<blake3::Hash, FormatError>,
+    ) -> Result<Fingerprint, FormatError> {
         let mut builder = Fingerprint::builder("checkpoint");
         for (name, &file) in &self.tensors {
             let info = self.files[file].require(name)?;
             let shape: Vec<u8> = info.shape.iter().flat_map(|&d| (d as u64).to_le_bytes()).collect();
             builder.field("name", name).field("dtype", info.dtype.name()).field("shape", shape);
-            builder.field("data", self.files[file].hash(info)?.as_bytes());
+            builder.field("data", hash(info)?.as_bytes());
         }
         Ok(builder.finish())
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -26,6 +27,10 @@ pub struct CheckpointWriter {
     data_bytes: u64,
 }
 
+/// Makes the writer of one file.
+type NewFile =
+    fn(PathBuf, Vec<TensorSpec>, &BTreeMap<String, String>) -> Result<SafetensorsWriter, FormatError>;
+
 impl CheckpointWriter {
     /// Plans the files of a checkpoint in the existing directory `dir`.
     ///
@@ -33,10 +38,27 @@ impl CheckpointWriter {
     /// names, each up to that many bytes of data. A single larger tensor gets a shard of its own.
     pub fn create(
         dir: impl AsRef<Path>,
-        mut specs: Vec<TensorSpec>,
+        specs: Vec<TensorSpec>,
         max_shard_bytes: u64,
     ) -> Result<Self, FormatError> {
-        let dir = dir.as_ref();
+        Self::new(dir.as_ref(), specs, max_shard_bytes, SafetensorsWriter::create)
+    }
+
+    /// As [`create`](Self::create), each file [in place](SafetensorsWriter::in_place).
+    pub fn in_place(
+        dir: impl AsRef<Path>,
+        specs: Vec<TensorSpec>,
+        max_shard_bytes: u64,
+    ) -> Result<Self, FormatError> {
+        Self::new(dir.as_ref(), specs, max_shard_bytes, SafetensorsWriter::in_place)
+    }
+
+    fn new(
+        dir: &Path,
+        mut specs: Vec<TensorSpec>,
+        max_shard_bytes: u64,
+        new_file: NewFile,
+    ) -> Result<Self, FormatError> {
         // Names are unique over all shards, so the whole plan is checked before it is cut.
         let data_bytes = Layout::new(&dir.join(SINGLE_FILE), specs.clone())?.data_bytes;
         specs.sort_by(|a, b| a.name.cmp(&b.name));
@@ -46,7 +68,7 @@ impl CheckpointWriter {
         let mut shards = Vec::with_capacity(plan.len());
         for (place, (specs, name)) in plan.into_iter().zip(&names).enumerate() {
             places.extend(specs.iter().map(|spec| (spec.name.clone(), place)));
-            shards.push(SafetensorsWriter::create(dir.join(name), specs, &pt_metadata())?);
+            shards.push(new_file(dir.join(name), specs, &pt_metadata())?);
         }
         Ok(Self { dir: dir.to_owned(), shards, names, places, data_bytes })
     }
@@ -66,12 +88,26 @@ impl CheckpointWriter {
         self.shards.iter().flat_map(SafetensorsWriter::order)
     }
 
+    /// The file of a planned tensor, and the bytes in it where the tensor lies.
+    pub fn place_of(&self, name: &str) -> Option<(&str, Range<u64>)> {
+        let &shard = self.places.get(name)?;
+        Some((&self.names[shard], self.shards[shard].place_of(name)?))
+    }
+
+    /// Takes a planned tensor for written by an earlier writer.
+    pub fn is_written(&mut self, name: &str) -> Result<(), FormatError> {
+        let shard = self.places.get(name).copied().ok_or_else(|| self.unplanned(name))?;
+        self.shards[shard].is_written(name)
+    }
+
+    fn unplanned(&self, name: &str) -> FormatError {
+        let reason = "it was not planned; write each planned tensor once".to_owned();
+        FormatError::Write { path: self.dir.clone(), tensor: name.to_owned(), reason }
+    }
+
     /// Writes the data of one tensor: little-endian, row-major, exactly its planned length, once.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), FormatError> {
-        let Some(&place) = self.places.get(name) else {
-            let reason = "it was not planned; write each planned tensor once".to_owned();
-            return Err(FormatError::Write { path: self.dir.clone(), tensor: name.to_owned(), reason });
-        };
+        let place = self.places.get(name).copied().ok_or_else(|| self.unplanned(name))?;
         self.shards[place].write(name, bytes)
     }
 

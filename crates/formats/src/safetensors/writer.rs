@@ -2,6 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
+    io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -12,17 +15,25 @@ use crate::{FormatError, staged::AtomicFile};
 ///
 /// The header and every offset follow from the plan alone, so tensors may come in any order and the bytes of the file do
 /// not depend on it. The file appears under its name, complete and synced, when [`finish`](Self::finish) returns; a
-/// writer that is dropped leaves nothing behind.
+/// writer that is dropped leaves nothing behind, unless it writes [in place](Self::in_place).
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     path: PathBuf,
-    target: AtomicFile,
+    target: Target,
     file: PositionedFile,
     data_start: u64,
     file_bytes: u64,
     order: Vec<TensorInfo>,
     /// Name -> place in `order`, of those not yet written.
     missing: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+enum Target {
+    /// Gets its name when it is complete.
+    Atomic(AtomicFile),
+    /// Has its name from the beginning.
+    InPlace(File),
 }
 
 impl SafetensorsWriter {
@@ -39,7 +50,37 @@ impl SafetensorsWriter {
         let header = layout.checked_header(path, metadata)?;
         let target = AtomicFile::create(path)?;
         let file = PositionedFile::new(target.reopen()?);
-        file.write_all_at(&header, 0).map_err(FormatError::io("write", path))?;
+        Self::begin(path, layout, &header, Target::Atomic(target), file)
+    }
+
+    /// As [`create`](Self::create), under the file's name from the beginning, for a directory that is itself published when
+    /// everything in it is complete. What is there is kept, so that a writer can go on where another one was stopped:
+    /// see [`is_written`](Self::is_written).
+    pub fn in_place(
+        path: impl AsRef<Path>,
+        specs: Vec<TensorSpec>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, FormatError> {
+        let path = path.as_ref();
+        let layout = Layout::new(path, specs)?;
+        let header = layout.checked_header(path, metadata)?;
+        let open = || {
+            let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+            file.set_len(header.len() as u64 + layout.data_bytes)?;
+            Ok::<_, io::Error>((file.try_clone()?, file))
+        };
+        let (file, target) = open().map_err(FormatError::io("create", path))?;
+        Self::begin(path, layout, &header, Target::InPlace(target), PositionedFile::new(file))
+    }
+
+    fn begin(
+        path: &Path,
+        layout: Layout,
+        header: &[u8],
+        target: Target,
+        file: PositionedFile,
+    ) -> Result<Self, FormatError> {
+        file.write_all_at(header, 0).map_err(FormatError::io("write", path))?;
         let data_start = header.len() as u64;
         let missing = layout.tensors.iter().map(|info| info.name.clone()).zip(0..).collect();
         let file_bytes = data_start.saturating_add(layout.data_bytes);
@@ -62,6 +103,21 @@ impl SafetensorsWriter {
     /// Exact size of the finished file.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
+    }
+
+    /// The bytes of the file where a planned tensor lies.
+    pub fn place_of(&self, name: &str) -> Option<Range<u64>> {
+        let info = self.order.iter().find(|info| info.name == name)?;
+        let start = self.data_start + info.begin;
+        Some(start..start + info.bytes())
+    }
+
+    /// Takes a planned tensor for written: an earlier writer, [in place](Self::in_place), has done it.
+    pub fn is_written(&mut self, name: &str) -> Result<(), FormatError> {
+        self.missing.remove(name).map(drop).ok_or_else(|| {
+            let reason = "it was not planned, or is written already".to_owned();
+            FormatError::Write { path: self.path.clone(), tensor: name.to_owned(), reason }
+        })
     }
 
     /// Writes the data of one tensor: little-endian, row-major, exactly its planned length, once.
@@ -91,7 +147,10 @@ impl SafetensorsWriter {
     /// Checks that every tensor was written, syncs the file and puts it under its name, replacing what was there.
     pub fn finish(self) -> Result<(), FormatError> {
         self.check_complete()?;
-        self.target.persist()
+        match self.target {
+            Target::Atomic(target) => target.persist(),
+            Target::InPlace(file) => file.sync_all().map_err(FormatError::io("sync", &self.path)),
+        }
     }
 
     pub(crate) fn check_complete(&self) -> Result<(), FormatError> {

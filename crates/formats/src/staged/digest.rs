@@ -1,6 +1,11 @@
 //! What a file holds, in 40 bytes.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    ops::Range,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 use zeropoint_core::Fingerprint;
@@ -31,8 +36,50 @@ pub fn file_digest(path: impl AsRef<Path>) -> Result<FileDigest, FormatError> {
         hasher.update(&block[..read]);
         bytes += read as u64;
     }
-    let hex = hasher.finalize().to_hex().to_string();
-    Ok(FileDigest { bytes, blake3: Fingerprint::try_from(hex).expect("a hash is 64 hexadecimal digits") })
+    Ok(FileDigest { bytes, blake3: fingerprint(hasher.finalize()) })
+}
+
+/// BLAKE3 of parts of files, in the order given.
+pub fn ranges_digest<'a>(
+    ranges: impl IntoIterator<Item = (&'a Path, Range<u64>)>,
+) -> Result<Fingerprint, FormatError> {
+    let mut hasher = blake3::Hasher::new();
+    for (path, range) in ranges {
+        let mut read = || {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(range.start))?;
+            let length = range.end - range.start;
+            let copied = io::copy(&mut file.take(length), &mut hasher)?;
+            if copied == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        };
+        read().map_err(FormatError::io("read", path))?;
+    }
+    Ok(fingerprint(hasher.finalize()))
+}
+
+/// Bytes that come one after the other on their way to [`ranges_digest`].
+#[derive(Debug, Default)]
+pub struct BytesHasher(blake3::Hasher);
+
+impl BytesHasher {
+    /// Adds what comes next.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// BLAKE3 of all.
+    pub fn finish(self) -> Fingerprint {
+        fingerprint(self.0.finalize())
+    }
+}
+
+/// BLAKE3 of bytes, as [`file_digest`] has it.
+pub fn bytes_digest(bytes: &[u8]) -> Fingerprint {
+    fingerprint(blake3::hash(bytes))
+}
+
+pub(crate) fn fingerprint(hash: blake3::Hash) -> Fingerprint {
+    Fingerprint::try_from(hash.to_hex().to_string()).expect("a hash is 64 hexadecimal digits")
 }
 
 #[cfg(test)]
@@ -48,6 +95,10 @@ mod tests {
         let digest = file_digest(&path).unwrap();
         assert_eq!(digest.bytes, 300_001);
         assert_eq!(digest.blake3.to_string(), blake3::hash(&content).to_hex().to_string());
+        let both = ranges_digest([(path.as_path(), 0..100), (&path, 100..300_001)]).unwrap();
+        assert_eq!(both, digest.blake3);
+        assert_eq!(bytes_digest(&content), digest.blake3);
+        assert!(ranges_digest([(path.as_path(), 0..300_002)]).is_err());
         assert!(file_digest(dir.path().join("absent")).unwrap_err().to_string().contains("absent"));
     }
 }

@@ -12,5 +12,6 @@ mod lock;
 
 pub use atomic::{AtomicFile, OutputFile, check_writable, write_file_atomically};
 pub use companions::{companion_files, copy_companions, is_model_file};
-pub use digest::{FileDigest, file_digest};
+pub(crate) use digest::fingerprint;
+pub use digest::{BytesHasher, FileDigest, bytes_digest, file_digest, ranges_digest};
 pub use directory::StagedDir;

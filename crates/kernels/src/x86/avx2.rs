@@ -164,6 +164,16 @@ impl<P: Product> Simd for Ymm<P> {
     }
 
     #[inline(always)]
+    fn load_i4(self, from: &[i8; LANES]) -> [Self::F; 2] {
+        let [a, b] = self.load_i8(from);
+        intrinsics!({
+            let low = |bytes| _mm256_cvtepi32_ps(_mm256_srai_epi32::<28>(_mm256_slli_epi32::<28>(bytes)));
+            let high = |bytes| _mm256_cvtepi32_ps(_mm256_srai_epi32::<4>(bytes));
+            [[low(a), low(b)], [high(a), high(b)]]
+        })
+    }
+
+    #[inline(always)]
     fn store_i8(self, vector: Self::I, to: &mut [i8; LANES]) {
         intrinsics!({
             // Packing works within 128-bit lanes: the middle quarters come out swapped.

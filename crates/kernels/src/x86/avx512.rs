@@ -188,6 +188,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn load_i4(self, from: &[i8; LANES]) -> [Self::F; 2] {
+        // What a permutation reads of an index are its low four bits.
+        const VALUES: [f32; LANES] =
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0];
+        intrinsics!({
+            let (values, bytes) = (_mm512_loadu_ps(VALUES.as_ptr()), self.load_i8(from));
+            [
+                _mm512_permutexvar_ps(bytes, values),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), values),
+            ]
+        })
+    }
+
+    #[inline(always)]
     fn store_i8(self, vector: Self::I, to: &mut [i8; LANES]) {
         intrinsics!(_mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(vector)));
     }

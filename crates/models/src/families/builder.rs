@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use zeropoint_core::WeightBits;
 use zeropoint_formats::Dtype;
+use zeropoint_formats::compressed_tensors::packed::row_words;
 use zeropoint_formats::deployed::{DirectoryFormat, format_of, table_scale};
 
 use super::{FamilyInput, MAX_WIDTH};
@@ -15,8 +17,9 @@ use crate::spec::{
     LinearSpec, ModelSpec, NormKind, NormPlacement, NormSpec, Projection, Site, SiteId, Tower,
 };
 
-/// Tensors beside the weight of a quantised Linear.
-const QUANTIZED_PARTS: [&str; 3] = ["weight_scale", "input_scale", "input_zero_point"];
+/// Tensors beside the weight of a quantised Linear. Which of them belong to a scheme is known to those who read it.
+const QUANTIZED_PARTS: [&str; 6] =
+    ["weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "input_scale", "input_zero_point"];
 
 /// A Linear about to be described.
 pub(super) struct Draft<'a> {
@@ -135,6 +138,42 @@ impl<'a> Builder<'a> {
         self.input.checkpoint.contains(&self.in_file(path))
     }
 
+    /// The tensor of a Linear's weight that is packed: integers of 4 or 8 bits, in place of `weight`.
+    fn packed_weight(&self, tensor: &str) -> Option<String> {
+        let packed = format!("{tensor}.weight_packed");
+        let there = |name: &str| self.input.checkpoint.contains(name);
+        (self.input.quantized && there(&packed) && !there(&format!("{tensor}.weight"))).then_some(packed)
+    }
+
+    /// Takes a packed weight `[outputs, inputs]` into the description.
+    fn expect_packed(&mut self, tensor: &str, outputs: usize, inputs: usize) -> Result<(), ModelError> {
+        let wrong = |reason: String| ModelError::Tensor {
+            path: self.input.dir.to_owned(),
+            tensor: tensor.to_owned(),
+            reason,
+        };
+        let Some(info) = self.input.checkpoint.get(tensor) else {
+            return Err(wrong("is missing".to_owned()));
+        };
+        let shapes = [WeightBits::Four, WeightBits::Eight].map(|bits| [outputs, row_words(inputs, bits)]);
+        if !shapes.iter().any(|shape| info.shape == *shape) {
+            return Err(wrong(format!(
+                "has shape {:?}; [{outputs}, {inputs}], as config.json says, is {:?} in 4 bits and {:?} in 8",
+                info.shape, shapes[0], shapes[1]
+            )));
+        }
+        if info.dtype != Dtype::I32 {
+            return Err(wrong(format!("is stored as {}; packed weights are I32", info.dtype)));
+        }
+        self.known.insert(tensor.to_owned());
+        Ok(())
+    }
+
+    /// Whether the file has the weight of that Linear of the base model, packed or not.
+    pub(super) fn has_weight(&self, path: &str) -> bool {
+        self.has(&format!("{path}.weight")) || self.packed_weight(&self.in_file(path)).is_some()
+    }
+
     /// Takes a tensor into the description; its shape and type must be right.
     pub(super) fn expect(&mut self, tensor: &str, shape: &[usize]) -> Result<(), ModelError> {
         let wrong = |reason: String| ModelError::Tensor {
@@ -204,7 +243,7 @@ impl<'a> Builder<'a> {
         cap: Option<f32>,
     ) -> Result<HeadSpec, ModelError> {
         let tied = self.tied(tied);
-        if !tied {
+        if !tied && self.packed_weight(path).is_none() {
             self.expect(&format!("{path}.weight"), &[words.rows, words.width])?;
         }
         let linear = self.decoder(path, &[], words, tied)?;
@@ -342,7 +381,7 @@ impl<'a> Builder<'a> {
 
     /// A Linear of the base model that the file calls `file`, unless the file was written from the built model.
     pub(super) fn renamed_linear(&mut self, file: &str, draft: &Draft<'_>) -> Result<LinearId, ModelError> {
-        let file = if self.has(&format!("{file}.weight")) { file } else { draft.path };
+        let file = if self.has_weight(file) { file } else { draft.path };
         let (file, module) = (self.in_file(file), self.in_module(draft.path));
         self.linear_at(draft, file, module)
     }
@@ -372,7 +411,13 @@ impl<'a> Builder<'a> {
             linear.transposed = false;
             linear.weight_shape = vec![linear.outputs, linear.inputs];
         }
-        self.expect(&linear.weight, &linear.weight_shape)?;
+        let own = linear.weight == format!("{}.weight", linear.tensor) && linear.is_torch_linear();
+        if let Some(packed) = self.packed_weight(&linear.tensor).filter(|_| own) {
+            self.expect_packed(&packed, linear.outputs, linear.inputs)?;
+            linear.weight = packed;
+        } else {
+            self.expect(&linear.weight, &linear.weight_shape)?;
+        }
         if let Some(bias) = &linear.bias {
             self.expect(bias, &linear.weight_shape[usize::from(linear.transposed)..][..1])?;
         }
@@ -425,13 +470,11 @@ impl<'a> Builder<'a> {
             } else {
                 Some(block.mlp_norm.path.clone())
             };
-            let mut wide: Vec<LinearId> = block
-                .mlp
-                .gate
-                .iter()
-                .map(|gate| gate.projection.linear)
-                .chain([block.mlp.up.linear])
-                .collect();
+            let router = block.mlp.experts().map(|mixture| &self.sites[mixture.router].consumers);
+            let mut wide: Vec<LinearId> = router.into_iter().flatten().copied().collect();
+            for mlp in block.mlp.mlps() {
+                wide.extend(mlp.gate.iter().map(|gate| gate.projection.linear).chain([mlp.up.linear]));
+            }
             wide.dedup();
             // A block that shares its layers with an earlier one adds nothing but the norm that feeds it.
             let repeated = !seen.insert(*output);
@@ -448,8 +491,10 @@ impl<'a> Builder<'a> {
                         kv_heads: *kv_heads,
                     });
                 }
-                if block.mlp.up.outputs.len() == self.linears[block.mlp.up.linear].outputs {
-                    self.edges.push(Edge::UpToDown { up: block.mlp.up.linear, down: block.mlp.down });
+                for mlp in block.mlp.mlps() {
+                    if mlp.up.outputs.len() == self.linears[mlp.up.linear].outputs {
+                        self.edges.push(Edge::UpToDown { up: mlp.up.linear, down: mlp.down });
+                    }
                 }
             }
             residual_norm = Some(block.mlp_norm.path.clone());
@@ -471,7 +516,7 @@ impl<'a> Builder<'a> {
 
     /// A pooler that is carried along but not run. The base model has one in `transformers` even where the file has not.
     pub(super) fn idle_pooler(&mut self, path: &str, hidden: usize) -> Result<(), ModelError> {
-        if self.has(&format!("{path}.weight")) {
+        if self.has_weight(path) {
             self.linear(
                 &Draft::new(path, hidden, hidden, LinearRole::Pooler).activation(ActivationFn::Tanh),
             )?;
@@ -493,11 +538,12 @@ impl<'a> Builder<'a> {
         tied: bool,
     ) -> Result<LinearId, ModelError> {
         let own = format!("{path}.weight");
-        let has_own = self.input.checkpoint.contains(&own);
+        let has_own = self.input.checkpoint.contains(&own) || self.packed_weight(path).is_some();
         let mut biases: Vec<&str> =
             biases.iter().copied().filter(|bias| self.input.checkpoint.contains(bias)).collect();
         if tied {
-            let weights = has_own.then_some((own.as_str(), table.tensor.as_str()));
+            let has_copy = self.input.checkpoint.contains(&own);
+            let weights = has_copy.then_some((own.as_str(), table.tensor.as_str()));
             let others = biases.iter().skip(1).map(|other| (*other, biases[0]));
             for (copy, original) in weights.into_iter().chain(others) {
                 let shape = [table.rows, table.width];

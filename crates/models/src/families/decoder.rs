@@ -5,12 +5,13 @@
 use serde::{Deserialize, Deserializer};
 
 use super::builder::{Builder, Draft};
+use super::experts::Mixture;
 use super::{FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
 use crate::heads::{Pooling, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, Gate, InputSpec, LinearRole, MlpSpec, ModelSpec,
-    NormPlacement, NormSpec, Positions, Projection, Reach, SiteId, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, FeedForward, Gate, InputSpec, LinearRole, MlpSpec,
+    ModelSpec, NormPlacement, NormSpec, Positions, Projection, Reach, SiteId, TextInput, Tower,
 };
 
 /// The keys of config.json that every family has.
@@ -162,6 +163,8 @@ pub(super) struct Decoder<'a> {
     pub(super) embedding_scale: f32,
     /// Whether the head is the embedding table where config.json is silent.
     pub(super) tied: bool,
+    /// The layers that are mixtures of experts.
+    pub(super) mixture: Option<Mixture>,
 }
 
 /// The names and kinds of a block's norms.
@@ -284,12 +287,10 @@ impl Decoder<'_> {
         let output = format!("{path}.self_attn.o_proj");
         let output = build.linear(&Draft::new(&output, hidden, widths[0], role).bias(self.biases[1]))?;
         let context = build.site(vec![output]);
-        let inner = self.config.intermediate_size;
-        let names = ["gate_proj", "up_proj"];
-        let (read, [gate, up]) =
-            self.read(build, &format!("{path}.mlp"), ("gate_up_proj", names), [inner; 2], self.biases[2])?;
-        let down = format!("{path}.mlp.down_proj");
-        let down = build.linear(&Draft::new(&down, hidden, inner, role).bias(self.biases[2]))?;
+        let mlp = match self.mixture.as_ref().filter(|mixture| mixture.is_at(layer)) {
+            Some(mixture) => FeedForward::Experts(mixture.describe(build, &path, hidden, self.activation)?),
+            None => FeedForward::Dense(self.mlp(build, &format!("{path}.mlp"))?),
+        };
         Ok(BlockSpec {
             placement: NormPlacement::Pre,
             attention: AttentionSpec {
@@ -311,16 +312,27 @@ impl Decoder<'_> {
             },
             attention_norm: Some(attention_norm),
             attention_output_norm,
-            mlp: MlpSpec {
-                input: read,
-                up,
-                gate: Some(Gate { projection: gate, activation: self.activation }),
-                inner: build.site(vec![down]),
-                down,
-            },
+            mlp,
             mlp_norm,
             mlp_output_norm,
             path: build.in_module(&path),
+        })
+    }
+
+    /// The feed-forward half of all tokens.
+    fn mlp(&self, build: &mut Builder<'_>, path: &str) -> Result<MlpSpec, ModelError> {
+        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        let names = ["gate_proj", "up_proj"];
+        let (input, [gate, up]) =
+            self.read(build, path, ("gate_up_proj", names), [inner; 2], self.biases[2])?;
+        let down = format!("{path}.down_proj");
+        let down = build.linear(&Draft::new(&down, hidden, inner, LinearRole::Block).bias(self.biases[2]))?;
+        Ok(MlpSpec {
+            input,
+            up,
+            gate: Some(Gate { projection: gate, activation: self.activation }),
+            inner: build.site(vec![down]),
+            down,
         })
     }
 

@@ -125,6 +125,7 @@ fn plain<'a>(
         norms: Norms { unit_offset: true, ..Norms::LLAMA },
         embedding_scale: (config.hidden_size as f64).sqrt() as f32,
         tied: true,
+        mixture: None,
     })
 }
 

@@ -8,8 +8,8 @@ use super::{Family, FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
 use crate::heads::{Pooling, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, InputSpec, LinearRole, MlpSpec, ModelSpec,
-    NormPlacement, Positions, Projection, Reach, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, FeedForward, InputSpec, LinearRole, MlpSpec,
+    ModelSpec, NormPlacement, Positions, Projection, Reach, TextInput, Tower,
 };
 
 pub(super) const GPT2: Family =
@@ -155,13 +155,13 @@ fn block(
         },
         attention_norm: Some(build.norm(&format!("{path}.ln_1"), hidden)?),
         attention_output_norm: None,
-        mlp: MlpSpec {
+        mlp: FeedForward::Dense(MlpSpec {
             input: build.site(vec![up]),
             up: build.whole(up),
             gate: None,
             inner: build.site(vec![down]),
             down,
-        },
+        }),
         mlp_norm: build.norm(&format!("{path}.ln_2"), hidden)?,
         mlp_output_norm: None,
         path: build.in_module(&path),

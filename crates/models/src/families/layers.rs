@@ -4,8 +4,8 @@ use super::builder::{Builder, Draft};
 use crate::ModelError;
 use crate::heads::{HeadBranch, HeadOutput, HeadSpec, HeadStep, RowSelection};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, EmbeddingTable, LinearId, LinearRole, MlpSpec, NormPlacement,
-    Positions, Reach,
+    ActivationFn, AttentionSpec, BlockSpec, EmbeddingTable, FeedForward, LinearId, LinearRole, MlpSpec,
+    NormPlacement, Positions, Reach,
 };
 
 /// Sizes of a block.
@@ -73,13 +73,13 @@ impl Builder<'_> {
             attention_norm: Some(self.norm(&format!("{path}.{}", names.attention_norm), hidden)?),
             attention_output_norm: None,
             mlp_output_norm: None,
-            mlp: MlpSpec {
+            mlp: FeedForward::Dense(MlpSpec {
                 input: self.site(vec![up]),
                 up: self.whole(up),
                 gate: None,
                 inner: self.site(vec![down]),
                 down,
-            },
+            }),
             mlp_norm: self.norm(&format!("{path}.{}", names.mlp_norm), hidden)?,
             path: self.in_module(path),
         })

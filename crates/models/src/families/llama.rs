@@ -53,7 +53,7 @@ pub(super) const PHI3: Family = Family {
 };
 
 /// What Llama has, with that base and those layers.
-fn plain<'a>(
+pub(super) fn plain<'a>(
     input: &FamilyInput<'_>,
     config: &'a DecoderConfig,
     base: &'static str,
@@ -77,11 +77,12 @@ fn plain<'a>(
         norms: Norms::LLAMA,
         embedding_scale: 1.0,
         tied: false,
+        mixture: None,
     })
 }
 
 /// Layers that all turn alike, with these windows.
-fn turning(rotary: &Rotary, sliding: Option<Reach>, windows: &[bool]) -> Vec<Layer> {
+pub(super) fn turning(rotary: &Rotary, sliding: Option<Reach>, windows: &[bool]) -> Vec<Layer> {
     let layer = |window: &bool| Layer {
         positions: Positions::Rotary(rotary.clone()),
         reach: sliding.filter(|_| *window).unwrap_or(Reach::Causal),

@@ -6,6 +6,7 @@ mod builder;
 mod clip;
 mod decoder;
 mod distilbert;
+mod experts;
 mod gemma;
 mod gpt2;
 mod layers;
@@ -248,6 +249,8 @@ const FAMILIES: &[Family] = &[
     gemma::GEMMA3,
     gpt2::GPT2,
     neox::GPT_NEOX,
+    experts::MIXTRAL,
+    experts::QWEN3_MOE,
 ];
 
 /// The description of the model in `input.dir`.

@@ -10,8 +10,8 @@ use super::{Family, FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
 use crate::heads::{HeadSpec, HeadStep, Pooling, RowSelection, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, EmbeddingTable, Gate, InputSpec, LinearRole,
-    MlpSpec, ModelSpec, NormPlacement, Positions, Projection, Reach, Rotary, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, EmbeddingTable, FeedForward, Gate, InputSpec,
+    LinearRole, MlpSpec, ModelSpec, NormPlacement, Positions, Projection, Reach, Rotary, TextInput, Tower,
 };
 
 const BASE: &str = "ModernBertModel";
@@ -255,7 +255,7 @@ fn block(
         attention_norm,
         attention_output_norm: None,
         mlp_output_norm: None,
-        mlp: MlpSpec {
+        mlp: FeedForward::Dense(MlpSpec {
             input: build.site(vec![wide]),
             // The non-linearity is on the first half.
             up: Projection { linear: wide, outputs: inner..2 * inner, stride: None },
@@ -265,7 +265,7 @@ fn block(
             }),
             inner: build.site(vec![down]),
             down,
-        },
+        }),
         mlp_norm: build.norm_without_shift(&format!("{path}.mlp_norm"), hidden, config.norm_bias)?,
         path: build.in_module(&path),
     })

@@ -10,8 +10,8 @@ use super::{Family, FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
 use crate::heads::{Pooling, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, InputSpec, LinearRole, MlpSpec, ModelSpec,
-    NormPlacement, Positions, Projection, Reach, Rotary, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, FeedForward, InputSpec, LinearRole, MlpSpec,
+    ModelSpec, NormPlacement, Positions, Projection, Reach, Rotary, TextInput, Tower,
 };
 
 pub(super) const GPT_NEOX: Family = Family {
@@ -165,13 +165,13 @@ fn block(
         },
         attention_norm: Some(build.norm(&format!("{path}.input_layernorm"), hidden)?),
         attention_output_norm: None,
-        mlp: MlpSpec {
+        mlp: FeedForward::Dense(MlpSpec {
             input: build.site(vec![up]),
             up: build.whole(up),
             gate: None,
             inner: build.site(vec![down]),
             down,
-        },
+        }),
         mlp_norm: build.norm(&format!("{path}.post_attention_layernorm"), hidden)?,
         mlp_output_norm: None,
         path: build.in_module(&path),

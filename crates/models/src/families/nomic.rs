@@ -15,8 +15,8 @@ use super::{Family, FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
 use crate::heads::{HeadSpec, Pooling, RowSelection, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, EmbeddingTable, Gate, InputSpec, LinearRole,
-    MlpSpec, ModelSpec, NormPlacement, NormSpec, Positions, Reach, Rotary, TextInput, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, EmbeddingRole, EmbeddingTable, FeedForward, Gate, InputSpec,
+    LinearRole, MlpSpec, ModelSpec, NormPlacement, NormSpec, Positions, Reach, Rotary, TextInput, Tower,
 };
 
 pub(super) const NOMIC: Family = Family {
@@ -340,13 +340,13 @@ fn block(
         attention_norm: Some(norm(build, dialect.attention_norm, "post_attention_layernorm")?),
         attention_output_norm: None,
         mlp_output_norm: None,
-        mlp: MlpSpec {
+        mlp: FeedForward::Dense(MlpSpec {
             input: build.site(vec![up, gate]),
             up: build.whole(up),
             gate: Some(Gate { projection: build.whole(gate), activation }),
             inner: build.site(vec![down]),
             down,
-        },
+        }),
         mlp_norm: norm(build, dialect.mlp_norm, "post_mlp_layernorm")?,
         path: build.in_module(&module),
     })

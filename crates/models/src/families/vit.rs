@@ -13,8 +13,8 @@ use super::{Family, FamilyInput, Head, MAX_LAYERS, MAX_WIDTH};
 use crate::ModelError;
 use crate::heads::{HeadBranch, HeadOutput, HeadSpec, RowSelection, Task};
 use crate::spec::{
-    ActivationFn, AttentionSpec, BlockSpec, ImageInput, InputSpec, LinearRole, MlpSpec, ModelSpec,
-    NormPlacement, Positions, Reach, Tower,
+    ActivationFn, AttentionSpec, BlockSpec, FeedForward, ImageInput, InputSpec, LinearRole, MlpSpec,
+    ModelSpec, NormPlacement, Positions, Reach, Tower,
 };
 
 pub(super) const VIT: Family = Family {
@@ -178,7 +178,7 @@ fn class_token_head(
     pooled: usize,
 ) -> Result<HeadSpec, ModelError> {
     let mut steps = Vec::new();
-    if build.has("pooler.dense.weight") {
+    if build.has_weight("pooler.dense") {
         let activation = build.input.activation("pooler_act", &config.pooler_act)?;
         let draft = Draft::new("pooler.dense", pooled, config.hidden_size, LinearRole::Pooler);
         let pooler = build.linear(&draft.activation(activation))?;
@@ -250,13 +250,13 @@ fn block(
         attention_norm: Some(attention_norm),
         attention_output_norm: None,
         mlp_output_norm: None,
-        mlp: MlpSpec {
+        mlp: FeedForward::Dense(MlpSpec {
             input: build.site(vec![up]),
             up: build.whole(up),
             gate: None,
             inner: build.site(vec![down]),
             down,
-        },
+        }),
         mlp_norm,
         path: build.in_module(&path),
     })

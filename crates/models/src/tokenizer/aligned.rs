@@ -42,6 +42,15 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The special tokens that are put before and behind a text.
+    pub fn specials_around(&self) -> Result<(Vec<u32>, Vec<u32>), ModelError> {
+        // Any text that has a token.
+        let aligned = self.align("a", None)?;
+        let text = aligned.part(TextPart::First);
+        let ids = &aligned.tokens.ids;
+        Ok((ids[..text.start].to_vec(), ids[text.end..].to_vec()))
+    }
+
     /// The tokenizer that cuts nothing.
     pub(super) fn whole(&self) -> &tokenizers::Tokenizer {
         self.whole.get_or_init(|| {

@@ -20,6 +20,13 @@ fn of_samples(channels: usize, x: &[f32], samples: &[(u32, usize)]) -> Activatio
     statistics
 }
 
+/// Of which so many rows are routed to an expert.
+fn of_expert(channels: usize, x: &[f32], samples: &[SampleRows], routed: u64) -> ActivationStatistics {
+    let mut statistics = ActivationStatistics::new(channels);
+    statistics.observe_expert(Isa::SCALAR, x, samples, routed).unwrap();
+    statistics
+}
+
 fn example() -> StatisticsFile {
     StatisticsFile {
         header: [("graph", "ab12"), ("data", "cd34"), ("a \"quoted\" key", "\u{e9}\n")]
@@ -32,6 +39,8 @@ fn example() -> StatisticsFile {
                 "encoder.layer.0.samples",
                 of_samples(2, &[1.0, -2.0, 3.5, 0.25, -0.0, 1e-30], &[(7, 1), (3, 2)]),
             ),
+            ("experts.0.w1", of_expert(2, &[1.0, -2.0, 3.5, 0.25], &[], 1)),
+            ("experts.1.w1", of_expert(2, &[1.0, -2.0, 3.5, 0.25], &[], 0)),
             ("never seen", ActivationStatistics::new(2)),
             ("zero", observed(2, &[0.0; 4])),
         ]
@@ -102,7 +111,7 @@ fn metadata_for(parts: &[Part]) -> String {
 /// Two rows of two channels: 1, -2 of sample 4 and 0.5, 1 of sample 9.
 fn good() -> Vec<Part> {
     let statistics = of_samples(2, &[1.0, -2.0, 0.5, 1.0], &[(4, 1), (9, 1)]);
-    PARTS.map(|part| (part, layout(part, 2, 2).0, encode(part, &statistics))).into()
+    PARTS.map(|part| (part, layout(part, Lengths::of(&statistics)).0, encode(part, &statistics))).into()
 }
 
 fn i64_bytes(values: &[i64]) -> Vec<u8> {
@@ -141,6 +150,9 @@ fn statistics_that_nothing_could_have_left_are_refused() {
         ("meta", i64_bytes(&[4, 2, exponent - 1]), "contradicts itself"),
         ("meta", i64_bytes(&[4, 2, i64::MAX]), "impossible histogram"),
         ("meta", i64_bytes(&[4, 2, -127]), "impossible histogram"),
+        ("meta", i64_bytes(&[4, 2, exponent, 3]), "contradicts itself"), // more rows are routed than seen
+        ("meta", i64_bytes(&[4, 2, exponent, -1]), "claims -1 rows that are routed to it"),
+        ("meta", i64_bytes(&[4, 2, exponent, 1, 1]), "has `meta` of I64 [5] where I64 [3] is needed"),
         ("histogram", vec![0; 8 * (BINS - 1)], "has `histogram` of I64 [8191]"),
         ("histogram", counts(&[(9, -1)]), "negative count"),
         ("histogram", counts(&[(9, i64::MAX)]), "impossible histogram"),

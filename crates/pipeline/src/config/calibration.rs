@@ -24,10 +24,14 @@ pub struct Calibration {
     /// Files of texts, read in this order; without any, texts built into the program. Of a file without texts but
     /// with pairs, both texts of each pair.
     pub data: Vec<DataSource>,
-    /// How many texts are used, chosen by the seed.
-    #[schemars(range(min = 1, max = MOST_SAMPLES))]
+    /// How many samples are used, chosen by the seed. With 0 nothing is observed: for dynamic schemes without a self-check.
+    #[schemars(range(max = MOST_SAMPLES))]
     pub samples: usize,
-    /// Longer texts are cut to this many tokens, special ones included; by default to what the model can take.
+    /// How texts become samples; by default as the model needs it: "chunked" for decoder language models, "truncated" for all
+    /// others, which take nothing else.
+    pub sequences: Option<Sequences>,
+    /// The longest sample in tokens, special ones included; by default what the model can take, and of that at most 2048 for
+    /// a decoder language model.
     #[schemars(range(min = SHORTEST, max = LONGEST))]
     pub max_length: Option<usize>,
     /// Texts in one forward.
@@ -38,9 +42,32 @@ pub struct Calibration {
     pub seed: u64,
 }
 
+/// How texts become samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sequences {
+    /// Each text is a sample, cut at `max_length` tokens.
+    Truncated,
+    /// Each text is one sample or, where it is longer than `max_length` tokens, several.
+    Chunked,
+    /// All texts one behind the other, the model's end of text between them, cut into samples of exactly `max_length` tokens.
+    Packed,
+}
+
+impl Sequences {
+    /// As a config writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::Chunked => "chunked",
+            Self::Packed => "packed",
+        }
+    }
+}
+
 impl Default for Calibration {
     fn default() -> Self {
-        Self { data: Vec::new(), samples: 256, max_length: None, batch_size: 16, seed: 42 }
+        Self { data: Vec::new(), samples: 256, sequences: None, max_length: None, batch_size: 16, seed: 42 }
     }
 }
 
@@ -52,7 +79,7 @@ impl Calibration {
         for (index, source) in self.data.iter().enumerate() {
             source.check(&format!("calibration.data.{index}"), Use::Texts)?;
         }
-        within("calibration.samples", self.samples, 1..=MOST_SAMPLES)?;
+        within("calibration.samples", self.samples, 0..=MOST_SAMPLES)?;
         if let Some(max_length) = self.max_length {
             within("calibration.max_length", max_length, Self::MAX_LENGTH)?;
         }

@@ -19,6 +19,15 @@ impl Quantization {
     }
 }
 
+impl Quantization {
+    /// Whether any layer may have static activations.
+    pub(super) fn has_static_activations(&self) -> bool {
+        let is_static = |preset: Preset| preset.scheme().activations.mode == ActivationMode::Static;
+        is_static(self.scheme)
+            || self.overrides.iter().filter_map(|other| other.scheme.preset()).any(is_static)
+    }
+}
+
 impl Override {
     fn check(&self, at: &str) -> Result<(), Problem> {
         if self.layers.is_empty() {

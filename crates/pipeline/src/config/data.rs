@@ -4,6 +4,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
+use zeropoint_calibrator::dataset;
 
 use super::error::{Problem, list, not_blank};
 
@@ -45,6 +46,8 @@ pub struct DataSource {
     pub prompt_text_b: Option<String>,
     /// The column of the path of an image, relative to the folder of the data file.
     pub image: Option<Column>,
+    /// The field of a conversation, of JSON lines only.
+    pub messages: Option<String>,
 }
 
 /// How a data file is read.
@@ -55,6 +58,8 @@ pub enum DataFormat {
     Jsonl,
     /// One text on each line.
     Txt,
+    /// One text, the whole file.
+    Document,
     /// Separated columns.
     Csv,
     /// Apache Parquet.
@@ -87,7 +92,7 @@ pub(super) enum Use {
     /// Images with a class.
     LabelledImages,
     /// One text, the whole file.
-    Document,
+    Document(&'static str),
 }
 
 const MOST_COLUMNS: usize = 10_000;
@@ -135,6 +140,9 @@ struct DataSourceTable {
     prompt_text_b: Option<String>,
     /// The column of the path of an image, relative to the folder of the data file. Default: "image".
     image: Option<Column>,
+    /// JSON lines, for calibration and fidelity: the field of a conversation, a list of objects with `role` and `content`, of
+    /// which the model's chat template makes a text. Default: "messages", read in rows without a text.
+    messages: Option<String>,
 }
 
 impl TryFrom<DataSourceKeys> for DataSource {
@@ -159,7 +167,7 @@ impl TryFrom<DataSourceKeys> for DataSource {
             return Err(format!(
                 "the format of {} does not follow from its extension\n\
                  use .jsonl, .txt, .csv, .tsv or .parquet, or write {{ path = \"...\", format = \"jsonl\" }} (or \"txt\", \
-                 \"csv\", \"parquet\"); \
+                 \"document\", \"csv\", \"parquet\"); \
                  a folder of images ends in \"/\"",
                 super::error::quoted(&keys.path)
             ));
@@ -172,7 +180,7 @@ impl TryFrom<DataSourceKeys> for DataSource {
         let delimiter = if extension.as_deref() == Some("tsv") { '\t' } else { ',' };
         let named = match format {
             DataFormat::Jsonl | DataFormat::Parquet => true,
-            DataFormat::Txt | DataFormat::Images => false,
+            DataFormat::Txt | DataFormat::Document | DataFormat::Images => false,
             DataFormat::Csv => header == Some(true),
         };
         let column = |given: Option<Column>, name: &str| {
@@ -192,6 +200,9 @@ impl TryFrom<DataSourceKeys> for DataSource {
             prompt_b: keys.prompt_b,
             prompt_text_b: keys.prompt_text_b,
             image: column(keys.image, "image"),
+            messages: keys
+                .messages
+                .or_else(|| (format == DataFormat::Jsonl).then(|| dataset::MESSAGES.to_owned())),
             path: keys.path,
         })
     }
@@ -243,6 +254,14 @@ impl DataSource {
                         .related(format!("{at}.path"), "a txt file")
                         .hint(format!("remove `{key}`")));
                 }
+                Some(_) if self.format == DataFormat::Document => {
+                    let message =
+                        format!("`{path}` is given, but a document has no columns: the file is one text");
+                    return Err(Problem::new(path, message)
+                        .label("there are no columns")
+                        .related(format!("{at}.path"), "a document")
+                        .hint(format!("remove `{key}`")));
+                }
                 Some(_) if self.format == DataFormat::Images => {
                     let message = format!(
                         "`{path}` is given, but a folder of images has no columns: the folder of an image is its label"
@@ -271,6 +290,17 @@ impl DataSource {
                     }
                     super::error::within(&path, *index, 0..=MOST_COLUMNS - 1)?;
                 }
+            }
+        }
+        if let Some(name) = &self.messages {
+            let path = format!("{at}.messages");
+            not_blank(&path, name)?;
+            if self.format != DataFormat::Jsonl {
+                let message = format!("`{path}` is given, but only the rows of jsonl hold conversations");
+                return Err(Problem::new(path, message)
+                    .label("only for jsonl")
+                    .related(format!("{at}.path"), "not a jsonl file")
+                    .hint("remove `messages`"));
             }
         }
         self.check_prompts(at)?;
@@ -306,25 +336,30 @@ impl DataSource {
             Use::LabelledTexts => ("a classification task", &["text", "label"]),
             Use::Rows(kind) => return self.check_rows(at, kind),
             Use::LabelledImages => ("a zero-shot task", &["image", "label"]),
-            Use::Document if self.format == DataFormat::Txt => return Ok(()),
-            Use::Document => {
-                let message =
-                    format!("`{at}` is not txt, and a perplexity task reads the whole file as one text");
+            Use::Document(_) if matches!(self.format, DataFormat::Txt | DataFormat::Document) => {
+                return Ok(());
+            }
+            Use::Document(task) => {
+                let message = format!("`{at}` is not txt, and {task} reads the whole file as one text");
                 return Err(Problem::new(at, message).label("not txt").hint("allowed: a txt file"));
             }
         };
         if self.format == DataFormat::Images && used_for != Use::ScoredPairs {
             return Ok(());
         }
-        if matches!(self.format, DataFormat::Txt | DataFormat::Images) {
-            let kind = if self.format == DataFormat::Txt { "a txt file" } else { "a folder of images" };
+        if matches!(self.format, DataFormat::Txt | DataFormat::Document | DataFormat::Images) {
+            let kind = match self.format {
+                DataFormat::Images => "a folder of images",
+                DataFormat::Document => "a document",
+                _ => "a txt file",
+            };
             return match used_for {
                 Use::Texts => Ok(()),
                 _ => Err(Problem::new(
                     at,
                     format!("`{at}` is {kind}, but {purpose} needs {} of each sample", list(needed)),
                 )
-                .label(if self.format == DataFormat::Txt { "texts alone" } else { "images alone" })
+                .label(if self.format == DataFormat::Images { "images alone" } else { "texts alone" })
                 .hint("allowed: a jsonl or csv file")),
             };
         }

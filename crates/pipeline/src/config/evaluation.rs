@@ -60,12 +60,26 @@ pub struct Task {
     pub labels: Option<Vec<String>>,
     /// The sentences that a zero-shot task makes of each label.
     pub templates: Option<Vec<String>>,
-    /// Tokens of a window of a perplexity task; `None` where the model has not been asked yet.
+    /// Tokens of a window of a text; `None` where the model has not been asked yet, or the task has no windows.
     pub window: Option<usize>,
     /// Tokens from the start of a window to that of the next.
     pub stride: Option<usize>,
     /// Use only this many windows, the first.
     pub windows: Option<usize>,
+    /// Which tokens of a window count.
+    pub counting: Option<Counting>,
+}
+
+/// Which tokens of a window are told from those before them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Counting {
+    /// Every one but the first.
+    #[serde(rename = "every-token")]
+    EveryToken,
+    /// As llama.cpp's perplexity tool: windows without overlap, which begin with the token that the tokenizer puts before a
+    /// text, if there is one, and of each the tokens of its second half but the first.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
 }
 
 /// A task as it is written.
@@ -78,7 +92,8 @@ struct TaskKeys {
     name: Option<String>,
     /// The samples: `text_a`, `text_b`, `score` for sts; `text`, `label` for classification; texts for fidelity and
     /// masked-lm, by default those of the calibration; rows of JSON lines for token-classification (`tokens`, `labels`),
-    /// question-answering (`question`, `context`, `answers`) and reranking (`query`, `positives`, `negatives`).
+    /// question-answering (`question`, `context`, `answers`), multiple-choice (`context`, `choices`, `answer`) and reranking
+    /// (`query`, `positives`, `negatives`).
     data: Option<DataSource>,
     /// Use only this many samples, the first; by default all of `data`, and 1000 of the calibration data.
     #[schemars(range(min = 1, max = MOST_SAMPLES))]
@@ -88,16 +103,20 @@ struct TaskKeys {
     /// zero-shot only: the sentences that are made of each label, with `{label}` in its place. Default:
     /// "a photo of a {label}.".
     templates: Option<Vec<String>>,
-    /// perplexity only: tokens of a window, of which every one but the first is told from those before it. Default: 512, or
-    /// what the model takes.
+    /// perplexity, and fidelity over windows: tokens of a window, of which every one but the first is told from those before
+    /// it. Default: 512, or what the model takes. A fidelity task with `window`, `stride`, `windows` or `counting` reads its
+    /// data, a txt file, as one text.
     #[schemars(range(min = 2, max = LONGEST_WINDOW))]
     window: Option<usize>,
-    /// perplexity only: tokens from the start of a window to that of the next. Default: `window`.
+    /// perplexity, and fidelity over windows: tokens from the start of a window to that of the next. Default: `window`. Every
+    /// token of a window counts, also where windows overlap.
     #[schemars(range(min = 1, max = LONGEST_WINDOW))]
     stride: Option<usize>,
-    /// perplexity only: use only this many windows, the first; by default all.
+    /// perplexity, and fidelity over windows: use only this many windows, the first; by default all.
     #[schemars(range(min = 1, max = MOST_SAMPLES))]
     windows: Option<usize>,
+    /// perplexity, and fidelity over windows: which tokens of a window count. Default: "every-token".
+    counting: Option<Counting>,
 }
 
 /// Samples of the calibration data that a task without data of its own takes, where it has no limit. The data may be a whole
@@ -107,26 +126,36 @@ const CALIBRATION_LIMIT: usize = 1000;
 impl Task {
     /// How many samples it uses at most: its limit, if it has one, else a default where it reads the calibration data.
     pub(crate) fn most_samples(&self) -> Option<usize> {
-        let has_limit = self.data.is_none() && self.kind != TaskKind::Perplexity;
+        let has_limit = self.data.is_none() && !self.has_windows();
         self.limit.or(has_limit.then_some(CALIBRATION_LIMIT))
     }
 
-    /// Fills in what the keys of a perplexity task leave open, for a model that takes so many tokens.
+    /// Whether it is measured on windows of one text.
+    pub(crate) fn has_windows(&self) -> bool {
+        let is_given = self.window.is_some()
+            || self.stride.is_some()
+            || self.windows.is_some()
+            || self.counting.is_some();
+        self.kind == TaskKind::Perplexity || (self.kind == TaskKind::Fidelity && is_given)
+    }
+
+    /// Fills in what the keys of windows leave open, for a model that takes so many tokens.
     pub(crate) fn settle_windows(&mut self, longest: usize) {
-        if self.kind == TaskKind::Perplexity {
+        if self.has_windows() {
             let window = *self.window.get_or_insert(DEFAULT_WINDOW.min(longest));
             self.stride.get_or_insert(window);
+            self.counting.get_or_insert(Counting::EveryToken);
         }
     }
 }
 
 impl From<TaskKeys> for Task {
     fn from(keys: TaskKeys) -> Self {
-        let TaskKeys { kind, name, data, limit, labels, templates, window, stride, windows } = keys;
+        let TaskKeys { kind, name, data, limit, labels, templates, window, stride, windows, counting } = keys;
         let plain = (kind == TaskKind::ZeroShot).then(|| vec![PLAIN_TEMPLATE.to_owned()]);
         let name = name.unwrap_or_else(|| kind.to_string());
         let templates = templates.or(plain);
-        Self { kind, name, data, limit, labels, templates, window, stride, windows }
+        Self { kind, name, data, limit, labels, templates, window, stride, windows, counting }
     }
 }
 
@@ -149,6 +178,8 @@ pub enum TaskKind {
     /// How well a decoder tells each token of a text from those before it, and how near its distributions are to the
     /// original's.
     Perplexity,
+    /// Which of several continuations of a text a decoder finds likeliest, against the right one.
+    MultipleChoice,
     /// The quantised model's outputs against the original's; needs no gold answers.
     Fidelity,
     /// For a model of images and texts: the label whose sentence is nearest to each image against the gold one.
@@ -180,8 +211,12 @@ pub enum Metric {
     Pearson,
     /// Mean absolute error of a model that gives a number; lower is better.
     MeanAbsoluteError,
-    /// Share of texts, images, words or hidden tokens that are told right.
+    /// Share of texts, images, words, hidden tokens or questions that are told right.
     Accuracy,
+    /// Share of questions whose right answer has the largest log-likelihood a byte.
+    AccuracyNorm,
+    /// Share of questions for which both models choose the same answer.
+    ChoiceAgreement,
     /// Share of images whose gold class is among the five likeliest; of models with more than five classes.
     #[serde(rename = "top5_accuracy")]
     Top5Accuracy,
@@ -220,6 +255,16 @@ pub enum Metric {
     Top1Agreement,
     /// Mean Kullback-Leibler divergence of the two models' probabilities in nats; lower is better.
     KlMean,
+    /// 99th percentile of a token's Kullback-Leibler divergence in nats; lower is better.
+    #[serde(rename = "kl_p99")]
+    KlP99,
+    /// 99.9th percentile of a token's Kullback-Leibler divergence in nats; lower is better.
+    #[serde(rename = "kl_p999")]
+    KlP999,
+    /// Mean change of the right token's probability, below 0 where it has become less likely.
+    ProbabilityChange,
+    /// Root mean square of the change of the right token's probability; lower is better.
+    ProbabilityChangeRms,
     /// Mean absolute difference of the two models' scores; lower is better.
     DifferenceMean,
 }
@@ -242,6 +287,7 @@ impl TaskKind {
             Self::TokenClassification => &[Metric::Accuracy, Metric::EntityF1],
             Self::QuestionAnswering => &[Metric::ExactMatch, Metric::F1],
             Self::MaskedLm => &[Metric::Loss, Metric::Accuracy],
+            Self::MultipleChoice => &[Metric::Accuracy, Metric::AccuracyNorm, Metric::ChoiceAgreement],
             Self::Reranking => &[Metric::Mrr, Metric::NdcgAt10],
             Self::Perplexity => &[Metric::Perplexity, Metric::KlMean, Metric::Top1Agreement],
             Self::Fidelity => &[
@@ -250,6 +296,10 @@ impl TaskKind {
                 Metric::CosineP01,
                 Metric::Top1Agreement,
                 Metric::KlMean,
+                Metric::KlP99,
+                Metric::KlP999,
+                Metric::ProbabilityChange,
+                Metric::ProbabilityChangeRms,
                 Metric::Pearson,
                 Metric::Spearman,
                 Metric::DifferenceMean,
@@ -268,6 +318,7 @@ impl TaskKind {
             Self::MaskedLm => "masked-lm",
             Self::Reranking => "reranking",
             Self::Perplexity => "perplexity",
+            Self::MultipleChoice => "multiple-choice",
             Self::Fidelity => "fidelity",
             Self::ZeroShot => "zero-shot",
         }
@@ -288,6 +339,8 @@ impl Metric {
             Self::Pearson => names::PEARSON,
             Self::MeanAbsoluteError => names::MEAN_ABSOLUTE_ERROR,
             Self::Accuracy => names::ACCURACY,
+            Self::AccuracyNorm => names::ACCURACY_NORM,
+            Self::ChoiceAgreement => names::CHOICE_AGREEMENT,
             Self::Top5Accuracy => names::TOP5_ACCURACY,
             Self::MacroF1 => names::MACRO_F1,
             Self::MicroF1 => names::MICRO_F1,
@@ -303,6 +356,10 @@ impl Metric {
             Self::CosineP01 => names::COSINE_P01,
             Self::Top1Agreement => names::TOP1_AGREEMENT,
             Self::KlMean => names::KL_MEAN,
+            Self::KlP99 => names::KL_P99,
+            Self::KlP999 => names::KL_P999,
+            Self::ProbabilityChange => names::PROBABILITY_CHANGE,
+            Self::ProbabilityChangeRms => names::PROBABILITY_CHANGE_RMS,
             Self::DifferenceMean => names::DIFFERENCE_MEAN,
         }
     }
@@ -311,7 +368,13 @@ impl Metric {
     pub fn is_fraction(self) -> bool {
         !matches!(
             self,
-            Self::MeanAbsoluteError | Self::Loss | Self::Perplexity | Self::KlMean | Self::DifferenceMean
+            Self::MeanAbsoluteError
+                | Self::Loss
+                | Self::Perplexity
+                | Self::KlMean
+                | Self::KlP99
+                | Self::KlP999
+                | Self::DifferenceMean
         )
     }
 }
@@ -326,8 +389,8 @@ impl Task {
     /// A task with every default, called as its kind is.
     pub fn new(kind: TaskKind) -> Self {
         let (name, data, limit, labels, templates) = (None, None, None, None, None);
-        let (window, stride, windows) = (None, None, None);
-        TaskKeys { kind, name, data, limit, labels, templates, window, stride, windows }.into()
+        let (window, stride, windows, counting) = (None, None, None, None);
+        TaskKeys { kind, name, data, limit, labels, templates, window, stride, windows, counting }.into()
     }
 
     fn check(&self, at: &str) -> Result<(), Problem> {
@@ -346,25 +409,29 @@ impl Task {
         let used_for = match self.kind {
             TaskKind::Sts => Use::ScoredPairs,
             TaskKind::Classification => Use::LabelledTexts,
+            TaskKind::Fidelity if self.has_windows() => Use::Document("a fidelity task with windows"),
             TaskKind::Fidelity | TaskKind::MaskedLm => Use::Texts,
             TaskKind::TokenClassification => Use::Rows("token-classification"),
             TaskKind::QuestionAnswering => Use::Rows("question-answering"),
             TaskKind::Reranking => Use::Rows("reranking"),
-            TaskKind::Perplexity => Use::Document,
+            TaskKind::MultipleChoice => Use::Rows("multiple-choice"),
+            TaskKind::Perplexity => Use::Document("a perplexity task"),
             TaskKind::ZeroShot => Use::LabelledImages,
         };
         self.check_zero_shot(at)?;
         self.check_windows(at)?;
         match (&self.data, self.kind) {
             (Some(data), _) => data.check(&format!("{at}.data"), used_for),
-            (None, TaskKind::Fidelity | TaskKind::MaskedLm) => Ok(()),
+            (None, TaskKind::Fidelity | TaskKind::MaskedLm) if !self.has_windows() => Ok(()),
             (None, kind) => {
-                let needed =
-                    if kind == TaskKind::Perplexity { "a text" } else { "samples with gold answers" };
+                let needed = match used_for {
+                    Use::Document(_) => "a text",
+                    _ => "samples with gold answers",
+                };
                 let message = format!("`{at}.data` is missing: the {kind} task needs {needed}");
                 let formats = match used_for {
                     Use::Rows(_) => "jsonl",
-                    Use::Document => "txt",
+                    Use::Document(_) => "txt",
                     _ => "jsonl or csv",
                 };
                 Err(Problem::new(format!("{at}.data"), message)
@@ -377,24 +444,35 @@ impl Task {
 
 impl Task {
     fn check_windows(&self, at: &str) -> Result<(), Problem> {
+        // Of a window of 2 tokens, llama.cpp scores none.
+        let least = if self.counting == Some(Counting::LlamaCpp) { 3 } else { 2 };
         let given = [
-            ("window", self.window, 2..=LONGEST_WINDOW),
+            ("window", self.window, least..=LONGEST_WINDOW),
             ("stride", self.stride, 1..=LONGEST_WINDOW),
             ("windows", self.windows, 1..=MOST_SAMPLES),
+            ("counting", self.counting.map(|_| 1), 1..=1),
         ];
-        let is_perplexity = self.kind == TaskKind::Perplexity;
         for (key, value, range) in given {
             let (path, Some(value)) = (format!("{at}.{key}"), value) else { continue };
-            if !is_perplexity {
-                let message = format!("`{path}` is given, but only a perplexity task has windows");
+            if !self.has_windows() {
+                let message = format!("`{path}` is given, but only perplexity and fidelity have windows");
                 return Err(Problem::new(path, message).hint(format!("remove `{key}`")));
             }
             within(&path, value, range)?;
         }
-        if is_perplexity && self.limit.is_some() {
+        if self.has_windows() && self.limit.is_some() {
             let path = format!("{at}.limit");
-            let message = format!("`{path}` is given, but a perplexity task has one text and no samples");
+            let message =
+                format!("`{path}` is given, but a {} task on windows has one text and no samples", self.kind);
             return Err(Problem::new(path, message).hint("write `windows` for the number of windows"));
+        }
+        if self.counting == Some(Counting::LlamaCpp) && self.stride.is_some() && self.stride != self.window {
+            let path = format!("{at}.stride");
+            let message = format!("`{path}` is not `window`, but llama.cpp's windows do not overlap");
+            return Err(Problem::new(path, message)
+                .label("another stride")
+                .related(format!("{at}.counting"), "as llama.cpp counts")
+                .hint("remove `stride`"));
         }
         Ok(())
     }

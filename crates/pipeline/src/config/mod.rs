@@ -33,6 +33,7 @@ mod quantization;
 mod refine;
 mod report;
 mod set;
+mod size;
 mod tree;
 mod written;
 
@@ -47,10 +48,10 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 
-pub use calibration::Calibration;
+pub use calibration::{Calibration, Sequences};
 pub use data::{Column, DataFormat, DataSource};
 pub use error::ConfigError;
-pub use evaluation::{Evaluation, Gate, Metric, Task, TaskKind};
+pub use evaluation::{Counting, Evaluation, Gate, Metric, Task, TaskKind};
 pub use excerpt::{Excerpt, Mark};
 pub use model::{Model, ModelTask};
 pub use output::{Output, OutputFormat};
@@ -61,6 +62,7 @@ pub use quantization::{
     WeightObserver, Weights,
 };
 pub use report::Report;
+pub use size::byte_size;
 
 use error::Problem;
 use excerpt::Source;
@@ -181,6 +183,28 @@ impl Config {
                 .label("the output")
                 .related("model.source", "the model")
                 .hint("choose another directory"));
+        }
+        if self.calibration.samples == 0 {
+            self.check_uncalibrated()?;
+        }
+        Ok(())
+    }
+
+    /// What a run without calibration cannot do.
+    fn check_uncalibrated(&self) -> Result<(), Problem> {
+        if self.quantization.has_static_activations() {
+            let message =
+                "`calibration.samples` is 0, but static activations take their ranges from calibration";
+            return Err(Problem::new("calibration.samples", message)
+                .label("no samples")
+                .related("quantization.scheme", "what has static activations")
+                .hint("ask for samples, or write `scheme = \"w8a8-dynamic\"`"));
+        }
+        if self.output.self_check {
+            let message = "`calibration.samples` is 0, but the self-check runs some of them";
+            return Err(Problem::new("calibration.samples", message)
+                .label("no samples")
+                .hint("ask for samples, or leave the check out: `output.self_check = false`"));
         }
         Ok(())
     }

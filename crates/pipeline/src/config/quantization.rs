@@ -418,13 +418,11 @@ impl From<ActivationMode> for core::ActivationMode {
 
 impl From<LayerScheme> for core::Scheme {
     fn from(scheme: LayerScheme) -> Self {
-        Self {
-            weights: core::WeightScheme { granularity: scheme.weights.granularity.into() },
-            activations: core::ActivationScheme {
-                mode: scheme.activations.mode.into(),
-                symmetry: core::Symmetry::from_flag(scheme.activations.symmetric),
-            },
-        }
+        let activations = core::ActivationScheme {
+            mode: scheme.activations.mode.into(),
+            symmetry: core::Symmetry::from_flag(scheme.activations.symmetric),
+        };
+        Self::int8(scheme.weights.granularity.into(), activations)
     }
 }
 

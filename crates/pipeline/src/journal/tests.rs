@@ -1,5 +1,6 @@
 use super::*;
 use crate::identity::tests::identity;
+use crate::written::RangesHasher;
 
 /// A partial directory with everything of a run in it, and the entries that say so.
 fn finished() -> (tempfile::TempDir, Vec<Entry>) {
@@ -39,13 +40,34 @@ fn finished() -> (tempfile::TempDir, Vec<Entry>) {
         Entry::Task(TaskDone { index, metrics, cost })
     };
     let checkpoint = file("calibration-00000064.safetensors");
+    let mut written = RangesHasher::default();
+    written.add(Some(("w", 0..3)), b"mod");
+    written.add(Some(("w", 3..7)), b"el/w");
+    let written = written.finish();
     let entries = vec![
-        Entry::Checkpoint(CheckpointDone { batches: 64, of: 188, file: checkpoint, cost }),
+        Entry::Checkpoint(CheckpointDone {
+            parts: 0,
+            of_parts: 1,
+            batches: 64,
+            of_batches: 188,
+            file: checkpoint,
+            states: None,
+            cost,
+        }),
         Entry::Statistics(StatisticsDone { observed: true, file: file("statistics.safetensors"), cost }),
-        Entry::Model(ModelDone {
+        Entry::Part(PartDone {
+            index: 0,
+            of: 1,
             linears: vec![linear],
-            self_check: SelfCheck { samples: 16, cosine_min: 1.0 },
-            files: WrittenFile::all_below(dir.path(), "model").unwrap(),
+            written,
+            sources: BTreeMap::new(),
+            probes: None,
+            self_check: Some(SelfCheck { samples: 16, cosine_min: 1.0 }),
+            cost,
+        }),
+        Entry::Model(ModelDone {
+            files: WrittenFile::all_below_but(dir.path(), "model", &BTreeSet::from(["model/w".to_owned()]))
+                .unwrap(),
             cost,
         }),
         task(0),
@@ -84,6 +106,7 @@ fn each_line_tells_what_comes_next() {
         "calibration",
         "calibration, batch 65 of 188",
         "quantisation",
+        "quantisation",
         "evaluation, task 1 of 2",
         "evaluation, task 2 of 2",
         "card and reports",
@@ -95,6 +118,34 @@ fn each_line_tells_what_comes_next() {
     }
     // It is measured anew whenever the run goes on.
     assert_eq!(reopened(dir.path()).next(2, true), "latency");
+}
+
+#[test]
+fn parts_of_a_model_go_on_where_the_samples_of_the_check_are_at_hand() {
+    let (dir, entries) = finished();
+    let Entry::Part(whole) = &entries[2] else { panic!("the third entry is a part") };
+    let probes = |index: usize| {
+        let name = format!("self-check-{index:05}.safetensors");
+        fs::write(dir.path().join(&name), "states").unwrap();
+        Some(WrittenFile::of(dir.path(), &name).unwrap())
+    };
+    let part = |index| PartDone { index, of: 3, probes: probes(index), self_check: None, ..whole.clone() };
+    let parts = [part(0), part(1)];
+    let all: Vec<Entry> =
+        entries[..2].iter().cloned().chain(parts.iter().cloned().map(Entry::Part)).collect();
+    written(dir.path(), &all);
+    let done = reopened(dir.path());
+    assert_eq!(
+        (done.parts.as_slice(), done.next(0, false).as_str()),
+        (&parts[..], "quantisation, part 3 of 3 of the model")
+    );
+    assert!(done.holds(Path::new("self-check-00001.safetensors")) && done.holds(Path::new("model/w")));
+    assert!(!done.holds(Path::new("self-check-00000.safetensors")));
+    // A run that died after it had removed the older file and before the newer was whole begins anew.
+    fs::remove_file(dir.path().join("self-check-00001.safetensors")).unwrap();
+    assert_eq!(Journal::look(dir.path(), &identity()).unwrap().unwrap().parts, parts[..1]);
+    fs::remove_file(dir.path().join("self-check-00000.safetensors")).unwrap();
+    assert_eq!(reopened(dir.path()).parts, []);
 }
 
 #[test]
@@ -117,8 +168,8 @@ fn a_torn_line_and_what_follows_it_do_not_count() {
         let (mut journal, done) = Journal::open(dir.path(), &identity()).unwrap();
         assert_eq!(done.entries(), expected, "{length} bytes");
         // What is appended then is not glued to what was torn.
-        if lines == 5 {
-            journal.append(&entries[4]).unwrap();
+        if lines == 6 {
+            journal.append(&entries[5]).unwrap();
             assert_eq!(reopened(dir.path()).entries(), entries[1..], "{length} bytes");
         }
     }
@@ -130,8 +181,8 @@ fn a_file_that_has_changed_is_made_again_with_all_that_follows() {
     for (file, left) in [
         ("statistics.safetensors", 0),
         ("model/w", 1),
-        ("model/1_Pooling/config.json", 1),
-        ("calibration-00000064.safetensors", 4),
+        ("model/1_Pooling/config.json", 2),
+        ("calibration-00000064.safetensors", 5),
     ] {
         let path = dir.path().join(file);
         let content = fs::read(&path).unwrap();
@@ -165,7 +216,7 @@ fn an_older_checkpoint_that_is_gone_is_not_missed() {
 #[test]
 fn only_what_is_done_is_held() {
     let (dir, entries) = finished();
-    written(dir.path(), &entries[..3]);
+    written(dir.path(), &entries[..4]);
     let done = reopened(dir.path());
     for held in [JOURNAL, "statistics.safetensors", "model/w", "model/1_Pooling/config.json"] {
         assert!(done.holds(Path::new(held)), "{held}");
@@ -185,7 +236,7 @@ fn journals_of_something_else_are_refused_and_left_as_they_are() {
     let text = fs::read_to_string(&path).unwrap();
     for (change, expected) in [
         (text.replace("samples = 8", "samples = 9"), "`calibration.samples` was 9 and is 8 now"),
-        (text.replacen(":1,", ":2,", 1), "its journal was written by another release of zeropoint"),
+        (text.replacen(":2,", ":3,", 1), "its journal was written by another release of zeropoint"),
         (text.replacen("identity", "entity", 1), "its journal is damaged"),
         ("not JSON\n".to_owned(), "its journal is damaged"),
     ] {

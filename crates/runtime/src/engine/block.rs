@@ -10,8 +10,8 @@ use zeropoint_kernels::{
     add_in_place, attend, attend_cached,
 };
 use zeropoint_models::{
-    ActivationFn, ActivationQuantizer, BlockNorms, BlockSpec, INT8_ATTENTION, LinearId, ModelSpec, Norm,
-    NormPlacement, Positions, Projection, SiteId, apply_activation,
+    ActivationFn, ActivationQuantizer, BlockNorms, BlockSpec, FeedForward, INT8_ATTENTION, LinearId,
+    ModelSpec, Norm, NormPlacement, Positions, Projection, SiteId, apply_activation,
 };
 
 use super::arena::{Work, room_for_params};
@@ -200,7 +200,8 @@ impl Output {
 }
 
 impl Block {
-    /// `None` where a Linear is not integer, or those of one activation want it quantised in different ways.
+    /// `None` where a Linear is not integer, where those of one activation want it quantised in different ways, and where the
+    /// feed-forward half is a mixture of experts.
     pub(super) fn new(
         spec: &BlockSpec,
         norms: BlockNorms,
@@ -208,7 +209,7 @@ impl Block {
         sites: &[Option<Arc<IntegerSite>>],
     ) -> Option<Self> {
         let stage = |site: SiteId| Stage::new(sites, site, &model.sites[site].consumers);
-        let (attention, mlp) = (&spec.attention, &spec.mlp);
+        let (attention, FeedForward::Dense(mlp)) = (&spec.attention, &spec.mlp) else { return None };
         let input = stage(attention.input)?;
         let heads_of = |projection: &Projection| {
             let columns = input.columns(projection)?;

@@ -39,7 +39,7 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
         Case {
             text: "[calibration]\nsamplse = 1",
             display: "c.toml:2:1: unknown key `samplse` in `calibration`",
-            hint: "did you mean `samples`? allowed: `data`, `samples`, `max_length`, `batch_size`, `seed`",
+            hint: "did you mean `samples`? allowed: `data`, `samples`, `sequences`, `max_length`, `batch_size`, `seed`",
         },
         Case {
             text: "[quantization]\ntransforms = [{ kind = 'smoothquant' }]",
@@ -58,7 +58,7 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
         },
         Case {
             text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\nlimit = 4",
-            display: "c.toml:5:9: `evaluation.tasks.0.limit` is given, but a perplexity task has one text and no samples",
+            display: "c.toml:5:9: `evaluation.tasks.0.limit` is given, but a perplexity task on windows has one text and no samples",
             hint: "write `windows` for the number of windows",
         },
         Case {
@@ -67,9 +67,34 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "write a number of this range",
         },
         Case {
-            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'fidelity'\nstride = 4",
-            display: "c.toml:4:10: `evaluation.tasks.0.stride` is given, but only a perplexity task has windows",
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'masked-lm'\nstride = 4",
+            display: "c.toml:4:10: `evaluation.tasks.0.stride` is given, but only perplexity and fidelity have windows",
             hint: "remove `stride`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'sts'\ndata = 'a.csv'\ncounting = 'llama.cpp'",
+            display: "c.toml:5:12: `evaluation.tasks.0.counting` is given, but only perplexity and fidelity have windows",
+            hint: "remove `counting`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'fidelity'\nstride = 4",
+            display: "c.toml:2:1: `evaluation.tasks.0.data` is missing: the fidelity task needs a text",
+            hint: "add `data = \"FILE\"`, txt",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'fidelity'\nwindows = 4\ndata = 'a.jsonl'",
+            display: "c.toml:5:8: `evaluation.tasks.0.data` is not txt, and a fidelity task with windows reads the whole file as one text",
+            hint: "allowed: a txt file",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\ncounting = 'llama.cpp'\nstride = 64",
+            display: "c.toml:6:10: `evaluation.tasks.0.stride` is not `window`, but llama.cpp's windows do not overlap",
+            hint: "remove `stride`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.txt'\ncounting = 'llama.cpp'\nwindow = 2",
+            display: "c.toml:6:10: `evaluation.tasks.0.window` must be between 3 and 1048576, but is 2",
+            hint: "write a number of this range",
         },
         Case {
             text: "[quantization]\nscheme = 'w8a8_static'",
@@ -175,11 +200,32 @@ fn contradictions_are_found_at_their_key() {
     type Case = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
     let cases: &[Case] = &[
         (
+            "[calibration]\nbatch_size = 0",
+            "calibration.batch_size",
+            (3, 14),
+            "between 1 and 4096, but is 0",
+            "write a number of this range",
+        ),
+        (
             "[calibration]\nsamples = 0",
             "calibration.samples",
             (3, 11),
-            "between 1 and 1000000, but is 0",
-            "write a number of this range",
+            "is 0, but the self-check runs some of them",
+            "ask for samples, or leave the check out: `output.self_check = false`",
+        ),
+        (
+            "[calibration]\nsamples = 0\n[quantization]\nscheme = 'w8a8-static'\n[output]\nself_check = false",
+            "calibration.samples",
+            (3, 11),
+            "is 0, but static activations take their ranges from calibration",
+            "ask for samples, or write `scheme = \"w8a8-dynamic\"`",
+        ),
+        (
+            "[output]\nmax_shard_size = '5 gigabytes'",
+            "output.max_shard_size",
+            (3, 18),
+            "must be a number of bytes, but is \"5 gigabytes\"",
+            "for example \"5GB\"",
         ),
         (
             "[calibration]\nmax_length = 2",
@@ -489,8 +535,8 @@ fn a_mistake_has_marks_with_labels() {
     type Marks = &'static [(&'static str, &'static str)];
     let cases: &[(&str, &[&str], Marks)] = &[
         ("[calibration]\n\tsamplse = 10 # ten", &[], &[("samplse", "unknown key")]),
-        ("calibration.samples = 0", &[], &[("0", "out of range")]),
-        ("", &["calibration.samples = 0"], &[("0", "out of range")]),
+        ("calibration.batch_size = 0", &[], &[("0", "out of range")]),
+        ("", &["calibration.batch_size = 0"], &[("0", "out of range")]),
         ("", &["calibration.sample = 3"], &[("calibration.sample", "unknown key")]),
         ("", &["calibration.data = ['a.txt', 3]"], &[("3", "the number 3")]),
         ("", &["model.task=embeding"], &[("embeding", "not one of those allowed")]),
@@ -556,8 +602,8 @@ fn mistakes_in_set_name_it() {
         ("=1", "`` is not a key", "write `--set key=value`"),
         ("calibration.sample=1", "unknown key `sample` in `calibration`", "did you mean `samples`?"),
         (
-            "calibration.samples=0",
-            "`calibration.samples` must be between 1 and 1000000, but is 0",
+            "calibration.batch_size=0",
+            "`calibration.batch_size` must be between 1 and 4096, but is 0",
             "write a number of this range",
         ),
         (

@@ -68,6 +68,8 @@ latency = false
 [output]
 dir = "runs/minilm-w8a8-dynamic"
 formats = ["compressed-tensors"]
+max_shard_size = "5GB"
+self_check = true
 "#;
     assert_eq!(config.to_toml(), resolved);
     assert_eq!(Config::new("models/minilm/").to_toml(), resolved);
