@@ -622,7 +622,7 @@ fn a_decoder_chooses_the_likeliest_continuation() {
         ),
         "{answer}"
     );
-    let long = mistake(&json!({"context": "the", "choices": [" a", " river".repeat(40)], "answer": 0}));
+    let long = mistake(&json!({"context": "the", "choices": [" a", " river".repeat(60)], "answer": 0}));
     assert!(long.contains("wrong.jsonl:2: choice 1 has") && long.contains("the model takes 48"), "{long}");
 }
 

@@ -220,7 +220,7 @@ mod tests {
             assert_eq!(continued.told.len(), tokens);
             assert!((found - sum).abs() < 1e-3, "{found} {sum}");
         }
-        let long = [question("the", &[" model", &" river".repeat(40)])];
+        let long = [question("the", &[" model", &" river".repeat(60)])];
         let error = super::continued("task", &long, &tokenizer).unwrap_err().to_string();
         assert!(error.contains("choice 1 has") && error.contains("the model takes 48"), "{error}");
     }
