@@ -8,7 +8,8 @@ use zeropoint_kernels::KvPrecision;
 use zeropoint_models::{EmbeddingRole, ImagePixels, ModelSpec, Outputs, PackedBatch, Task, TokenSequence};
 use zeropoint_pipeline::config::{Config, OutputFormat};
 use zeropoint_pipeline::{
-    CacheDir, Cancel, MODEL_DIR, Memory, Prepared, RunOptions, RunOutcome, dry_run, run,
+    CacheDir, Cancel, MODEL_DIR, Memory, Prepared, PushRequest, RunOptions, RunOutcome, dry_run, plan_push,
+    run,
 };
 use zeropoint_runtime::QuantizedModel;
 
@@ -197,6 +198,11 @@ fn int8_heads_tables_and_conv1d_go_the_whole_way() {
             assert_eq!(model.join(file).metadata().expect(file).len(), *bytes, "{about}: {file}");
         }
         assert_eq!(plan.quantized_bytes, outcome.report.size.quantized_bytes, "{about}");
+        let target = "owner/model".to_owned();
+        let request = PushRequest { target, revision: None, public: false, message: None };
+        let push = plan_push(&model, &request).unwrap_or_else(|error| panic!("{about}: {error}"));
+        let pushed = |wanted: &str| push.files.iter().any(|(path, _)| path == wanted);
+        assert!(plan.files.iter().all(|(file, _)| pushed(file)), "{about}: {:?}", push.files);
         let written = QuantizedModel::load(&model, Task::Auto).unwrap_or_else(|e| panic!("{about}: {e}"));
         assert_eq!(written.quantized_linears(), layers.len(), "{about}");
         let config = &written.directory().config()["quantization_config"];
