@@ -67,6 +67,17 @@ def read_tensors(directory):
     return tensors
 
 
+def token_windows(directory, path, window):
+    """The windows of `window` tokens of a text file, a tensor each: the file tokenised as a whole, without special tokens,
+    as a `perplexity` task of `zeropoint run` does. What fills no window is left out."""
+    import torch
+    from tokenizers import Tokenizer
+
+    text = Path(path).read_bytes().decode("utf-8")
+    ids = Tokenizer.from_file(str(Path(directory) / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    return list(torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window))
+
+
 def loading_options(directory):
     """What `from_pretrained` is given: f32, and layers left compressed, so that their integers can be examined and so
     that activations are quantised in the forward as well. With `dequantize` (which a directory may ask for) transformers
@@ -225,6 +236,36 @@ def check_decompressed(model, original, tensors, quantised, floats, failures):
         stored = any(f"{name}.weight".endswith(key) or key.endswith(f"{name}.weight") for key in tensors)
         if stored and not torch.equal(modules[name].weight, sources[f"{name}.weight"]):
             failures.append(f"{name}.weight differs from the original's")
+
+
+def check_activations(model, ids, failures):
+    """Whether each layer that is to quantise its inputs does: its output must not be that of its weights on the inputs as
+    they came. Runs the model once; returns how many layers quantise."""
+    import torch
+
+    exact, expected, handles = [], 0, []
+
+    def watch(name, module):
+        def hook(module, inputs, output):
+            plain = torch.nn.functional.linear(inputs[0], module.weight, module.bias)
+            if torch.allclose(plain, output, rtol=1e-5, atol=1e-5 * output.abs().max().item()):
+                exact.append(name)
+
+        return module.register_forward_hook(hook)
+
+    with torch.no_grad():
+        model(input_ids=ids)  # decompresses the weights
+    for name, module in model.named_modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None and scheme.input_activations is not None:
+            expected += 1
+            handles.append(watch(name, module))
+    with torch.no_grad():
+        model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    failures.extend(f"{name} does not quantise its inputs" for name in exact)
+    return expected - len(exact)
 
 
 def sentence_embeddings(directory, texts, notes):

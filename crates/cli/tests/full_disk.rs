@@ -73,8 +73,11 @@ fn product(scene: &Scene, out: &str) -> scene::Tree {
 fn fill(path: &Path) {
     use std::io::Write as _;
     let mut file = std::fs::File::create(path).expect("there is room for a name");
-    let block = vec![0u8; 4096];
-    while file.write_all(&block).is_ok() {}
+    // Large blocks first: the run goes on meanwhile.
+    for size in [1 << 20, 4096] {
+        let block = vec![0u8; size];
+        while file.write_all(&block).is_ok() {}
+    }
 }
 
 #[test]

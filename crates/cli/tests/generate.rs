@@ -116,7 +116,7 @@ fn the_logits_of_a_prompt_can_be_written() {
     let best = (0..140).max_by(|a, b| last[*a].total_cmp(&last[*b]));
     assert_eq!(best, Some(34), "the first new token");
     let inside =
-        scene.ends_with(1, ["generate", "model", "--logits", "model/config.json"].iter().chain(&PROMPT));
+        scene.ends_with(2, ["generate", "model", "--logits", "model/config.json"].iter().chain(&PROMPT));
     assert!(stderr(&inside).contains("model"), "{}", stderr(&inside));
 }
 

@@ -36,8 +36,20 @@ fn a_packed_decoder_generates_the_same_on_any_number_of_threads() {
         assert_eq!((one.as_array().map(Vec::len), &tokens(model, "3")), (Some(8), &one), "{model}");
     }
     assert_eq!(tokens("eight", "2")[0], tokens("float", "2")[0], "the first token survives 8 bits");
-    let arguments =
-        ["bench", "four", "--against", "float", "--generate", "2", "--tokens", "4", "--runs", "1"];
+    let arguments = [
+        "bench",
+        "four",
+        "--against",
+        "float",
+        "--generate",
+        "2",
+        "--tokens",
+        "4",
+        "--runs",
+        "1",
+        "--threads",
+        "1",
+    ];
     let rows: Value =
         serde_json::from_slice(&scene.succeeds(arguments.iter().chain(&["--json"])).stdout).expect("JSON");
     assert_eq!(rows.as_array().map(Vec::len), Some(4), "two phases of both models: {rows}");

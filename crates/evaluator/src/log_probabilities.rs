@@ -87,9 +87,9 @@ impl RowCode {
         // The sums of the coded entries' probabilities before and after, less what both have.
         let (mut mass, mut gain) = (0.0, 0.0);
         for index in coded() {
-            let change = low + step * code_of(index) - log_probability(index);
+            // Not the share times what it grows by: what had none at all is raised to the lowest of the coded.
             mass += shares[index];
-            gain += shares[index] * change.exp_m1();
+            gain += (low + step * code_of(index) + log_sum - largest).exp() - shares[index];
         }
         let shift = if mass > 0.0 { -(gain / mass).ln_1p() } else { 0.0 };
         let low = if low.is_finite() { low } else { 0.0 };
@@ -192,7 +192,7 @@ mod tests {
         for (spread, peak) in
             [(0.001, 0.0), (0.3, 0.0), (1.0, 0.0), (2.5, 0.0), (2.5, 20.0), (8.0, 0.0), (30.0, 0.0)]
         {
-            let (mut divergence, mut loss) = (0.0, 0.0);
+            let (mut divergence, mut loss, mut told) = (0.0, 0.0, 0.0);
             let count = 20;
             for seed in 0..count {
                 let (original, quantized) = rows(spread, peak, seed);
@@ -202,6 +202,7 @@ mod tests {
                 let found = NextToken::compare(&coded, &quantized, next).unwrap();
                 divergence += (found.kl - exact.kl) / f64::from(count as u32);
                 loss += (found.losses.0 - exact.losses.0) / f64::from(count as u32);
+                told += exact.losses.0 / f64::from(count as u32);
                 assert!((found.kl - exact.kl).abs() < 1e-5, "{spread} {peak} {seed}: {found:?} {exact:?}");
                 assert_eq!(found.same_top, exact.same_top);
                 // Wider rows have entries below the span.
@@ -209,7 +210,9 @@ mod tests {
                 assert!(is_coded, "{spread} {peak}: {found:?} {exact:?}");
             }
             assert!(divergence.abs() < 1e-6, "{spread} {peak}: {divergence:e}");
-            assert!(loss.abs() < 1e-6, "{spread} {peak}: {loss:e}");
+            // The token's own is in f32, which keeps 24 bits of it.
+            let kept = 1e-6 + told * 2f64.powi(-24);
+            assert!(loss.abs() < kept, "{spread} {peak}: {loss:e} of {told}");
         }
     }
 

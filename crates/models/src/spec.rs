@@ -30,7 +30,8 @@ pub struct ModelSpec {
     /// Tensors that hold another one a second time, with that one. The description reads the latter alone; a float model
     /// is not loaded when they differ.
     pub copies: Vec<(String, String)>,
-    /// Module paths of Linears that `transformers` builds though the checkpoint lacks them, such as an untrained pooler.
+    /// Module paths of Linears that `transformers` builds though the checkpoint lacks them under that name, such as an untrained
+    /// pooler.
     pub absent_linears: Vec<String>,
     /// Tensor of the logarithm of the factor on the cosine of an image and a text, in models that have both.
     pub logit_scale: Option<String>,

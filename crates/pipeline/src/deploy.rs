@@ -605,6 +605,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_head_stays_float_under_every_name_that_loaders_give_it() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/neox-causal");
+        let mut config = Config::new(fixture.to_string_lossy());
+        config.calibration.samples = 4;
+        let prepared = Prepared::new(config).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        write_config(&prepared, dir.path()).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+        let written: Value = serde_json::from_str(&text).unwrap();
+        // transformers 5.23 moves the tensors of `embed_out` to a module of the other name, and would take it for INT8.
+        assert_eq!(written["quantization_config"]["ignore"], json!(["embed_out", "lm_head"]));
+    }
+
+    #[test]
     fn the_planned_files_are_the_written_ones_to_the_byte_in_any_number_of_shards() {
         let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
         let portable = ["scheme = 'w8a8-dynamic'", "scheme = 'w8a8-static'\nembeddings = 'bf16'"];

@@ -121,9 +121,9 @@ fn cut(text: &str) -> usize {
     // The white space before each word, from the end on.
     let mut rest = text.trim_end();
     while let Some(last) = rest.rfind(char::is_whitespace) {
-        let run_start = rest[..=last].trim_end().len();
         // A character of white space may have several bytes.
         let word = last + rest[last..].chars().next().map_or(1, char::len_utf8);
+        let run_start = rest[..word].trim_end().len();
         let run = &rest[run_start..word];
         if run_start == 0 || last < text.len() / 2 {
             break;
@@ -165,7 +165,7 @@ mod tests {
 
     impl Read for &mut Endless<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let from = (self.given % self.text.len() as u64) as usize;
+            let from = (self.given % self.text.len().max(1) as u64) as usize;
             let left = usize::try_from(self.limit - self.given).unwrap_or(usize::MAX);
             let count = buffer.len().min(self.at_once).min(self.text.len() - from).min(left);
             buffer[..count].copy_from_slice(&self.text[from..from + count]);
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn of_an_endless_text_a_piece_is_held() {
         let text = "Eine Zeile mit \u{dc}ml\u{e4}uten und sonst nichts.\n";
-        let limit = 20 << 20;
+        let limit = (20 << 20) / text.len() as u64 * text.len() as u64;
         let mut source = Endless { text: text.as_bytes(), given: 0, limit, at_once: 1000 };
         let mut pieces = Pieces::new(&mut source);
         let mut taken = 0;

@@ -16,6 +16,8 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime);
     environment.add_filter("tojson", to_json);
+    // The engine goes through nothing at all as through an empty list.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.set_unknown_method_callback(method);
     environment.set_formatter(print);
 }

@@ -514,6 +514,11 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// A Linear that stays float and that some releases of `transformers` build under this name, which is not the file's.
+    pub(super) fn also_called(&mut self, path: &str) {
+        self.absent.push(path.to_owned());
+    }
+
     /// A pooler that is carried along but not run. The base model has one in `transformers` even where the file has not.
     pub(super) fn idle_pooler(&mut self, path: &str, hidden: usize) -> Result<(), ModelError> {
         if self.has_weight(path) {

@@ -87,6 +87,8 @@ fn describe(input: &FamilyInput<'_>, head: Head) -> Result<ModelSpec, ModelError
     let head = if base {
         build.embedding_head(Pooling::Last)
     } else {
+        // transformers 5 builds it under another name, to which it moves the file's tensor.
+        build.also_called("lm_head");
         build.language_head("embed_out", &words, false, None)?
     };
     let buffers: Vec<String> = (0..layers)
