@@ -535,13 +535,17 @@ fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
     let is_int8 = |id: usize| plan.linears[id].scheme().is_some() && Some(id) != tied;
     let modules = plan.quantized().filter(|(linear, _)| is_int8(linear.linear));
     let modules = modules.map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
+    // In a model that continues texts they are other names of its head, which is one of both under each.
+    let head = spec.language_head().filter(|id| is_int8(*id)).and_then(|id| plan.linears[id].scheme());
+    let renamed = spec.absent_linears.iter().filter_map(|path| Some((path.clone(), head?.scheme)));
+    let absent = spec.absent_linears.iter().filter(|_| head.is_none()).cloned();
     let float = plan.linears.iter().map(|linear| linear.linear).filter(|id| !is_int8(*id));
     let float =
         float.filter(|id| spec.linears[*id].is_torch_linear()).map(|id| spec.linears[id].path.clone());
-    let float = float.chain(spec.absent_linears.iter().cloned()).chain(unused_linears(prepared));
+    let float = float.chain(absent).chain(unused_linears(prepared));
     let quantization = DeployedConfig {
         format: plan.format,
-        linears: QuantizationConfig::for_modules(modules, float),
+        linears: QuantizationConfig::for_modules(modules.chain(renamed), float),
         int8_head: tied.is_some(),
     };
     let mut config = prepared.directory.config().clone();
@@ -605,17 +609,25 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_head_stays_float_under_every_name_that_loaders_give_it() {
+    fn a_head_is_the_same_under_every_name_that_loaders_give_it() {
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/neox-causal");
         let mut config = Config::new(fixture.to_string_lossy());
         config.calibration.samples = 4;
-        let prepared = Prepared::new(config).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        write_config(&prepared, dir.path()).unwrap();
-        let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
-        let written: Value = serde_json::from_str(&text).unwrap();
+        let written = |config: Config| -> Value {
+            let prepared = Prepared::new(config).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            write_config(&prepared, dir.path()).unwrap();
+            let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+            serde_json::from_str::<Value>(&text).unwrap()["quantization_config"].take()
+        };
         // transformers 5.23 moves the tensors of `embed_out` to a module of the other name, and would take it for INT8.
-        assert_eq!(written["quantization_config"]["ignore"], json!(["embed_out", "lm_head"]));
+        let ignored = written(config.clone())["ignore"].take();
+        assert_eq!(ignored, json!(["embed_out", "lm_head"]));
+        config.quantization.lm_head = config::LmHead::Int8;
+        let written = written(config);
+        let read = QuantizationConfig::from_json(&written).unwrap();
+        assert_eq!(read.scheme_of("embed_out"), Some(zeropoint_formats::deployed::INT8_HEAD), "{written}");
+        assert_eq!(read.scheme_of("lm_head"), read.scheme_of("embed_out"), "{written}");
     }
 
     #[test]

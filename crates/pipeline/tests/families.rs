@@ -159,7 +159,8 @@ type OwnCase = (&'static str, &'static str, OutputFormat, &'static [&'static str
 const PORTABLE: OutputFormat = OutputFormat::CompressedTensors;
 const OWN: OutputFormat = OutputFormat::Zeropoint;
 
-const OWN_CASES: [OwnCase; 10] = [
+const OWN_CASES: [OwnCase; 11] = [
+    ("neox-causal", "lm_head = 'int8'", PORTABLE, &[]),
     ("llama-causal", "lm_head = 'int8'", PORTABLE, &[]),
     ("llama-scaled", "lm_head = 'int8'", PORTABLE, &[]),
     ("qwen2-causal", "scheme = 'w8a8-static'\nlm_head = 'int8'\nembeddings = 'bf16'", PORTABLE, &[]),
