@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use zeropoint_evaluator::compare::MetricName;
+use zeropoint_kernels::KvPrecision;
 use zeropoint_pipeline::config::{Preset, byte_size};
 use zeropoint_pipeline::{Memory, Shard};
 
@@ -273,6 +274,24 @@ pub(crate) struct EncodeArgs {
     pub(crate) batch_size: u16,
 }
 
+/// How keys and values are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCache {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl From<KvCache> for KvPrecision {
+    fn from(cache: KvCache) -> Self {
+        match cache {
+            KvCache::F32 => Self::F32,
+            KvCache::Bf16 => Self::Bf16,
+            KvCache::Int8 => Self::Int8,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// The model, such as runs/NAME/model or an original, or owner/name of the hub
@@ -305,6 +324,10 @@ pub(crate) struct GenerateArgs {
     /// Go on behind the tokens that end a text (`eos_token_id` of `generation_config.json` or `config.json`)
     #[arg(long)]
     pub(crate) ignore_stop: bool,
+    /// How keys and values of the tokens before are held (default: as attention multiplies them, f32 in an original and bf16 in a
+    /// quantised model)
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) kv_cache: Option<KvCache>,
     /// Write the logits of every token of the prompt here, f32 `[tokens, vocabulary]` as `numpy.load` reads them
     #[arg(long, value_name = "FILE")]
     pub(crate) logits: Option<PathBuf>,
@@ -367,6 +390,9 @@ pub(crate) struct BenchArgs {
     /// (phase decode)
     #[arg(long, value_name = "N", conflicts_with_all = ["batch", "texts"])]
     pub(crate) generate: Option<usize>,
+    /// With --generate: how keys and values of the tokens before are held (default: as attention multiplies them)
+    #[arg(long, value_enum, value_name = "TYPE", requires = "generate")]
+    pub(crate) kv_cache: Option<KvCache>,
     /// Measure passes over the texts of this file instead, in batches of like length; read as by encode
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     pub(crate) texts: Option<PathBuf>,

@@ -35,6 +35,7 @@ pub(crate) fn bench(
         batches: args.batch.clone(),
         tokens: args.tokens.clone(),
         generate: args.generate,
+        kv_cache: args.kv_cache.map(Into::into),
         runs: args.runs,
     };
     let found = match &args.texts {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use zeropoint_formats::staged::{AtomicFile, check_writable};
 use zeropoint_formats::{FormatError, NpyWriter};
-use zeropoint_models::{Model, ModelDirectory, ModelError, SourceRef, Task, Tokenizer};
+use zeropoint_models::{KvCache, Model, ModelDirectory, ModelError, SourceRef, Task, Tokenizer};
 use zeropoint_pipeline::{Cancel, PipelineError, Sources};
 use zeropoint_runtime::{Ending, QuantizedModel, Sampler, Sampling, generate as continue_tokens};
 
@@ -48,10 +48,10 @@ impl Decoder {
     }
 }
 
-fn write_logits(path: &Path, model: &Model, prompt: &[u32]) -> Result<(), PipelineError> {
+fn write_logits(path: &Path, model: &Model, mut cache: KvCache, prompt: &[u32]) -> Result<(), PipelineError> {
     let failed =
         |reason| PipelineError::from(FormatError::Io { action: "write", path: path.to_owned(), reason });
-    let logits = model.extend(prompt, &mut model.new_cache()?, prompt.len())?;
+    let logits = model.extend(prompt, &mut cache, prompt.len())?;
     let file = BufWriter::new(AtomicFile::create(path)?);
     let mut matrix = NpyWriter::new(file, logits.columns).map_err(failed)?;
     for row in logits.values.chunks_exact(logits.columns) {
@@ -101,10 +101,14 @@ pub(crate) fn generate(
     let tokenizer = directory.tokenizer(None)?;
     let stop = if args.ignore_stop { Vec::new() } else { directory.stop_tokens()? };
     let prompt = prompt_ids(args, directory, &tokenizer)?;
+    let new_cache = || match args.kv_cache {
+        None => model.new_cache(),
+        Some(precision) => model.new_cache_in(precision.into()),
+    };
     if let Some(path) = &args.logits {
-        write_logits(path, model, &prompt)?;
+        write_logits(path, model, new_cache()?, &prompt)?;
     }
-    let mut cache = model.new_cache()?;
+    let mut cache = new_cache()?;
     let mut stream = tokenizer.stream();
     let (mut tokens, mut text) = (Vec::new(), String::new());
     let begun = Instant::now();

@@ -31,10 +31,14 @@ fn scene() -> Scene {
 
 /// A decoder of which one block is in memory at a time, and no hidden state of a text.
 fn decoder() -> Scene {
+    decoder_of("llama-causal", "")
+}
+
+fn decoder_of(fixture: &str, quantization: &str) -> Scene {
     let scene = Scene::new();
-    scene.copy_fixture("llama-causal", "model");
+    scene.copy_fixture(fixture, "model");
     let config = format!(
-        "version = 1\nmodel.source = 'model'\nquantization.scheme = 'w8a8-static'\n\
+        "version = 1\nmodel.source = 'model'\nquantization.scheme = 'w8a8-static'\n{quantization}\
          [calibration]\ndata = ['{}']\nsamples = 100\nbatch_size = 1\n\
          [[evaluation.tasks]]\nkind = 'fidelity'\ndata = '{}'\nlimit = 20\n",
         data("topics-train.jsonl").display(),
@@ -161,6 +165,25 @@ fn a_decoder_that_is_killed_after_any_part_goes_on_at_the_next_one() {
 }
 
 /// Kills runs at random moments, replacing an older output, until so many have died; each is then run to its end.
+/// The head is made of the table, which the first part has, and runs in the last one.
+#[test]
+fn an_int8_head_on_a_table_outlives_a_kill_between_the_two() {
+    const PARTS: usize = 6;
+    let scene = decoder_of("smollm3-causal", "quantization.lm_head = 'int8'\n");
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "reference"]);
+    let expected = product(&scene, "reference");
+    assert!(expected.0.contains_key("model/zeropoint/model.safetensors"));
+    // Behind the identity, the checkpoints and the statistics: each part.
+    for lines in PARTS + 2..2 * PARTS + 2 {
+        killed_after(&scene, lines, &BY_PARTS);
+        if !scene.path("out").exists() {
+            scene.succeeds(RUN.iter().chain(&BY_PARTS));
+        }
+        assert_same(&product(&scene, "out"), &expected);
+        std::fs::remove_dir_all(scene.path("out")).expect("it is there");
+    }
+}
+
 fn kill_at_random(scene: &Scene, kills: usize, more: &[&str]) {
     let clock = Instant::now();
     scene.succeeds(["run", "config.toml", "--no-cache", "--out", "reference"].iter().chain(more));

@@ -28,6 +28,7 @@ fn card() -> CardInfo {
         auto_class: "AutoModel".to_owned(),
         input_class: "AutoTokenizer".to_owned(),
         sentence_transformers: true,
+        zeropoint_only: false,
     }
 }
 
@@ -73,6 +74,7 @@ fn model_card_of_a_bare_report() {
         auto_class: "AutoModelForSequenceClassification".to_owned(),
         input_class: "AutoTokenizer".to_owned(),
         sentence_transformers: false,
+        zeropoint_only: false,
     };
     insta::assert_snapshot!(bare().to_model_card(card));
 }

@@ -21,6 +21,7 @@
 //! ```
 
 pub mod compressed_tensors;
+pub mod deployed;
 mod error;
 mod npy;
 pub mod safetensors;
@@ -29,6 +30,7 @@ pub mod staged;
 pub use compressed_tensors::{
     Group, QuantizationConfig, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs, read_linear,
 };
+pub use deployed::{DeployedConfig, DirectoryFormat};
 pub use error::FormatError;
 pub use npy::NpyWriter;
 pub use safetensors::{

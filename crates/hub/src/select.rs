@@ -51,7 +51,9 @@ fn is_small(path: &str) -> bool {
                 !name.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
             });
             let kept = ["json", "txt", "model", "safetensors"].contains(&extension(file));
-            (module && kept && !file.contains('/'))
+            // What a run of ours keeps beside the weights.
+            let own = folder == "zeropoint" && extension(file) == "safetensors";
+            ((module && kept || own) && !file.contains('/'))
                 || (folder == "additional_chat_templates" && extension(file) == "jinja")
         }
     }
@@ -176,6 +178,8 @@ mod tests {
             ("tokenizer.model", true),
             ("2_Dense/model.safetensors", true),
             ("2_Dense/pytorch_model.bin", false),
+            ("zeropoint/model.safetensors", true),
+            ("zeropoint/notes.txt", false),
             ("model.safetensors", false),
             ("model.fp16.safetensors", false),
             ("consolidated.safetensors", false),

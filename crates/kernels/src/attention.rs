@@ -5,7 +5,7 @@ mod kernel;
 
 use std::ops::Range;
 
-pub use self::cache::{CachedInput, HeadCache, attend_cached};
+pub use self::cache::{CachedInput, HeadCache, KvPrecision, attend_cached};
 
 use self::kernel::{Attend, PANEL, Pack, Packed, ROWS};
 use crate::simd::LANES;
@@ -122,12 +122,13 @@ pub fn attend(
     let key_pairs = scratch.key_pairs.room(pairs(channel_pairs * padded));
     let value_pairs = scratch.value_pairs.room(pairs(token_pairs * width));
     isa.run(Pack { input, padded, keys, values, key_pairs, value_pairs });
-    let packed = Packed { keys, values, key_pairs, value_pairs };
+    let packed = Packed { keys, values, key_pairs, value_pairs, ..Packed::default() };
     isa.run(Attend {
         input,
         together: 1,
         packed,
         paired: false,
+        integers: false,
         scores: scratch.scores.room(ROWS * padded),
         queries: scratch.queries.room(pairs(ROWS * head_dim.next_multiple_of(PANEL))),
         query_pairs: scratch.query_pairs.room(pairs(ROWS * head_dim.next_multiple_of(PANEL) / 2)),

@@ -58,7 +58,8 @@ pub use activation::{
     swish_in_place, tanh_in_place,
 };
 pub use attention::{
-    AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, attend, attend_cached,
+    AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, KvPrecision, attend,
+    attend_cached,
 };
 pub use gemm::gemm_i32;
 pub use isa::{Isa, IsaError};

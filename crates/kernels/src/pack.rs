@@ -116,6 +116,13 @@ impl PackedWeights {
         size_of_val(self.lines.as_slice()) + size_of_val(self.column_sums.as_slice())
     }
 
+    /// The weights of one output, `inputs` values, as they were before they were packed.
+    pub fn row(&self, output: usize, out: &mut [i8]) {
+        assert!(output < self.outputs, "the row is an output of the weight");
+        assert_eq!(out.len(), self.inputs, "`out` is as long as a row");
+        self.isa.run(Unpack { packed: self, output, out });
+    }
+
     pub(crate) fn panel(&self, index: usize) -> &[Line] {
         &self.lines[index * self.lines_per_panel..][..self.lines_per_panel]
     }
@@ -163,6 +170,27 @@ impl Kernel for Pack<'_> {
     }
 }
 
+struct Unpack<'a> {
+    packed: &'a PackedWeights,
+    output: usize,
+    out: &'a mut [i8],
+}
+
+impl Kernel for Unpack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Self { packed, output, out } = self;
+        let padded = packed.inputs.next_multiple_of(S::Product::K_GROUP);
+        let panel = packed.panel(output / PANEL);
+        for (k, w) in out.iter_mut().enumerate() {
+            let position = position::<S::Product>(k, output % PANEL, padded);
+            *w = panel[position / 64].0[position % 64] ^ S::Product::WEIGHT_FLIP as i8;
+        }
+    }
+}
+
 /// Where `w[k, column]` lies in a packed panel of `padded` values of K: strip after strip, and within a strip group
 /// after group, the values of a group and column together.
 #[inline(always)]
@@ -187,6 +215,21 @@ mod tests {
         assert_eq!(pack(3, 5), PackError::Length { outputs: 3, inputs: 5, len: 12 });
         assert_eq!(pack(usize::MAX, 2), PackError::Length { outputs: usize::MAX, inputs: 2, len: 12 });
         assert_eq!(pack(1, 65_537), PackError::TooWide { inputs: 65_537 });
+    }
+
+    #[test]
+    fn rows_are_read_back_as_they_were_packed() {
+        for (outputs, inputs) in [(1, 1), (65, 131), (130, 7), (64, 64)] {
+            let q: Vec<i8> = (0..outputs * inputs).map(|i| (i * 37 % 256) as u8 as i8).collect();
+            for isa in Isa::available() {
+                let packed = PackedWeights::pack(isa, &q, outputs, inputs).unwrap();
+                for (output, expected) in q.chunks_exact(inputs).enumerate() {
+                    let mut row = vec![0; inputs];
+                    packed.row(output, &mut row);
+                    assert_eq!(row, expected, "{isa}: row {output} of {outputs} x {inputs}");
+                }
+            }
+        }
     }
 
     #[test]

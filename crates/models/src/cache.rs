@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
-use zeropoint_kernels::{AttentionPrecision, AttentionScratch, CachedInput, HeadCache, Isa, attend_cached};
+use zeropoint_kernels::{AttentionScratch, CachedInput, HeadCache, Isa, KvPrecision, attend_cached};
 
 use crate::ModelError;
 use crate::attention::{Attention, QUERIES_PER_TASK, Rotate};
@@ -18,18 +18,18 @@ pub struct KvCache {
     blocks: Vec<Vec<HeadCache>>,
     ids: Vec<u32>,
     tables: Arc<PositionTables>,
-    precision: AttentionPrecision,
+    precision: KvPrecision,
     max_tokens: usize,
     /// Lengths beyond which every key turns otherwise.
     turning_points: Vec<usize>,
 }
 
 impl KvCache {
-    /// Of no token yet, for a model of that description; `precision` is that of the keys and values, and what the products of
-    /// attention multiply.
+    /// Of no token yet, for a model of that description; `precision` is that of the keys and values, and so of the products of
+    /// attention.
     ///
     /// Fails where the model is no decoder: a token whose keys depend on later ones cannot be kept.
-    pub fn new(spec: &ModelSpec, precision: AttentionPrecision) -> std::result::Result<Self, ModelError> {
+    pub fn new(spec: &ModelSpec, precision: KvPrecision) -> std::result::Result<Self, ModelError> {
         let (tower, input) = decoder(spec)?;
         let heads = |spec: &AttentionSpec| {
             (0..spec.kv_heads).map(|_| HeadCache::new(spec.head_dim, precision)).collect()
@@ -72,7 +72,7 @@ impl KvCache {
     }
 
     /// That of the keys and values.
-    pub fn precision(&self) -> AttentionPrecision {
+    pub fn precision(&self) -> KvPrecision {
         self.precision
     }
 

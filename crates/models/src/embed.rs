@@ -1,51 +1,22 @@
 //! From token ids or pixels to the residual stream.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use zeropoint_formats::{Checkpoint, Dtype};
+use zeropoint_formats::Checkpoint;
 use zeropoint_kernels::{Isa, add_in_place};
 
 use crate::ModelError;
 use crate::batch::{Content, PackedBatch};
-use crate::model::{Model, Pass};
-use crate::ops::{Norm, ROWS_PER_TASK, halves_of, rows_of};
-use crate::read::{as_bf16, read_finite, read_matrix};
+use crate::model::Pass;
+use crate::ops::{Norm, ROWS_PER_TASK, rows_of};
+use crate::read::read_finite;
 use crate::spec::{EmbeddingRole, EmbeddingTable, ImageInput, InputSpec, NormSpec, TextInput, Tower};
-
-/// Where a model's embedding tables come from.
-#[derive(Clone, Copy)]
-pub enum Tables<'a> {
-    /// Read from the checkpoint.
-    Read,
-    /// Read from the checkpoint, and rounded to bfloat16 where that holds more than 16 bits.
-    ReadAsBf16,
-    /// Those of a model of the same description, in the same memory.
-    Shared(&'a Model),
-    /// Those of a model of the same description, rounded to bfloat16 where the checkpoint holds more than 16 bits.
-    SharedAsBf16(&'a Model),
-}
-
-impl Tables<'_> {
-    /// A table that no model shares.
-    pub(crate) fn read(self, checkpoint: &Checkpoint, table: &EmbeddingTable) -> Result<Tensor, ModelError> {
-        let values = read_matrix(checkpoint, &table.tensor, table.rows, table.width)?;
-        match self {
-            Self::ReadAsBf16 | Self::SharedAsBf16(_) if is_wide(checkpoint, &table.tensor) => {
-                Ok(as_bf16(&values)?)
-            }
-            _ => Ok(values),
-        }
-    }
-}
-
-fn is_wide(checkpoint: &Checkpoint, tensor: &str) -> bool {
-    checkpoint.get(tensor).is_some_and(|info| matches!(info.dtype, Dtype::F32 | Dtype::F64))
-}
+use crate::tables::{Table, Tables};
 
 /// The float parts of an [`InputSpec`].
 pub(crate) struct Embedding {
     /// Of a text: its tables.
-    tables: Vec<Tensor>,
+    tables: Vec<Table>,
     /// Of an image: what stands before its patches, row-major, and the positions of both, `[rows, hidden]`.
     lead: Vec<f32>,
     positions: Vec<f32>,
@@ -64,14 +35,8 @@ impl Embedding {
             |norm: &Option<NormSpec>| norm.as_ref().map(|norm| norm.read(checkpoint, isa)).transpose();
         match &tower.input {
             InputSpec::Text(input) => {
-                let read = |(i, table): (usize, &EmbeddingTable)| match tables {
-                    Tables::Read | Tables::ReadAsBf16 => tables.read(checkpoint, table),
-                    Tables::SharedAsBf16(model) if is_wide(checkpoint, &table.tensor) => {
-                        Ok(as_bf16(&model.embedding(index)?.tables[i])?)
-                    }
-                    Tables::Shared(model) | Tables::SharedAsBf16(model) => {
-                        Ok(model.embedding(index)?.tables[i].clone())
-                    }
+                let read = |(at, table): (usize, &EmbeddingTable)| {
+                    Table::load(table, checkpoint, tables, (index, at))
                 };
                 let tables = input.tables.iter().enumerate().map(read).collect::<Result<_, ModelError>>()?;
                 Ok(Self { tables, lead: Vec::new(), positions: Vec::new(), norm: read_norm(&input.norm)? })
@@ -87,11 +52,16 @@ impl Embedding {
         }
     }
 
-    /// The table of that tensor.
-    pub(crate) fn table(&self, input: &InputSpec, tensor: &str) -> Option<&Tensor> {
+    /// The table of that number.
+    pub(crate) fn table_at(&self, at: usize) -> &Table {
+        &self.tables[at]
+    }
+
+    /// The table of that tensor, as a matrix.
+    pub(crate) fn matrix(&self, input: &InputSpec, tensor: &str) -> Option<Result<Tensor, ModelError>> {
         let InputSpec::Text(input) = input else { return None };
         let at = input.tables.iter().position(|table| table.tensor == tensor)?;
-        self.tables.get(at)
+        Some(self.tables.get(at)?.matrix(&input.tables[at]))
     }
 
     /// The residual stream before the first block, `[rows, hidden]` and row-major, and the first row of each sample with the number of
@@ -156,31 +126,20 @@ impl Embedding {
                     ),
                 });
             }
-            let mut add = |read: &(dyn Fn(usize, &mut [f32]) + Sync)| {
+            table.with_rows(width, |read| {
                 let tasks = sum.par_chunks_mut(width * ROWS_PER_TASK).zip(rows.par_chunks(ROWS_PER_TASK));
                 tasks.for_each(|(sums, rows)| {
                     let mut row_values = vec![0.0; if i == 0 { 0 } else { width }];
                     for (sum, row) in sums.chunks_exact_mut(width).zip(rows) {
                         if i == 0 {
-                            read(*row as usize * width, sum);
+                            read(*row as usize, sum);
                         } else {
-                            read(*row as usize * width, &mut row_values);
+                            read(*row as usize, &mut row_values);
                             add_in_place(isa, sum, &row_values);
                         }
                     }
                 });
-            };
-            if table.dtype() == DType::BF16 {
-                halves_of(table, |halves| {
-                    add(&|at, out| {
-                        for (out, bits) in out.iter_mut().zip(&halves[at..]) {
-                            *out = f32::from_bits(u32::from(*bits) << 16);
-                        }
-                    });
-                })?;
-            } else {
-                rows_of(table, |values| add(&|at, out| out.copy_from_slice(&values[at..at + width])))?;
-            }
+            })?;
         }
         Ok(sum)
     }

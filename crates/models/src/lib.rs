@@ -34,12 +34,12 @@ mod sites;
 mod source;
 mod spec;
 mod states;
+mod tables;
 mod tokenizer;
 
 pub use batch::{ImagePixels, InputRef, ModelInput, PackedBatch, TokenSequence};
 pub use cache::KvCache;
 pub use chat::{ChatTemplate, MAX_RENDERED_BYTES, MAX_TEMPLATE_BYTES};
-pub use embed::Tables;
 pub use embedded::EMBEDDED;
 pub use error::ModelError;
 pub use heads::{
@@ -63,4 +63,5 @@ pub use spec::{
     TextInput, Tower,
 };
 pub use states::HiddenStates;
+pub use tables::{Int8Table, TableFactory, TableRows, Tables};
 pub use tokenizer::{AlignedTokens, MaskToken, TextPart, TextStream, Tokenizer};

@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use zeropoint_formats::Checkpoint;
-use zeropoint_kernels::{AttentionPrecision, Isa};
+use zeropoint_kernels::{AttentionPrecision, Isa, KvPrecision};
 
 use crate::ModelError;
 use crate::attention::{Attention, AttentionContext, part};
 use crate::awake::awake;
 use crate::batch::{PackedBatch, TokenSequence};
 use crate::cache::{CachedAttention, KvCache, decoder};
-use crate::embed::{Embedding, Tables};
+use crate::embed::Embedding;
 use crate::ops::{ActivateInPlace, AddInPlace, MultiplyInPlace, Norm};
 use crate::output::Head;
 use crate::parts::{Hidden, Part, State};
@@ -23,6 +23,7 @@ use crate::source::ModelDirectory;
 use crate::spec::{
     BlockSpec, FeedForward, InputSpec, LinearId, MlpSpec, ModelSpec, NormPlacement, NormSpec, SiteId, Tower,
 };
+use crate::tables::Tables;
 
 /// What the products of attention multiply in a model with INT8 Linears, whether it runs in integers or simulates them: its
 /// queries, keys and values come from INT8 products, and a bfloat16 number has as many bits.
@@ -242,7 +243,12 @@ impl Model {
 
     /// A cache of no token, whose keys and values have the precision of [`Model::attention_precision`].
     pub fn new_cache(&self) -> Result<KvCache, ModelError> {
-        KvCache::new(&self.spec, self.attention)
+        self.new_cache_in(self.attention.into())
+    }
+
+    /// As [`Model::new_cache`], with keys and values of that precision.
+    pub fn new_cache_in(&self, precision: KvPrecision) -> Result<KvCache, ModelError> {
+        KvCache::new(&self.spec, precision)
     }
 
     /// The output rows of the last `rows` of the tokens `ids`, which follow those of `cache` and are added to it.
@@ -657,12 +663,12 @@ fn float_site(
         let inputs = spec.towers.iter().map(|tower| &tower.input);
         let mut embeddings =
             inputs.zip(towers).filter_map(|(input, parts)| Some((input, parts.embedding.as_ref()?)));
-        if let Some(table) = embeddings.find_map(|(input, embedding)| embedding.table(input, &linear.weight))
+        if let Some(table) = embeddings.find_map(|(input, embedding)| embedding.matrix(input, &linear.weight))
         {
-            return linear.with_weight(checkpoint, table.clone());
+            return linear.with_weight(checkpoint, table?);
         }
         match spec.tables().find(|table| table.tensor == linear.weight) {
-            Some(table) => linear.with_weight(checkpoint, tables.read(checkpoint, table)?),
+            Some(table) => linear.with_weight(checkpoint, tables.read(checkpoint, table)?.matrix(table)?),
             None => linear.read_float(checkpoint),
         }
     };

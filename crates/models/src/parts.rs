@@ -10,11 +10,11 @@ use candle_core::{Device, Tensor};
 
 use crate::ModelError;
 use crate::batch::PackedBatch;
-use crate::embed::Tables;
 use crate::model::{Model, Outputs, Pass, SiteSink};
 use crate::read::check_copies;
 use crate::source::ModelDirectory;
 use crate::spec::{BlockSpec, InputSpec, LinearSpec, ModelSpec, NormSpec, SiteId, Tower};
+use crate::tables::Tables;
 
 /// What of a model is loaded and run together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

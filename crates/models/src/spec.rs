@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::heads::HeadSpec;
+use zeropoint_formats::DirectoryFormat;
+
+use crate::heads::{HeadOutput, HeadSpec};
 
 /// Index into [`ModelSpec::linears`].
 pub type LinearId = usize;
@@ -561,18 +563,19 @@ impl LinearSpec {
         self.weight_shape.len() == 2 && !self.transposed
     }
 
-    /// Why it stays float by default; `None` when it is quantised.
-    pub fn default_ignore_reason(&self) -> Option<&'static str> {
+    /// Why it stays float by default in a directory of that format; `None` when it is quantised.
+    pub fn default_ignore_reason(&self, format: DirectoryFormat) -> Option<&'static str> {
         // Experts are most of a mixture: what cannot be quantised of it is refused, not left float unasked.
-        let obstacle = self.obstacle().filter(|_| self.role != LinearRole::Expert);
+        let obstacle = self.obstacle(format).filter(|_| self.role != LinearRole::Expert);
         obstacle.or_else(|| self.role.default_ignore_reason())
     }
 
-    /// Why it cannot be quantised whatever the config says.
-    pub fn obstacle(&self) -> Option<&'static str> {
-        let transposed =
-            "Conv1D: not a torch Linear, the only module whose INT8 weights compressed-tensors carries";
-        self.transposed.then_some(transposed).or_else(|| self.role.obstacle())
+    /// Why it cannot be quantised in a directory of that format whatever the config says.
+    pub fn obstacle(&self, format: DirectoryFormat) -> Option<&'static str> {
+        let transposed = "Conv1D: not a torch Linear, the only module whose INT8 weights compressed-tensors carries; \
+                          `output.formats = [\"zeropoint\"]` carries it, for Zeropoint's runtime alone";
+        let foreign = self.transposed && format == DirectoryFormat::CompressedTensors;
+        foreign.then_some(transposed).or_else(|| self.role.obstacle())
     }
 }
 
@@ -610,6 +613,14 @@ pub enum Edge {
 }
 
 impl ModelSpec {
+    /// The Linear that makes the logits of a model that continues texts.
+    pub fn language_head(&self) -> Option<LinearId> {
+        let head = self.head();
+        let step = head.branches.last()?.steps.last()?;
+        let linear = *self.sites[step.site].consumers.first()?;
+        matches!(head.output, HeadOutput::CausalLm).then_some(linear)
+    }
+
     /// Parameters of the Linears.
     pub fn linear_parameters(&self) -> usize {
         self.linears

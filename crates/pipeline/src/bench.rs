@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use zeropoint_calibrator::dataset::Sample;
 use zeropoint_core::Rng;
 use zeropoint_evaluator::report::{Engine, Latency, LatencyRow};
+use zeropoint_kernels::KvPrecision;
 use zeropoint_models::{
     EmbeddingRole, ImagePixels, Model, ModelDirectory, ModelError, ModelInput, ModelSpec, PackedBatch, Task,
     TokenSequence,
@@ -30,6 +31,8 @@ pub struct BenchRequest {
     /// New tokens behind each sample of a decoder, of which one at a time is continued: prefill and decode are measured in place
     /// of passes over whole batches, and `batches` is not used.
     pub generate: Option<usize>,
+    /// How keys and values are held there; `None` as attention multiplies them.
+    pub kv_cache: Option<KvPrecision>,
     /// Measured passes of each engine and combination; `None` for about a second's worth, from 5 to 101.
     pub runs: Option<usize>,
 }
@@ -39,7 +42,7 @@ impl Default for BenchRequest {
     fn default() -> Self {
         let all = rayon::current_num_threads().min(MOST_THREADS);
         let threads = if all == 1 { vec![1] } else { vec![1, all] };
-        Self { threads, batches: vec![1, 32], tokens: None, generate: None, runs: None }
+        Self { threads, batches: vec![1, 32], tokens: None, generate: None, kv_cache: None, runs: None }
     }
 }
 

@@ -49,10 +49,16 @@ pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
             (vec![format!("quantization.{key}")], "leaves nothing to quantise")
         }
         PipelineError::Plan(PlanError::NothingPossible { .. }) => {
-            (vec!["model.source".to_owned()], "has no Linear that INT8 formats carry")
+            (vec!["model.source".to_owned()], "has no Linear that this format carries in INT8")
         }
         PipelineError::Plan(PlanError::Impossible { .. }) => {
             (vec!["quantization.ignore".to_owned()], "does not name it")
+        }
+        PipelineError::Plan(PlanError::NoLanguageHead { .. }) => {
+            (vec!["quantization.lm_head".to_owned()], "this model has none")
+        }
+        PipelineError::Plan(PlanError::Int8Tables) => {
+            (vec!["quantization.embeddings".to_owned()], "not in this format")
         }
         PipelineError::Plan(PlanError::Expert { .. }) => {
             (vec!["model.source".to_owned()], "is a mixture of experts")

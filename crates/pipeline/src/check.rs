@@ -8,14 +8,15 @@ use zeropoint_evaluator::metrics::fidelity::cosine;
 use zeropoint_evaluator::report::SelfCheck;
 use zeropoint_formats::compressed_tensors::read_linear;
 use zeropoint_models::{
-    Hidden, HiddenStates, INT8_ATTENTION, Model, ModelDirectory, ModelError, ModelInput, Outputs,
-    PackedBatch, Part, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, State, Tables, rows_of,
+    EmbeddingTable, Hidden, HiddenStates, INT8_ATTENTION, Model, ModelDirectory, ModelError, ModelInput,
+    Outputs, PackedBatch, Part, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, State, Tables,
+    rows_of,
 };
 use zeropoint_observer::sqnr_db;
 use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
 
 use crate::deploy::DeployedLinear;
-use crate::{PipelineError, Prepared};
+use crate::{PipelineError, Prepared, tables};
 
 /// The largest relative deviation of the written model's outputs from the simulation's. They are computed to the same
 /// bits; what is above 0 is a fault. (A cosine of 0.9999 would be a deviation of 0.014.)
@@ -61,11 +62,16 @@ pub(crate) fn simulate(
             .collect::<Result<_, ModelError>>()?;
         Ok(Some(Box::new(SimulatedSite { isa: float.isa(), readers })))
     };
+    let made = |table: &EmbeddingTable| {
+        let rows = tables::simulated(prepared, float.isa(), table, deployed);
+        rows.map(Some).map_err(|error| ModelError::Sample { reason: error.to_string() })
+    };
     let tables = match (prepared.plan.embeddings, float.part()) {
         (EmbeddingPrecision::Keep, Part::Whole) => Tables::Shared(float),
         (EmbeddingPrecision::Bf16, Part::Whole) => Tables::SharedAsBf16(float),
         (EmbeddingPrecision::Keep, _) => Tables::Read,
         (EmbeddingPrecision::Bf16, _) => Tables::ReadAsBf16,
+        (EmbeddingPrecision::Int8, _) => Tables::Made(&made),
     };
     let mut model = Model::load_part(spec, checkpoint, float.part(), &mut factory, tables)?;
     model.set_attention_precision(INT8_ATTENTION);

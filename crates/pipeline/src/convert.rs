@@ -2,14 +2,15 @@
 
 use zeropoint_calibrator::dataset::{FieldRef, Fields, Format, ReadOptions};
 use zeropoint_core::Scheme;
+use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{PromptChoice, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 use zeropoint_quantizer::{
-    EmbeddingPrecision, LayerOverride, LayerScheme, Pattern, PatternError, PlanRequest,
+    EmbeddingPrecision, HeadPrecision, LayerOverride, LayerScheme, Pattern, PatternError, PlanRequest,
 };
 
 use crate::config::{
-    self, ActivationObserver, Column, DataFormat, DataSource, Embeddings, ModelTask, Quantization,
+    self, ActivationObserver, Column, DataFormat, DataSource, Embeddings, LmHead, ModelTask, OutputFormat,
 };
 
 pub(crate) fn task(task: ModelTask) -> Task {
@@ -24,7 +25,8 @@ pub(crate) fn task(task: ModelTask) -> Task {
     }
 }
 
-pub(crate) fn plan_request(quantization: &Quantization) -> Result<PlanRequest, PatternError> {
+pub(crate) fn plan_request(config: &config::Config) -> Result<PlanRequest, PatternError> {
+    let quantization = &config.quantization;
     let patterns = |list: &[config::Pattern]| -> Result<Vec<Pattern>, PatternError> {
         list.iter().map(|pattern| Pattern::parse(pattern.as_str())).collect()
     };
@@ -44,6 +46,15 @@ pub(crate) fn plan_request(quantization: &Quantization) -> Result<PlanRequest, P
         embeddings: match quantization.embeddings {
             Embeddings::Keep => EmbeddingPrecision::Keep,
             Embeddings::Bf16 => EmbeddingPrecision::Bf16,
+            Embeddings::Int8 => EmbeddingPrecision::Int8,
+        },
+        lm_head: match quantization.lm_head {
+            LmHead::Keep => HeadPrecision::Keep,
+            LmHead::Int8 => HeadPrecision::Int8,
+        },
+        format: match config.output.format() {
+            OutputFormat::CompressedTensors => DirectoryFormat::CompressedTensors,
+            OutputFormat::Zeropoint => DirectoryFormat::Zeropoint,
         },
     })
 }

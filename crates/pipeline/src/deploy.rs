@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -13,19 +13,20 @@ use zeropoint_formats::compressed_tensors::{
 use zeropoint_formats::safetensors::element::{bf16_bytes, decode_floats, floats_from_bytes};
 use zeropoint_formats::staged::{bytes_digest, copy_companions};
 use zeropoint_formats::{
-    CheckpointWriter, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
+    CheckpointWriter, DeployedConfig, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
     write_file_atomically,
 };
 use zeropoint_kernels::Isa;
-use zeropoint_models::{ActivationQuantizer, HeadOutput, LinearSpec, ModelError, Part, SentenceStep};
-use zeropoint_observer::StatisticsFile;
-use zeropoint_quantizer::{
-    EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight, site_quantizer,
+use zeropoint_models::{
+    ActivationQuantizer, HeadOutput, LinearRole, LinearSpec, ModelError, Part, SentenceStep,
 };
+use zeropoint_observer::StatisticsFile;
+use zeropoint_quantizer::{LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
 
 use crate::distribution::WeightDistribution;
 use crate::events::{Cancel, Event, Events};
 use crate::run::MARKER;
+use crate::tables::{Stored, TableFate};
 use crate::written::{RangesHasher, WrittenRanges};
 use crate::{PipelineError, Prepared};
 
@@ -53,8 +54,10 @@ enum Fate<'a> {
     Split(Vec<(usize, Option<&'a LayerScheme>)>),
     /// The bias of such Linears.
     SplitBias(Vec<usize>),
-    /// Rounded to bfloat16.
-    Bf16,
+    /// An embedding table that is not copied as it is, or that an INT8 head reads.
+    Table(TableFate<'a>),
+    /// A second copy of an embedding table.
+    Copy(Stored),
     /// Copied.
     Kept,
 }
@@ -66,22 +69,19 @@ impl<'a> Fates<'a> {
     fn of(prepared: &'a Prepared) -> Self {
         let spec = prepared.directory.spec();
         let mut fates = BTreeMap::new();
-        if prepared.plan.embeddings == EmbeddingPrecision::Bf16 {
-            let wide = |tensor: &str| {
-                let info = prepared.directory.checkpoint().get(tensor);
-                info.is_some_and(|info| matches!(info.dtype, Dtype::F32 | Dtype::F64))
-            };
-            let tables = spec.tables().map(|table| table.tensor.as_str()).filter(|tensor| wide(tensor));
-            fates.extend(tables.map(|tensor| (tensor, Fate::Bf16)));
-            // A table that the file holds twice is rounded twice: loaders would untie what differs.
-            for (copy, original) in &spec.copies {
-                if matches!(fates.get(original.as_str()), Some(Fate::Bf16)) {
-                    fates.insert(copy.as_str(), Fate::Bf16);
-                }
+        let tables = TableFate::all(prepared);
+        // A table that the file holds twice is rounded twice: loaders would untie what differs.
+        for (copy, original) in &spec.copies {
+            if let Some(fate) = tables.get(original.as_str()) {
+                fates.insert(copy.as_str(), Fate::Copy(fate.stored));
             }
         }
+        fates.extend(tables.into_iter().map(|(tensor, fate)| (tensor, Fate::Table(fate))));
         for (plan, scheme) in prepared.plan.quantized() {
             let linear = &spec.linears[plan.linear];
+            if linear.role == LinearRole::TiedDecoder {
+                continue;
+            }
             if !linear.is_fused_in_file() {
                 fates.insert(&linear.weight, Fate::Quantized(plan.linear, scheme));
                 continue;
@@ -139,8 +139,11 @@ fn specs_of(prepared: &Prepared, fate: &Fate<'_>, info: &TensorInfo) -> Vec<Tens
             .map(|id| &spec.linears[*id])
             .map(|l| TensorSpec::new(format!("{}.bias", l.tensor), info.dtype, vec![l.outputs]))
             .collect(),
-        Fate::Bf16 => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
-        Fate::Kept => vec![TensorSpec::from(info)],
+        Fate::Table(fate) => fate.specs(info),
+        Fate::Copy(Stored::Bf16) => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
+        // The table serves both.
+        Fate::Copy(Stored::Int8) => Vec::new(),
+        Fate::Kept | Fate::Copy(Stored::AsItIs) => vec![TensorSpec::from(info)],
     }
 }
 
@@ -155,8 +158,10 @@ pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
     let bytes = tensors.map(|info| match fates.get(&info.name) {
         // In f32, and what it is rounded to.
         Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => info.elements() * 5,
-        Fate::Bf16 => info.elements() * 6,
-        Fate::Kept => info.bytes() as usize,
+        // In f32, what it is rounded to, and what a head has of it.
+        Fate::Table(_) => info.elements() * 7,
+        Fate::Copy(Stored::Bf16) => info.elements() * 6,
+        Fate::Kept | Fate::Copy(_) => info.bytes() as usize,
     });
     bytes.max().unwrap_or(0)
 }
@@ -184,6 +189,9 @@ pub(crate) struct Deployment<'a> {
     fates: Fates<'a>,
     writer: CheckpointWriter,
     tensors: BTreeMap<Part, Vec<&'a TensorInfo>>,
+    dir: PathBuf,
+    /// The INT8 head that is made of a table, until the part comes that runs it.
+    head: Option<(usize, DeployedLinear)>,
     /// Whether the source's tensors are hashed on their way.
     hashes: bool,
     done: usize,
@@ -225,7 +233,18 @@ impl<'a> Deployment<'a> {
             std::fs::copy(&card, &to).map_err(|source| PipelineError::Io { path: to, source })?;
         }
         let (fates, total) = (Fates::of(prepared), prepared.plan.quantized().count());
-        Ok(Self { prepared, isa, fates, writer, tensors, hashes: false, done: 0, total })
+        Ok(Self {
+            prepared,
+            isa,
+            fates,
+            writer,
+            tensors,
+            dir: dir.to_owned(),
+            head: None,
+            hashes: false,
+            done: 0,
+            total,
+        })
     }
 
     /// Hashes the source's tensors on their way.
@@ -233,10 +252,18 @@ impl<'a> Deployment<'a> {
         self.hashes = true;
     }
 
-    /// Takes a part for written, with so many quantised Linears.
+    /// Takes a part for written, with so many quantised Linears. A head that is made of one of its tables is made anew, with
+    /// what it has of its own: a later part runs it, and the journal knows files of the directory itself alone.
     pub(crate) fn is_written(&mut self, part: Part, linears: usize) -> Result<(), PipelineError> {
         for name in self.output_names(part) {
             self.writer.is_written(&name)?;
+        }
+        for info in self.tensors.get(&part).into_iter().flatten() {
+            if let Fate::Table(fate) = self.fates.get(&info.name)
+                && let Some(head) = fate.head_anew(self.prepared, self.isa, info, &self.dir)?
+            {
+                self.head = Some(head);
+            }
         }
         self.done += linears;
         Ok(())
@@ -284,6 +311,13 @@ impl<'a> Deployment<'a> {
             }
             Ok(())
         })?;
+        if part.has_output()
+            && let Some((id, head)) = self.head.take()
+        {
+            deployed.linears.insert(id, head);
+            self.done += 1;
+            events.event(Event::Quantized { done: self.done, total: self.total });
+        }
         deployed.written = hasher.finish();
         Ok(deployed)
     }
@@ -342,8 +376,13 @@ impl<'a> Deployment<'a> {
                     write(&format!("{}.bias", linear.tensor), part)?;
                 }
             }
-            Fate::Bf16 => write(&info.name, &bf16_bytes(&finite(prepared, info, bytes)?))?,
-            Fate::Kept => {
+            Fate::Table(fate) => {
+                let head = fate.write(prepared, isa, info, bytes, &self.dir, &mut write)?;
+                self.head = head.or(self.head.take());
+            }
+            Fate::Copy(Stored::Bf16) => write(&info.name, &bf16_bytes(&finite(prepared, info, bytes)?))?,
+            Fate::Copy(Stored::Int8) => {}
+            Fate::Kept | Fate::Copy(Stored::AsItIs) => {
                 check_finite(prepared, info, bytes)?;
                 write(&info.name, bytes)?;
             }
@@ -358,7 +397,7 @@ impl<'a> Deployment<'a> {
 }
 
 /// Writes a tensor.
-type Write<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PipelineError> + 'a;
+pub(crate) type Write<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PipelineError> + 'a;
 
 /// The file of weights in the folder of a dense module.
 pub(crate) const DENSE_WEIGHTS: &str = "model.safetensors";
@@ -406,7 +445,7 @@ fn quantize_linear(
     )
     .map_err(|error| failed(error.to_string()))?;
     let distribution = WeightDistribution::of(float, &weight);
-    let quantizer = input_quantizer(prepared, statistics, linear, scheme)?;
+    let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
     let input = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(params),
         _ => None,
@@ -432,12 +471,12 @@ fn quantize_linear(
 /// How the input of a Linear becomes INT8; `None` for one that the task does not run and whose scheme needs nothing.
 pub(crate) fn input_quantizer(
     prepared: &Prepared,
-    statistics: &StatisticsFile,
+    statistics: Option<&StatisticsFile>,
     linear: &LinearSpec,
     scheme: &LayerScheme,
 ) -> Result<Option<ActivationQuantizer>, PipelineError> {
     let observed =
-        linear.site.and_then(|site| statistics.sites.get(&prepared.directory.spec().sites[site].id));
+        linear.site.and_then(|site| statistics?.sites.get(&prepared.directory.spec().sites[site].id));
     match (linear.site, scheme.scheme.is_static()) {
         (None, false) => Ok(None),
         _ => site_quantizer(observed, scheme)
@@ -447,13 +486,17 @@ pub(crate) fn input_quantizer(
 }
 
 /// The values of a tensor, every one finite.
-fn finite(prepared: &Prepared, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, PipelineError> {
+pub(crate) fn finite(
+    prepared: &Prepared,
+    info: &TensorInfo,
+    bytes: &[u8],
+) -> Result<Vec<f32>, PipelineError> {
     check_finite(prepared, info, bytes)?;
     Ok(floats(info, bytes))
 }
 
 /// The values of a tensor of floats.
-fn floats(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn floats(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
     let mut values = vec![0f32; info.elements()];
     let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
     values.par_chunks_mut(ELEMENTS_AT_A_TIME).zip(bytes.par_chunks(part)).for_each(|(values, bytes)| {
@@ -464,7 +507,11 @@ fn floats(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
 }
 
 /// Refuses a tensor of floats with one that is not finite.
-fn check_finite(prepared: &Prepared, info: &TensorInfo, bytes: &[u8]) -> Result<(), PipelineError> {
+pub(crate) fn check_finite(
+    prepared: &Prepared,
+    info: &TensorInfo,
+    bytes: &[u8],
+) -> Result<(), PipelineError> {
     if !info.dtype.is_float() {
         return Ok(());
     }
@@ -484,19 +531,30 @@ fn check_finite(prepared: &Prepared, info: &TensorInfo, bytes: &[u8]) -> Result<
 
 /// The source's config.json with `quantization_config` at its end; everything else stays as it was.
 fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
-    let plan = &prepared.plan;
-    let modules = plan.quantized().map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
-    let float = plan.linears.iter().filter(|linear| linear.scheme().is_none()).map(|linear| linear.linear);
-    let spec = prepared.directory.spec();
+    let (plan, spec) = (&prepared.plan, prepared.directory.spec());
+    let tied = plan.tied_head(spec).map(|(id, _)| id);
+    // To whoever reads the table, the head is float.
+    let is_int8 = |id: usize| plan.linears[id].scheme().is_some() && Some(id) != tied;
+    let modules = plan.quantized().filter(|(linear, _)| is_int8(linear.linear));
+    let modules = modules.map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
+    // In a model that continues texts they are other names of its head, which is one of both under each.
+    let head = spec.language_head().filter(|id| is_int8(*id)).and_then(|id| plan.linears[id].scheme());
+    let renamed = spec.absent_linears.iter().filter_map(|path| Some((path.clone(), head?.scheme)));
+    let absent = spec.absent_linears.iter().filter(|_| head.is_none()).cloned();
+    let float = plan.linears.iter().map(|linear| linear.linear).filter(|id| !is_int8(*id));
     let float =
         float.filter(|id| spec.linears[*id].is_torch_linear()).map(|id| spec.linears[id].path.clone());
-    let float = float.chain(spec.absent_linears.iter().cloned()).chain(unused_linears(prepared));
-    let quantization = QuantizationConfig::for_modules(modules, float);
+    let float = float.chain(absent).chain(unused_linears(prepared));
+    let quantization = DeployedConfig {
+        format: plan.format,
+        linears: QuantizationConfig::for_modules(modules.chain(renamed), float),
+        int8_head: tied.is_some(),
+    };
     let mut config = prepared.directory.config().clone();
     if let Value::Object(map) = &mut config {
         // A checkpoint of a pre-training model is deployed as the encoder that was measured.
         map.insert("architectures".to_owned(), json!([prepared.directory.spec().architecture]));
-        map.insert("quantization_config".to_owned(), quantization.to_json());
+        quantization.write_into(map);
     }
     let mut text = serde_json::to_string_pretty(&config)
         .map_err(|error| PipelineError::Io { path: dir.join("config.json"), source: error.into() })?;
@@ -516,10 +574,8 @@ fn unused_linears(prepared: &Prepared) -> impl Iterator<Item = String> + '_ {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::config::Config;
+    use crate::config::{self, Config};
     use crate::events::Cancel;
     use crate::statistics::{Origin, Pass, observe};
     use zeropoint_calibrator::Room;
@@ -555,27 +611,39 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_head_stays_float_under_every_name_that_loaders_give_it() {
+    fn a_head_is_the_same_under_every_name_that_loaders_give_it() {
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/neox-causal");
         let mut config = Config::new(fixture.to_string_lossy());
         config.calibration.samples = 4;
-        let prepared = Prepared::new(config).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        write_config(&prepared, dir.path()).unwrap();
-        let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
-        let written: Value = serde_json::from_str(&text).unwrap();
+        let written = |config: Config| -> Value {
+            let prepared = Prepared::new(config).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            write_config(&prepared, dir.path()).unwrap();
+            let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+            serde_json::from_str::<Value>(&text).unwrap()["quantization_config"].take()
+        };
         // transformers 5.23 moves the tensors of `embed_out` to a module of the other name, and would take it for INT8.
-        assert_eq!(written["quantization_config"]["ignore"], json!(["embed_out", "lm_head"]));
+        let ignored = written(config.clone())["ignore"].take();
+        assert_eq!(ignored, json!(["embed_out", "lm_head"]));
+        config.quantization.lm_head = config::LmHead::Int8;
+        let written = written(config);
+        let read = QuantizationConfig::from_json(&written).unwrap();
+        assert_eq!(read.scheme_of("embed_out"), Some(zeropoint_formats::deployed::INT8_HEAD), "{written}");
+        assert_eq!(read.scheme_of("lm_head"), read.scheme_of("embed_out"), "{written}");
     }
 
     #[test]
     fn the_planned_files_are_the_written_ones_to_the_byte_in_any_number_of_shards() {
         let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
-        for name in ["bert-mean", "bert-cls-sharded", "bert-max-f16", "bert-classifier-bf16"] {
-            for quantization in ["scheme = 'w8a8-dynamic'", "scheme = 'w8a8-static'\nembeddings = 'bf16'"] {
+        let portable = ["scheme = 'w8a8-dynamic'", "scheme = 'w8a8-static'\nembeddings = 'bf16'"];
+        for name in ["bert-mean", "bert-cls-sharded", "bert-max-f16", "bert-classifier-bf16", "bert-mlm"] {
+            for quantization in portable.into_iter().chain(["embeddings = 'int8'"]) {
                 let mut config = Config::new(fixtures.join(name).to_string_lossy());
                 config.quantization = toml::from_str(quantization).unwrap();
                 config.calibration.samples = 4;
+                if config.quantization.embeddings == config::Embeddings::Int8 {
+                    config.output.formats = vec![config::OutputFormat::Zeropoint];
+                }
                 let prepared = Prepared::new(config).unwrap();
                 let float = Model::load(&prepared.directory).unwrap();
                 let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();

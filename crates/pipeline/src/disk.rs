@@ -9,6 +9,7 @@ use zeropoint_observer::StatisticsFile;
 
 use crate::deploy::{dense_files, is_output, planned_output};
 use crate::system::free_disk;
+use crate::tables::own_bytes;
 use crate::{PipelineError, Prepared};
 
 /// Bytes that a run needs where its output goes: the output itself, and what it keeps to be continued.
@@ -28,8 +29,15 @@ pub(crate) fn needed(prepared: &Prepared) -> Result<u64, PipelineError> {
         .map(|path| fs::metadata(source.join(path)).map_or(0, |found| found.len()))
         .fold(0u64, u64::saturating_add);
     let text = TEXT + TEXT_PER_LINEAR * spec.linears.len() as u64;
-    let parts =
-        [output.weight_bytes(), output.index_bytes, dense, companions, 2 * statistics(prepared), text];
+    let parts = [
+        output.weight_bytes(),
+        output.index_bytes,
+        dense,
+        own_bytes(prepared),
+        companions,
+        2 * statistics(prepared),
+        text,
+    ];
     Ok(parts.into_iter().fold(0, u64::saturating_add))
 }
 

@@ -15,6 +15,7 @@ use crate::journal::Journal;
 use crate::run::{MARKER, RunOptions};
 use crate::statistics::is_likely_cached;
 use crate::system::free_disk;
+use crate::tables::{own_bytes, own_files};
 use crate::{PipelineError, Prepared, bench, disk, memory};
 
 /// One Linear of a plan.
@@ -121,6 +122,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
     let dense = dense_files(prepared, prepared.directory.path())?;
     let dense = dense.iter().map(|(folder, file)| (format!("{folder}/{DENSE_WEIGHTS}"), file.file_bytes()));
     let dense: Vec<(String, u64)> = dense.collect();
+    let own = own_files(prepared);
     let dense_bytes: u64 = dense.iter().map(|(_, bytes)| bytes).sum();
     let layers = prepared.plan.linears.iter().map(|plan| {
         let linear = &spec.linears[plan.linear];
@@ -145,8 +147,8 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.data.len())).collect(),
         latency: latency.len(),
         original_bytes: prepared.directory.checkpoint().weight_bytes() + dense_bytes,
-        quantized_bytes: planned.weight_bytes() + dense_bytes,
-        files: planned.files.into_iter().chain(dense).collect(),
+        quantized_bytes: planned.weight_bytes() + dense_bytes + own_bytes(prepared),
+        files: planned.files.into_iter().chain(dense).chain(own).collect(),
         disk_bytes: disk::needed(prepared)?,
         disk_free_bytes: free_disk(Path::new(&output)),
         memory_bytes: memory::peak(prepared, options.memory, &batches),

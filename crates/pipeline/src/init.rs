@@ -219,7 +219,9 @@ fn quantization(scheme: Preset, prepared: &Prepared) -> String {
         "embeddings = \"keep\"",
         &format!("embedding tables, {} bytes; \"bf16\" halves those in f32", grouped(tables)),
     ));
-    text.push_str("# Embedding tables, norms and biases are never INT8.");
+    text.push_str(
+        "# Norms and biases are never INT8, embedding tables in the format \"zeropoint\" alone.\n#",
+    );
     let kept: Vec<(&str, &str)> = prepared
         .plan
         .linears

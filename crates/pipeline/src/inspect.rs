@@ -1,8 +1,8 @@
 //! What a model directory holds, without reading a weight.
 
 use serde::Serialize;
-use zeropoint_formats::compressed_tensors::QuantizationConfig;
-use zeropoint_formats::{Dtype, TensorInfo};
+use zeropoint_formats::deployed::INT8_HEAD;
+use zeropoint_formats::{DeployedConfig, Dtype, TensorInfo};
 use zeropoint_models::{
     HeadOutput, HeadSpec, LinearSpec, ModelDirectory, Pooling, Problem, RowSelection, SentenceStep, Task,
 };
@@ -81,11 +81,13 @@ pub fn inspect(
     let model = sources.model(source, revision)?;
     let directory = ModelDirectory::open(&model.source, Task::Auto)?;
     let (spec, checkpoint) = (directory.spec(), directory.checkpoint());
-    let quantization = directory.quantization_config().map(QuantizationConfig::from_json).transpose()?;
+    let quantization = DeployedConfig::from_config(directory.config())?;
+    let head = spec.language_head().filter(|_| quantization.as_ref().is_some_and(|q| q.int8_head));
     let linears = spec
         .linears
         .iter()
-        .map(|linear| {
+        .enumerate()
+        .map(|(id, linear)| {
             let weight = checkpoint.get(&linear.weight);
             InspectedLinear {
                 path: linear.path.clone(),
@@ -95,7 +97,8 @@ pub fn inspect(
                 quantized: quantization
                     .as_ref()
                     .filter(|_| linear.is_torch_linear())
-                    .and_then(|q| q.scheme_of(&linear.path))
+                    .and_then(|q| q.linears.scheme_of(&linear.path))
+                    .or_else(|| (head == Some(id)).then_some(INT8_HEAD))
                     .map(|s| s.to_string()),
                 ignored_by_default: linear.role.default_ignore_reason().map(str::to_owned),
             }

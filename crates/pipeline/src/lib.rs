@@ -42,6 +42,7 @@ mod stages;
 mod statistics;
 mod streamed;
 mod system;
+mod tables;
 mod written;
 
 pub use bench::{BenchRequest, bench, bench_texts};

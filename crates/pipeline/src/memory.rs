@@ -68,7 +68,7 @@ fn whole(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> Vec<usize> {
         .sum();
     // What the plan leaves float is read again by the simulation and by the written model.
     let float_again = linears - quantized * F32;
-    let simulated_tables = if prepared.plan.embeddings == EmbeddingPrecision::Bf16 { tables } else { 0 };
+    let simulated_tables = if prepared.plan.embeddings == EmbeddingPrecision::Keep { 0 } else { tables };
     let statistics = disk::statistics(prepared) as usize;
 
     let model = tables + linears;
@@ -100,6 +100,8 @@ fn by_parts(
     let calibration = batches(prepared).map(|lengths| activations(spec, &lengths)).max().unwrap_or(0);
     let check = if prepared.config.output.self_check { check(spec, &probe_lengths(prepared)) } else { 0 };
     let quantized: BTreeSet<usize> = prepared.plan.quantized().map(|(plan, _)| plan.linear).collect();
+    // A head that is made of a table waits for the part that runs it.
+    let waiting = prepared.plan.tied_head(spec).map_or(0, |(id, _)| spec.linears[id].weights());
     let mut stages = Vec::new();
     for &part in parts {
         let float = part_bytes(prepared, part);
@@ -114,11 +116,11 @@ fn by_parts(
         if !prepared.calibration.inputs.is_empty() {
             stages.push(statistics + states(calibrated) + float + calibration);
         }
-        stages.push(statistics + integers + largest_copy(prepared));
+        stages.push(statistics + waiting + integers + largest_copy(prepared));
         if prepared.config.output.self_check {
             // The float part, its integers as quantised, as written and as f32 in the simulation.
             let float_again = float - F32 * integers;
-            stages.push(statistics + float + (2 + F32) * integers + 2 * float_again + check);
+            stages.push(statistics + waiting + float + (2 + F32) * integers + 2 * float_again + check);
         }
         let rows = |task: &Vec<Vec<usize>>| task.iter().flatten().sum();
         let evaluated_rows = evaluation.iter().map(rows).max().unwrap_or(0);

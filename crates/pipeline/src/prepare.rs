@@ -3,6 +3,7 @@
 use zeropoint_calibrator::dataset::{self, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
 use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
+use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
 use zeropoint_quantizer::Plan;
 
@@ -53,7 +54,7 @@ impl Prepared {
         pin_data(&mut config, sources)?;
         let (model, directory) =
             open_model(&config, sources).map_err(|error| blame::model(error, &config))?;
-        let plan = convert::plan_request(&config.quantization)
+        let plan = convert::plan_request(&config)
             .map_err(PipelineError::from)
             .and_then(|request| Ok(Plan::new(directory.spec(), &request)?))
             .map_err(|error| blame::plan(error, &config))?;
@@ -112,7 +113,7 @@ impl Prepared {
             })
             .collect::<Result<Vec<_>, PipelineError>>()?;
         check_gates(&config, &directory, &tasks)?;
-        let config = effective(config, &directory);
+        let config = effective(config, &directory, &plan);
         let options = Options {
             batch_size: config.evaluation.batch_size,
             resamples: config.evaluation.bootstrap_resamples,
@@ -145,8 +146,14 @@ impl Prepared {
         if layer.scheme.is_static() {
             name = name + ", activation range " + &layer.range_observer.to_string();
         }
-        if quantization.embeddings == config::Embeddings::Bf16 {
-            name.push_str(", embedding tables bf16");
+        if quantization.embeddings != config::Embeddings::Keep {
+            name = name + ", embedding tables " + quantization.embeddings.as_str();
+        }
+        if quantization.lm_head == config::LmHead::Int8 {
+            name.push_str(", lm_head int8");
+        }
+        if self.plan.format == DirectoryFormat::Zeropoint {
+            name.push_str(", format zeropoint");
         }
         match quantization.overrides.len() {
             0 => {}
@@ -168,7 +175,7 @@ fn open_model(config: &Config, sources: &Sources<'_>) -> Result<(LocalModel, Mod
 
 /// The config with what the model decides where the config leaves it open: its task, the tokens it takes, the Linears
 /// that stay float. Run again, it gives the same.
-fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
+fn effective(mut config: Config, directory: &ModelDirectory, plan: &Plan) -> Config {
     let spec = directory.spec();
     config.model.task = match spec.head().output {
         HeadOutput::Embedding { .. } => config::ModelTask::Embedding,
@@ -189,8 +196,10 @@ fn effective(mut config: Config, directory: &ModelDirectory) -> Config {
         task.settle_windows(most);
     }
     config.quantization.ignore.get_or_insert_with(|| {
-        let ignored = spec.linears.iter().filter(|linear| linear.role.default_ignore_reason().is_some());
-        ignored.map(|linear| config::Pattern(linear.path.clone())).collect()
+        let ignored = plan.linears.iter().filter(|plan| {
+            spec.linears[plan.linear].role.default_ignore_reason().is_some() && plan.scheme().is_none()
+        });
+        ignored.map(|plan| config::Pattern(plan.path.clone())).collect()
     });
     config
 }

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
-use zeropoint_formats::Checkpoint;
-use zeropoint_formats::compressed_tensors::QuantizationConfig;
 use zeropoint_formats::staged::is_model_file;
+use zeropoint_formats::{Checkpoint, DeployedConfig};
 use zeropoint_hub::{PushFile, RepoId, Revision, Upload};
 
 use crate::deploy::MODEL_DIR;
@@ -152,12 +151,10 @@ fn check_config(dir: &Path) -> Result<(), PipelineError> {
     };
     let config: Value = serde_json::from_slice(&text)
         .map_err(|error| refuse(format!("its config.json is not JSON: {error}")))?;
-    let quantization = config.get("quantization_config").filter(|value| !value.is_null());
-    let quantization = quantization.ok_or_else(|| {
+    let quantization = DeployedConfig::from_config(&config)?;
+    quantization.map(drop).ok_or_else(|| {
         refuse("is not quantised (config.json has no `quantization_config`); what is pushed is what `zeropoint run` wrote".to_owned())
-    })?;
-    QuantizationConfig::from_json(quantization)?;
-    Ok(())
+    })
 }
 
 /// The card is there; what it lacks is said.

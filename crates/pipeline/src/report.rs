@@ -8,18 +8,20 @@ use zeropoint_evaluator::report::{
     OutlierChannel, Report, SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, capped_sqnr_db,
     parse_front_matter,
 };
-use zeropoint_formats::{Checkpoint, Dtype, SafetensorsFile, TensorInfo};
-use zeropoint_models::{ActivationQuantizer, InputSpec, LinearSpec, Task};
+use zeropoint_formats::deployed::table_scale;
+use zeropoint_formats::{Checkpoint, DirectoryFormat, Dtype, SafetensorsFile, TensorInfo};
+use zeropoint_models::{ActivationQuantizer, InputSpec, LinearRole, LinearSpec, Task};
 use zeropoint_observer::{
     ActivationStatistics, StatisticsFile, clipped_fraction, median_absmax, outlier_channels,
 };
-use zeropoint_quantizer::{Decision, LayerScheme};
+use zeropoint_quantizer::{Decision, EmbeddingPrecision, LayerScheme};
 
 use crate::deploy::dense_files;
 use crate::distribution::activation_bins;
 use crate::experts::{expert_rows, unused_warning};
 use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
+use crate::tables::own_bytes;
 use crate::{PipelineError, Prepared, config};
 
 /// A channel is an outlier when its largest value is this many times the median channel's (as in Bondarenko et al.
@@ -80,7 +82,10 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
             seed: prepared.config.calibration.seed,
             passes: u32::from(observed),
         },
-        size: Size::new(weight_bytes(checkpoint, &source_dense), weight_bytes(output, &dense)),
+        size: Size::new(
+            weight_bytes(checkpoint, &source_dense),
+            weight_bytes(output, &dense) + own_bytes(prepared),
+        ),
         metrics,
         gates,
         latency,
@@ -173,7 +178,14 @@ fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &La
         outlier_channels,
         outlier_count,
         bytes: done.bytes,
-        original_bytes: source_bytes(prepared, linear),
+        // A table that stays one is counted as one.
+        original_bytes: if linear.role == LinearRole::TiedDecoder
+            && prepared.plan.embeddings != EmbeddingPrecision::Int8
+        {
+            Some(0)
+        } else {
+            source_bytes(prepared, linear)
+        },
     }
 }
 
@@ -197,9 +209,11 @@ fn source_bytes(prepared: &Prepared, linear: &LinearSpec) -> Option<u64> {
 }
 
 /// Bytes of a float tensor of the output in the source. One that the source does not name is a part of a fused tensor,
-/// copied as it is.
+/// copied as it is, or the scales of an INT8 table, which are new.
 fn float_source_bytes(prepared: &Prepared, info: &TensorInfo) -> u64 {
-    prepared.directory.checkpoint().get(&info.name).map_or(info.bytes(), TensorInfo::bytes)
+    let of_a_table = prepared.plan.embeddings == EmbeddingPrecision::Int8 && info.name.ends_with("_scale");
+    let unnamed = if of_a_table { 0 } else { info.bytes() };
+    prepared.directory.checkpoint().get(&info.name).map_or(unnamed, TensorInfo::bytes)
 }
 
 /// Every float tensor of the output, those of dense modules in its folders at the end, with the reason why it is one.
@@ -209,9 +223,13 @@ fn not_quantized(
     dense: &BTreeMap<&str, SafetensorsFile>,
 ) -> Vec<NotQuantized> {
     let spec = prepared.directory.spec();
+    let int8_tables = prepared.plan.embeddings == EmbeddingPrecision::Int8;
     let mut reasons: BTreeMap<String, String> = BTreeMap::new();
     for table in spec.tables() {
         reasons.insert(table.tensor.clone(), "embedding table: looked up, not multiplied".to_owned());
+        if int8_tables {
+            reasons.insert(table_scale(&table.tensor), "scales of an embedding table's rows".to_owned());
+        }
     }
     for norm in spec.norms() {
         for name in norm.tensors() {
@@ -248,6 +266,12 @@ fn not_quantized(
         reasons.extend(linear.bias.clone().map(|name| (name, bias)));
     }
     reasons.extend(spec.unused.iter().cloned());
+    if let Some((head, _)) = prepared.plan.tied_head(spec).filter(|_| int8_tables) {
+        // Its integers are a layer's.
+        let tensor = &spec.linears[head].weight;
+        reasons.remove(tensor);
+        reasons.remove(&table_scale(tensor));
+    }
     let dense = dense.iter().flat_map(|(folder, file)| {
         file.tensors().map(move |info| NotQuantized {
             tensor: format!("{folder}/{}", info.name),
@@ -267,10 +291,12 @@ fn not_quantized(
                 dtype: info.dtype.name().to_owned(),
                 bytes: info.bytes(),
                 original_bytes: Some(float_source_bytes(prepared, info)),
-                reason: if info.dtype == Dtype::BF16 && spec.tables().any(|t| t.tensor == info.name) {
-                    format!("{reason} (stored as bf16)")
-                } else {
-                    reason
+                reason: match info.dtype {
+                    Dtype::BF16 if spec.tables().any(|t| t.tensor == info.name) => {
+                        format!("{reason} (stored as bf16)")
+                    }
+                    Dtype::I8 => format!("{reason} (stored as INT8)"),
+                    _ => reason,
                 },
             })
         })
@@ -294,6 +320,7 @@ pub(crate) fn card(prepared: &Prepared) -> CardInfo {
         }
         .to_owned(),
         sentence_transformers: directory.path().join("modules.json").exists(),
+        zeropoint_only: prepared.plan.format == DirectoryFormat::Zeropoint,
     }
 }
 

@@ -437,7 +437,7 @@ impl Work<'_> {
             let linear = &spec.linears[plan.linear];
             // A Linear of the plan that the checkpoint does not hold is refused when the model is described.
             if let Some(done) = linears.remove(&linear.path) {
-                let quantizer = input_quantizer(self.prepared, statistics, linear, scheme)?;
+                let quantizer = input_quantizer(self.prepared, Some(statistics), linear, scheme)?;
                 facts.insert(plan.linear, LayerFacts { scheme: *scheme, quantizer, done });
             }
         }

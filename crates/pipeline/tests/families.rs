@@ -4,9 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use zeropoint_core::Rng;
+use zeropoint_kernels::KvPrecision;
 use zeropoint_models::{EmbeddingRole, ImagePixels, ModelSpec, Outputs, PackedBatch, Task, TokenSequence};
-use zeropoint_pipeline::config::Config;
-use zeropoint_pipeline::{CacheDir, Cancel, MODEL_DIR, Memory, Prepared, RunOptions, RunOutcome, run};
+use zeropoint_pipeline::config::{Config, OutputFormat};
+use zeropoint_pipeline::{
+    CacheDir, Cancel, MODEL_DIR, Memory, Prepared, PushRequest, RunOptions, RunOutcome, dry_run, plan_push,
+    run,
+};
 use zeropoint_runtime::QuantizedModel;
 
 const OPTIONS: RunOptions =
@@ -82,9 +86,14 @@ fn repository() -> PathBuf {
 }
 
 fn prepared(out: &Path, fixture: &str, scheme: &str) -> Prepared {
+    prepared_in(out, fixture, &format!("scheme = \"{scheme}\""), OutputFormat::CompressedTensors)
+}
+
+fn prepared_in(out: &Path, fixture: &str, scheme: &str, format: OutputFormat) -> Prepared {
     let mut config = Config::new(repository().join("tests/fixtures").join(fixture).to_string_lossy());
     config.output.dir = Some(out.to_string_lossy().into_owned());
-    config.quantization = toml::from_str(&format!("scheme = \"{scheme}\"")).expect("a scheme");
+    config.output.formats = vec![format];
+    config.quantization = toml::from_str(scheme).expect("a scheme");
     config.calibration.samples = 6;
     config.evaluation.tasks.iter_mut().for_each(|task| task.limit = Some(8));
     Prepared::new(config).unwrap_or_else(|error| panic!("{fixture}, {scheme}: {error}"))
@@ -125,7 +134,8 @@ fn every_family_and_head_goes_the_whole_way() {
                 _ => panic!("{name}: fidelity is measured by default"),
             }
 
-            part_by_part_it_is_the_same(&outcome, &dir.path().join("parts"), name, scheme);
+            let parts = self::prepared(&dir.path().join("parts"), name, scheme);
+            part_by_part_it_is_the_same(&outcome, &parts, &format!("{name}, {scheme}"));
 
             let written = QuantizedModel::load(&outcome.dir.join(MODEL_DIR), Task::Auto)
                 .unwrap_or_else(|error| panic!("{name}, {scheme}: {error}"));
@@ -143,39 +153,111 @@ fn every_family_and_head_goes_the_whole_way() {
     }
 }
 
+/// A fixture, what is asked of it, in which format, and the Linears that stay float.
+type OwnCase = (&'static str, &'static str, OutputFormat, &'static [&'static str]);
+
+const PORTABLE: OutputFormat = OutputFormat::CompressedTensors;
+const OWN: OutputFormat = OutputFormat::Zeropoint;
+
+const OWN_CASES: [OwnCase; 11] = [
+    ("neox-causal", "lm_head = 'int8'", PORTABLE, &[]),
+    ("llama-causal", "lm_head = 'int8'", PORTABLE, &[]),
+    ("llama-scaled", "lm_head = 'int8'", PORTABLE, &[]),
+    ("qwen2-causal", "scheme = 'w8a8-static'\nlm_head = 'int8'\nembeddings = 'bf16'", PORTABLE, &[]),
+    ("gemma2-causal", "lm_head = 'int8'\nweights.observer = 'min-max'", PORTABLE, &[]),
+    ("qwen2-causal", "lm_head = 'int8'\nembeddings = 'bf16'", OWN, &[]),
+    ("smollm3-causal", "embeddings = 'int8'", OWN, &["lm_head"]),
+    ("gemma3-causal", "scheme = 'w8a8-static'\nembeddings = 'int8'\nlm_head = 'int8'", OWN, &[]),
+    ("bert-mlm", "embeddings = 'int8'", OWN, &["cls.predictions.transform.dense", "cls.predictions.decoder"]),
+    ("gpt2-causal", "scheme = 'w8a8-static'", OWN, &["lm_head"]),
+    ("gpt2-causal", "embeddings = 'int8'\nlm_head = 'int8'", OWN, &[]),
+];
+
+#[test]
+fn int8_heads_tables_and_conv1d_go_the_whole_way() {
+    for (name, quantization, format, float) in OWN_CASES {
+        let about = format!("{name}, {quantization}, {format:?}");
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let prepared = prepared_in(&dir.path().join("whole"), name, quantization, format);
+        let kept = prepared.plan.linears.iter().filter(|linear| linear.scheme().is_none());
+        assert_eq!(kept.map(|linear| linear.path.as_str()).collect::<Vec<_>>(), float, "{about}");
+        let plan = dry_run(&prepared, &OPTIONS).expect("a plan");
+        let outcome = run(&prepared, &OPTIONS, &(), &Cancel::default())
+            .unwrap_or_else(|error| panic!("{about}: {error}"));
+        let check = outcome.report.self_check.as_ref().expect("every run checks itself");
+        assert_eq!(check.cosine_min, 1.0, "{about}: simulation and runtime");
+        let layers: Vec<&str> = outcome.report.layers.iter().map(|layer| layer.path.as_str()).collect();
+        let linears = &prepared.directory.spec().linears;
+        assert_eq!(layers.len(), linears.len() - float.len(), "{about}: {layers:?}");
+        assert!(outcome.report.layers.iter().all(|layer| layer.output_sqnr_db.is_some()), "{about}");
+
+        let parts = prepared_in(&dir.path().join("parts"), name, quantization, format);
+        part_by_part_it_is_the_same(&outcome, &parts, &about);
+
+        let model = outcome.dir.join(MODEL_DIR);
+        for (file, bytes) in &plan.files {
+            assert_eq!(model.join(file).metadata().expect(file).len(), *bytes, "{about}: {file}");
+        }
+        assert_eq!(plan.quantized_bytes, outcome.report.size.quantized_bytes, "{about}");
+        let target = "owner/model".to_owned();
+        let request = PushRequest { target, revision: None, public: false, message: None };
+        let push = plan_push(&model, &request).unwrap_or_else(|error| panic!("{about}: {error}"));
+        let pushed = |wanted: &str| push.files.iter().any(|(path, _)| path == wanted);
+        assert!(plan.files.iter().all(|(file, _)| pushed(file)), "{about}: {:?}", push.files);
+        let written = QuantizedModel::load(&model, Task::Auto).unwrap_or_else(|e| panic!("{about}: {e}"));
+        assert_eq!(written.quantized_linears(), layers.len(), "{about}");
+        let config = &written.directory().config()["quantization_config"];
+        if format == OWN {
+            assert_eq!(
+                (&config["format"], config.get("quant_method")),
+                (&"zeropoint".into(), None),
+                "{about}"
+            );
+        } else {
+            assert_eq!(config["quant_method"], "compressed-tensors", "{about}");
+        }
+        the_engine_has_the_bits_of_the_sites(&written, &about);
+        if written.directory().spec().head().task() == Task::CausalLm {
+            a_cache_has_the_bits_of_the_sites(&written, &about);
+        }
+    }
+}
+
 /// Without memory for hidden states no model is kept whole, and everything between two blocks is in a file.
-fn part_by_part_it_is_the_same(whole: &RunOutcome, out: &Path, name: &str, scheme: &str) {
+fn part_by_part_it_is_the_same(whole: &RunOutcome, prepared: &Prepared, about: &str) {
     let options = RunOptions { memory: Memory(0), ..OPTIONS };
-    let parts = run(&prepared(out, name, scheme), &options, &(), &Cancel::default())
-        .unwrap_or_else(|error| panic!("{name}, {scheme}: {error}"));
-    assert_eq!(files(&parts.dir.join(MODEL_DIR)), files(&whole.dir.join(MODEL_DIR)), "{name}, {scheme}");
+    let parts =
+        run(prepared, &options, &(), &Cancel::default()).unwrap_or_else(|error| panic!("{about}: {error}"));
+    assert_eq!(files(&parts.dir.join(MODEL_DIR)), files(&whole.dir.join(MODEL_DIR)), "{about}");
     let statistics = |outcome: &RunOutcome| {
         std::fs::read(outcome.dir.join("statistics.safetensors")).expect("it is there")
     };
-    assert!(statistics(&parts) == statistics(whole), "{name}, {scheme}: statistics");
+    assert!(statistics(&parts) == statistics(whole), "{about}: statistics");
     let metrics = |outcome: &RunOutcome| format!("{:?}", outcome.report.metrics);
-    assert_eq!(metrics(&parts), metrics(whole), "{name}, {scheme}");
+    assert_eq!(metrics(&parts), metrics(whole), "{about}");
     let layers = |outcome: &RunOutcome| format!("{:?}", outcome.report.layers);
-    assert_eq!(layers(&parts), layers(whole), "{name}, {scheme}");
+    assert_eq!(layers(&parts), layers(whole), "{about}");
     let inside = std::fs::read_dir(&parts.dir).expect("the directory is there").count();
     assert_eq!(
         inside,
         std::fs::read_dir(&whole.dir).expect("the directory is there").count(),
-        "{name}: files"
+        "{about}: files"
     );
 }
 
-/// The names of the files of a directory, with what they hold in 32 bytes.
-fn files(dir: &Path) -> Vec<(String, String)> {
-    let mut files: Vec<(String, String)> = std::fs::read_dir(dir)
-        .expect("the directory is there")
-        .map(|entry| entry.expect("it can be listed").path())
-        .filter(|path| path.is_file())
-        .map(|path| {
+/// The names of the files of a directory and its folders, with what they hold in 32 bytes.
+fn files(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("the directory is there") {
+        let path = entry.expect("it can be listed").path();
+        let name = PathBuf::from(path.file_name().expect("it has a name"));
+        if path.is_dir() {
+            files.extend(self::files(&path).into_iter().map(|(inside, digest)| (name.join(inside), digest)));
+        } else {
             let digest = zeropoint_formats::staged::file_digest(&path).expect("it is read");
-            (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), digest.blake3.to_string())
-        })
-        .collect();
+            files.push((name, digest.blake3.to_string()));
+        }
+    }
     files.sort();
     files
 }
@@ -207,8 +289,14 @@ fn batches(spec: &ModelSpec, longest: usize) -> Vec<PackedBatch> {
     batches
 }
 
-/// A text in parts, with the bits of the sites.
+/// A text in parts, with the bits of the sites, however its keys and values are held.
 fn a_cache_has_the_bits_of_the_sites(written: &QuantizedModel, name: &str) {
+    for precision in [KvPrecision::Bf16, KvPrecision::Int8] {
+        a_cache_in_that_precision(written, precision, &format!("{name}, {precision:?}"));
+    }
+}
+
+fn a_cache_in_that_precision(written: &QuantizedModel, precision: KvPrecision, name: &str) {
     let model = written.model();
     let mut rng = Rng::new(9);
     let words = written.directory().spec().tables().next().expect("words").rows as u64;
@@ -220,13 +308,13 @@ fn a_cache_has_the_bits_of_the_sites(written: &QuantizedModel, name: &str) {
             Some(&ids[*start - part..*start])
         })
     };
-    let mut cache = model.new_cache().expect("a decoder");
+    let mut cache = model.new_cache_in(precision).expect("a decoder");
     let expected: Vec<_> = parts()
         .map(|ids| bits(model.extend_by_sites(ids, &mut cache, ids.len()).expect("the sites run")))
         .collect();
     for threads in [1, 2, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        let mut cache = model.new_cache().expect("a decoder");
+        let mut cache = model.new_cache_in(precision).expect("a decoder");
         for (ids, expected) in parts().zip(&expected) {
             let found = pool.install(|| model.extend(ids, &mut cache, ids.len())).expect("the engine runs");
             assert!(
@@ -235,6 +323,15 @@ fn a_cache_has_the_bits_of_the_sites(written: &QuantizedModel, name: &str) {
                 ids.len()
             );
         }
+    }
+    // Token by token, the last ones taken back and given again.
+    let last = expected.last().expect("there are parts");
+    let count = cache.len();
+    for kept in [0, count - 2] {
+        cache.truncate(kept);
+        let steps = ids[kept..count].chunks(1);
+        let found = steps.map(|ids| bits(model.extend(ids, &mut cache, 1).expect("a step"))).last();
+        assert!(found.as_ref() == Some(last), "{name}: token by token behind {kept}");
     }
 }
 

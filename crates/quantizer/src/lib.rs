@@ -12,7 +12,8 @@ mod weights;
 
 pub use activations::{ActivationError, site_params, site_quantizer};
 pub use plan::{
-    Decision, EmbeddingPrecision, LayerOverride, LayerScheme, LinearPlan, Plan, PlanError, PlanRequest,
+    Decision, EmbeddingPrecision, HeadPrecision, LayerOverride, LayerScheme, LinearPlan, Plan, PlanError,
+    PlanRequest,
 };
 pub use simulate::simulated_linear;
 pub use weights::{QuantizedWeight, WeightError, quantize_weight};

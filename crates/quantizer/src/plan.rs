@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 use zeropoint_core::Scheme;
-use zeropoint_models::{LinearId, LinearRole, LinearSpec, ModelSpec};
+use zeropoint_formats::DirectoryFormat;
+use zeropoint_formats::deployed::INT8_HEAD;
+use zeropoint_models::{LinearId, LinearRole, ModelSpec};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 
 use crate::Pattern;
@@ -36,6 +38,17 @@ pub enum EmbeddingPrecision {
     Keep,
     /// Rounded to bfloat16 (a source that is 16-bit already is kept).
     Bf16,
+    /// INT8, symmetric with a scale for each row. Zeropoint's own format carries it.
+    Int8,
+}
+
+/// How the logits of a model that continues texts are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadPrecision {
+    /// As other Linears are: float, unless it is named.
+    Keep,
+    /// INT8, a scale for each output, activations dynamic and symmetric per token.
+    Int8,
 }
 
 /// What the user asks for.
@@ -49,6 +62,10 @@ pub struct PlanRequest {
     pub overrides: Vec<LayerOverride>,
     /// How embedding tables are stored.
     pub embeddings: EmbeddingPrecision,
+    /// How logits over a vocabulary are made; decides for that Linear whatever else is said of it.
+    pub lm_head: HeadPrecision,
+    /// Of the directory that is written.
+    pub format: DirectoryFormat,
 }
 
 /// What happens to one Linear.
@@ -91,6 +108,8 @@ pub struct Plan {
     pub linears: Vec<LinearPlan>,
     /// How embedding tables are stored.
     pub embeddings: EmbeddingPrecision,
+    /// Of the directory that is written.
+    pub format: DirectoryFormat,
     /// Things that work but that the user should know.
     pub warnings: Vec<String>,
 }
@@ -121,6 +140,20 @@ pub enum PlanError {
         /// One such layer.
         first: String,
     },
+    /// An INT8 head for a model that has none of its kind.
+    #[error(
+        "`quantization.lm_head` is \"int8\", but {architecture} has no output matrix that continues texts; remove `lm_head`"
+    )]
+    NoLanguageHead {
+        /// The architecture.
+        architecture: String,
+    },
+    /// INT8 tables in a format that does not carry them.
+    #[error(
+        "`quantization.embeddings` is \"int8\", which compressed-tensors does not carry; write `output.formats = \
+         [\"zeropoint\"]` for a directory that only Zeropoint loads, or `embeddings = \"bf16\"`"
+    )]
+    Int8Tables,
     /// A static scheme for a Linear that no calibration reaches.
     #[error(
         "`{path}` is to have static activations, but the task does not run it, so its input is never observed; add it \
@@ -180,15 +213,31 @@ impl Plan {
         for (i, exception) in request.overrides.iter().enumerate() {
             check_patterns(&paths, &format!("quantization.overrides.{i}.layers"), &exception.layers)?;
         }
-        let obstacles = spec.linears.iter().map(LinearSpec::obstacle).collect::<Option<Vec<_>>>();
+        let format = request.format;
+        if request.embeddings == EmbeddingPrecision::Int8 && format == DirectoryFormat::CompressedTensors {
+            return Err(PlanError::Int8Tables);
+        }
+        let head = match request.lm_head {
+            HeadPrecision::Keep => None,
+            HeadPrecision::Int8 => Some(
+                spec.language_head()
+                    .ok_or_else(|| PlanError::NoLanguageHead { architecture: spec.architecture.clone() })?,
+            ),
+        };
+        let obstacles = spec.linears.iter().map(|linear| linear.obstacle(format)).collect::<Option<Vec<_>>>();
         if let (Some(obstacles), Some(first)) = (obstacles, spec.linears.first()) {
             let (count, path) = (obstacles.len(), first.path.clone());
             return Err(PlanError::NothingPossible { count, path, reason: obstacles[0] });
         }
         let mut linears = Vec::with_capacity(spec.linears.len());
         for (id, linear) in spec.linears.iter().enumerate() {
+            if head == Some(id) {
+                let decision = Decision::Quantize(head_scheme(&request.scheme));
+                linears.push(LinearPlan { linear: id, path: linear.path.clone(), decision });
+                continue;
+            }
             // The role says more than that a list names it, and the same whether the list is given or the default.
-            let by_role = linear.default_ignore_reason().map(str::to_owned);
+            let by_role = linear.default_ignore_reason(format).map(str::to_owned);
             let ignored = match &request.ignore {
                 Some(patterns) => {
                     patterns.iter().find(|pattern| pattern.matches(&linear.path)).map(|pattern| {
@@ -210,7 +259,7 @@ impl Plan {
                 (None, Some(LayerOverride { scheme: Some(scheme), .. })) => Decision::Quantize(*scheme),
                 (None, None) => Decision::Quantize(request.scheme),
             };
-            if let (Decision::Quantize(_), Some(reason)) = (&decision, linear.obstacle()) {
+            if let (Decision::Quantize(_), Some(reason)) = (&decision, linear.obstacle(format)) {
                 let path = linear.path.clone();
                 return Err(match linear.role {
                     LinearRole::Expert => PlanError::Expert { path, reason },
@@ -225,13 +274,22 @@ impl Plan {
             linears.push(LinearPlan { linear: id, path: linear.path.clone(), decision });
         }
         check_overrides(&linears, request)?;
-        if linears.iter().all(|linear| linear.scheme().is_none()) {
+        // A table that is rounded when it is loaded makes no quantised directory.
+        let is_tied = |id: LinearId| spec.linears[id].role == LinearRole::TiedDecoder;
+        if linears.iter().all(|linear| linear.scheme().is_none() || is_tied(linear.linear)) {
             return Err(PlanError::Nothing { count: linears.len() });
         }
         let mut warnings = without_effect(&linears, request);
+        warnings.extend(head.and_then(|head| decided_by_head(&linears[head].path, &linears, request)));
         warnings.extend(split_sites(spec, &linears));
         warnings.extend(float_experts(spec, &linears));
-        Ok(Self { linears, embeddings: request.embeddings, warnings })
+        if format == DirectoryFormat::Zeropoint {
+            warnings.push(
+                "`output.formats` is [\"zeropoint\"]: only Zeropoint loads the result, transformers and vLLM refuse it"
+                    .to_owned(),
+            );
+        }
+        Ok(Self { linears, embeddings: request.embeddings, format, warnings })
     }
 
     /// The Linears that become INT8, with their schemes.
@@ -239,10 +297,36 @@ impl Plan {
         self.linears.iter().filter_map(|linear| Some((linear, linear.scheme()?)))
     }
 
+    /// The output matrix that becomes INT8 though it is an embedding table, with its scheme.
+    pub fn tied_head(&self, spec: &ModelSpec) -> Option<(LinearId, &LayerScheme)> {
+        let quantized = self.quantized().map(|(linear, scheme)| (linear.linear, scheme));
+        quantized.into_iter().find(|(id, _)| spec.linears[*id].role == LinearRole::TiedDecoder)
+    }
+
     /// Whether any activation needs calibration.
     pub fn needs_statistics(&self) -> bool {
         self.quantized().any(|(_, scheme)| scheme.scheme.is_static())
     }
+}
+
+/// Weights as those of the other layers have their ranges; each token has a scale of its own, whatever the others have.
+fn head_scheme(layers: &LayerScheme) -> LayerScheme {
+    LayerScheme { scheme: INT8_HEAD, ..*layers }
+}
+
+/// An override of the head alone, which `lm_head` decides.
+fn decided_by_head(head: &str, linears: &[LinearPlan], request: &PlanRequest) -> Option<String> {
+    let only_head = |exception: &LayerOverride| {
+        let mut matched = linears
+            .iter()
+            .filter(|plan| exception.layers.iter().any(|pattern| pattern.matches(&plan.path)))
+            .peekable();
+        matched.peek().is_some() && matched.all(|plan| plan.path == head)
+    };
+    let index = request.overrides.iter().position(only_head)?;
+    Some(format!(
+        "`quantization.overrides.{index}` has no effect: `quantization.lm_head` decides `{head}`, which is all it names"
+    ))
 }
 
 fn check_patterns<'a>(

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry};
+use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{ModelDirectory, ModelSpec, SourceRef, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 use zeropoint_quantizer::{
-    Decision, EmbeddingPrecision, LayerOverride, LayerScheme, Pattern, Plan, PlanError, PlanRequest,
+    Decision, EmbeddingPrecision, HeadPrecision, LayerOverride, LayerScheme, Pattern, Plan, PlanError,
+    PlanRequest,
 };
 
 const BLOCK_LINEARS: [&str; 6] = [
@@ -45,6 +47,8 @@ fn request(mode: ActivationMode) -> PlanRequest {
         ignore: None,
         overrides: Vec::new(),
         embeddings: EmbeddingPrecision::Keep,
+        lm_head: HeadPrecision::Keep,
+        format: DirectoryFormat::CompressedTensors,
     }
 }
 
@@ -377,4 +381,47 @@ fn readers_of_one_activation_that_differ_are_warned_of() {
     // Whole sites may differ from each other.
     assert_eq!(of(&["re:.*self"], Some(scheme(STATIC))), [""; 0]);
     assert_eq!(of(&["encoder.layer.0.output.dense"], None), [""; 0]);
+}
+
+#[test]
+fn an_int8_head_is_planned_whatever_else_is_said_of_it() {
+    let asked = |request: PlanRequest| PlanRequest { lm_head: HeadPrecision::Int8, ..request };
+    for (fixture, path) in
+        [("llama-causal", "lm_head"), ("smollm3-causal", "lm_head"), ("neox-causal", "embed_out")]
+    {
+        let spec = spec(fixture);
+        for request in [request(STATIC), ignoring(STATIC, &[path]), overriding(STATIC, &[(&["re:.*"], None)])]
+        {
+            let nothing_else = request.overrides.len() == 1;
+            let plan = Plan::new(&spec, &asked(request));
+            if nothing_else && fixture == "smollm3-causal" {
+                assert_eq!(plan.unwrap_err(), PlanError::Nothing { count: spec.linears.len() }, "{fixture}");
+                continue;
+            }
+            let plan = plan.unwrap();
+            assert_eq!(mode_of(&plan, path), Some(DYNAMIC), "{fixture}");
+            assert_eq!(plan.tied_head(&spec).is_some(), fixture == "smollm3-causal");
+            let others = plan.quantized().filter(|(linear, _)| linear.path != path);
+            assert!(others.into_iter().all(|(_, of)| *of == scheme(STATIC)), "{fixture}");
+        }
+    }
+    let warned =
+        Plan::new(&spec("llama-causal"), &asked(overriding(DYNAMIC, &[(&["lm_head"], None)]))).unwrap();
+    let says = "`quantization.overrides.0` has no effect: `quantization.lm_head` decides `lm_head`, which is all it names";
+    assert_eq!(warned.warnings, [says]);
+    let error = Plan::new(&spec("bert-mlm"), &asked(request(DYNAMIC))).unwrap_err().to_string();
+    assert!(error.contains("but BertForMaskedLM has no output matrix that continues texts"), "{error}");
+}
+
+#[test]
+fn the_own_format_carries_what_compressed_tensors_does_not() {
+    let int8 = PlanRequest { embeddings: EmbeddingPrecision::Int8, ..request(DYNAMIC) };
+    assert_eq!(Plan::new(&spec("bert-mean"), &int8).unwrap_err(), PlanError::Int8Tables);
+    let own = |request: PlanRequest| PlanRequest { format: DirectoryFormat::Zeropoint, ..request };
+    let plan = Plan::new(&spec("bert-mean"), &own(int8)).unwrap();
+    assert_eq!(plan.embeddings, EmbeddingPrecision::Int8);
+    assert!(plan.warnings[0].contains("only Zeropoint loads the result"), "{:?}", plan.warnings);
+    let gpt2 = spec("gpt2-causal");
+    let plan = Plan::new(&gpt2, &own(request(DYNAMIC))).unwrap();
+    assert_eq!(quantized(&plan).len(), gpt2.linears.len() - 1, "all but the head");
 }

@@ -18,6 +18,7 @@
 mod encoder;
 mod engine;
 mod generate;
+mod head;
 mod linear;
 mod model;
 mod module;

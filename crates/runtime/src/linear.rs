@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use zeropoint_core::{QuantParams, Symmetry};
+use zeropoint_core::{QuantParams, Symmetry, dequantize};
 use zeropoint_formats::compressed_tensors::QuantizedLinear;
 use zeropoint_kernels::{
     Activation, AlignedMemory, Epilogue, Isa, NonFinite, PackError, PackedWeights, RowMagnitudes, RowParams,
     linear, linear_added, linear_measured, linear_quantized, quantize_measured, quantize_tokens,
 };
-use zeropoint_models::{ActivationFn, ActivationQuantizer, apply_activation};
+use zeropoint_models::{ActivationFn, ActivationQuantizer, TableRows, apply_activation};
 
 use crate::split::over_threads;
 
@@ -50,6 +50,14 @@ impl IntegerLinear {
     /// Input channels.
     pub fn inputs(&self) -> usize {
         self.weights.inputs()
+    }
+
+    /// The real weights of one output, over `out` of `inputs` values.
+    fn dequantize_row(&self, output: usize, out: &mut [f32]) {
+        let mut row = vec![0i8; self.inputs()];
+        self.weights.row(output, &mut row);
+        let params = QuantParams { scale: self.scales[output], zero_point: 0 };
+        out.iter_mut().zip(&row).for_each(|(out, q)| *out = dequantize(*q, params));
     }
 
     /// `activation((a - zero_point) w * scales + bias)` for INT8 rows `a`, `[rows, inputs]`; `[rows, outputs]` out.
@@ -146,6 +154,13 @@ impl IntegerLinear {
             bias: self.bias.as_deref(),
             activation: self.activation,
         }
+    }
+}
+
+/// A head's weights are an embedding table too: one copy serves both.
+impl TableRows for IntegerLinear {
+    fn read(&self, row: usize, out: &mut [f32]) {
+        self.dequantize_row(row, out);
     }
 }
 

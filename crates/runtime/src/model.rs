@@ -5,15 +5,16 @@ use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
 use zeropoint_core::{ActivationMode, ActivationScheme, Scheme};
-use zeropoint_formats::FormatError;
 use zeropoint_formats::compressed_tensors::{QuantizationConfig, read_linear};
+use zeropoint_formats::{DeployedConfig, FormatError};
 use zeropoint_kernels::{Isa, PackError};
 use zeropoint_models::{
-    ActivationQuantizer, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError, ModelParts,
-    ModelSpec, Outputs, PackedBatch, Part, PartModel, SiteOp, SourceRef, Tables, Task, Tower,
+    ActivationQuantizer, EmbeddingTable, INT8_ATTENTION, LinearSpec, Model, ModelDirectory, ModelError,
+    ModelParts, ModelSpec, Outputs, PackedBatch, Part, PartModel, SiteOp, SourceRef, Tables, Task, Tower,
 };
 
 use crate::engine::{BlockParts, Engine};
+use crate::head;
 use crate::site::{IntegerSite, Reader};
 use crate::{IntegerLinear, WeightOnlyLinear};
 
@@ -57,10 +58,9 @@ impl QuantizedModel {
 
     /// As [`QuantizedModel::load`], from a directory that is open already.
     pub fn from_directory(directory: ModelDirectory) -> Result<Self, RuntimeError> {
-        let Some(config) = directory.quantization_config() else {
+        let Some(config) = DeployedConfig::from_config(directory.config())? else {
             return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
         };
-        let config = QuantizationConfig::from_json(config)?;
         let (model, quantized) = load_part(&directory, &config, Part::Whole)?;
         tracing::info!(isa = %model.isa(), quantized, "quantised model loaded");
         Ok(Self { directory, model, quantized })
@@ -90,7 +90,7 @@ impl QuantizedModel {
 /// An INT8 model that is loaded part by part, or whole at its first use.
 pub struct QuantizedParts {
     directory: ModelDirectory,
-    config: QuantizationConfig,
+    config: DeployedConfig,
     parts: Vec<Part>,
     whole: OnceLock<Model>,
 }
@@ -105,10 +105,9 @@ impl QuantizedParts {
 
     /// As [`QuantizedParts::open`], of a directory that is open already.
     pub fn from_directory(directory: ModelDirectory, whole_bytes: u64) -> Result<Self, RuntimeError> {
-        let Some(config) = directory.quantization_config() else {
+        let Some(config) = DeployedConfig::from_config(directory.config())? else {
             return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
         };
-        let config = QuantizationConfig::from_json(config)?;
         let parts = Part::of(directory.spec()).filter(|_| directory.spec().float_bytes() > whole_bytes);
         let parts = parts.unwrap_or_else(|| vec![Part::Whole]);
         Ok(Self { directory, config, parts, whole: OnceLock::new() })
@@ -146,17 +145,24 @@ impl ModelParts for QuantizedParts {
 /// A part of the model in a directory, and how many of its Linears are INT8.
 fn load_part(
     directory: &ModelDirectory,
-    config: &QuantizationConfig,
+    config: &DeployedConfig,
     part: Part,
 ) -> Result<(Model, usize), ModelError> {
     let isa = Isa::active()?;
     let spec = directory.spec();
     let mut quantized = 0;
     let mut sites: Vec<Option<Arc<IntegerSite>>> = vec![None; spec.sites.len()];
+    // Where the input alone is loaded its table is read as any other, INT8 or not.
+    let head = head::load(directory, isa, config.int8_head && part.has_output())?;
     let mut factory = |site: usize| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
-        let linears: Vec<&LinearSpec> =
-            spec.sites[site].consumers.iter().map(|&id| &spec.linears[id]).collect();
-        let schemes: Vec<Option<Scheme>> = linears.iter().map(|linear| scheme_of(config, linear)).collect();
+        let consumers = &spec.sites[site].consumers;
+        if let Some(head) = head.as_ref().filter(|head| consumers == &[head.id]) {
+            quantized += 1;
+            return Ok(Some(Box::new(IntegerSite::new(isa, vec![head.reader()]))));
+        }
+        let linears: Vec<&LinearSpec> = consumers.iter().map(|&id| &spec.linears[id]).collect();
+        let schemes: Vec<Option<Scheme>> =
+            linears.iter().map(|linear| scheme_of(&config.linears, linear)).collect();
         if schemes.iter().all(Option::is_none) {
             return Ok(None);
         }
@@ -170,11 +176,13 @@ fn load_part(
         sites[site] = Some(Arc::clone(&op));
         Ok(Some(Box::new(op)))
     };
-    let mut model = Model::load_part(spec, directory.checkpoint(), part, &mut factory, Tables::Read)?;
+    let table = |table: &EmbeddingTable| Ok(head.as_ref().and_then(|head| head.rows_of(table)));
+    let tables = Tables::Made(&table);
+    let mut model = Model::load_part(spec, directory.checkpoint(), part, &mut factory, tables)?;
     // One precision for all parts of a model.
     let schemes = spec.linears.iter().filter(|linear| linear.site.is_some());
-    let mut schemes = schemes.filter_map(|linear| scheme_of(config, linear));
-    if schemes.any(|scheme| !scheme.is_weight_only()) {
+    let mut schemes = schemes.filter_map(|linear| scheme_of(&config.linears, linear));
+    if config.int8_head || schemes.any(|scheme| !scheme.is_weight_only()) {
         model.set_attention_precision(INT8_ATTENTION);
     }
     for (i, tower) in spec.towers.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use candle_core::{Module, Result, Tensor};
 use zeropoint_core::Scheme;
-use zeropoint_formats::compressed_tensors::QuantizationConfig;
+use zeropoint_formats::DeployedConfig;
 use zeropoint_kernels::Isa;
 use zeropoint_models::{ModelDirectory, ModelError, SiteOp};
 
@@ -38,10 +38,10 @@ impl Int8Linear {
     ///
     /// A directory that is not quantised, a path that it does not have, and a Linear that is float there.
     pub fn load(directory: &ModelDirectory, path: &str) -> std::result::Result<Self, RuntimeError> {
-        let Some(config) = directory.quantization_config() else {
+        let Some(DeployedConfig { linears: config, .. }) = DeployedConfig::from_config(directory.config())?
+        else {
             return Err(RuntimeError::NotQuantized { path: directory.path().to_owned() });
         };
-        let config = QuantizationConfig::from_json(config)?;
         let bad = |reason: String| ModelError::Tensor {
             path: directory.path().to_owned(),
             tensor: path.to_owned(),

@@ -8,6 +8,9 @@ use zeropoint_kernels::{PackedWeights, WeightOnlyMatrix};
 /// Rows that one task multiplies: enough to use a panel of weights several times while it is in cache.
 const ROWS_PER_TASK: usize = 48;
 
+/// Most outputs of one row that one task computes.
+const OUTPUTS_PER_TASK: usize = 1024;
+
 /// Outputs that lie together in every packed weight.
 const PANEL: usize = PackedWeights::PANEL;
 const _: () = assert!(PANEL == WeightOnlyMatrix::PANEL);
@@ -36,6 +39,8 @@ pub(crate) fn over_threads(
         return out;
     }
     if rows == 1 {
+        // Narrow enough that the threads end together though one is slower.
+        let width = width.min(OUTPUTS_PER_TASK);
         out.par_chunks_mut(width).enumerate().for_each(|(i, out)| {
             let count = out.len();
             part(0..1, i * width..i * width + count, out, count);

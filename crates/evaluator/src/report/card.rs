@@ -20,9 +20,11 @@ pub struct CardInfo {
     pub input_class: String,
     /// Whether it is a `SentenceTransformer` (it has a `modules.json`).
     pub sentence_transformers: bool,
+    /// Whether Zeropoint alone loads it: it is not in the compressed-tensors format.
+    pub zeropoint_only: bool,
 }
 
-/// Tags that say how the model came about; added to those of the source.
+/// Tags that say how the model came about; added to those of the source. The first is of the portable format.
 const OWN_TAGS: [&str; 3] = ["compressed-tensors", "int8", "zeropoint"];
 
 /// What the template of the card sees.
@@ -40,6 +42,7 @@ struct View<'a> {
     input_name: &'a str,
     takes_images: bool,
     sentence_transformers: bool,
+    zeropoint_only: bool,
     metrics: Vec<MetricRow<'a>>,
     float_groups: Vec<FloatGroup<'a>>,
 }
@@ -60,7 +63,7 @@ impl Report {
     pub fn to_model_card(&self, card: CardInfo) -> String {
         let FrontMatter(mut front) = card.front_matter;
         let mut tags = front.remove("tags").map_or(Vec::new(), |tags| tags.values().to_vec());
-        for tag in OWN_TAGS {
+        for tag in OWN_TAGS.into_iter().skip(usize::from(card.zeropoint_only)) {
             if !tags.iter().any(|known| known == tag) {
                 tags.push(tag.to_owned());
             }
@@ -77,6 +80,7 @@ impl Report {
             input_name: if card.input_class == "AutoTokenizer" { "tokenizer" } else { "processor" },
             takes_images: card.input_class != "AutoTokenizer",
             sentence_transformers: card.sentence_transformers,
+            zeropoint_only: card.zeropoint_only,
             metrics: markdown::metric_rows(self),
             float_groups: markdown::float_groups(&self.not_quantized),
         };

@@ -163,7 +163,7 @@ fn check_input(activations: ActivationScheme, input: Option<QuantParams>) -> Res
 }
 
 /// Scales must be positive and normal: a subnormal one has lost most of its digits.
-pub(super) fn check_scales(scales: &[f32]) -> Result<(), String> {
+pub(crate) fn check_scales(scales: &[f32]) -> Result<(), String> {
     match scales.iter().position(|s| !(s.is_normal() && *s > 0.0)) {
         None => Ok(()),
         Some(i) => {

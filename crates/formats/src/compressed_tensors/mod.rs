@@ -13,6 +13,7 @@ mod pattern;
 mod read;
 
 pub use config::{Format, Group, QuantizationConfig};
+pub(crate) use linear::check_scales;
 pub use linear::{NamedBytes, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs};
 pub use matching::Target;
 pub use pattern::{Pattern, PatternError};

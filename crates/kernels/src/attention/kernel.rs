@@ -16,7 +16,7 @@ const VECTORS: usize = 2;
 pub(super) const PANEL: usize = VECTORS * LANES;
 
 /// Keys and values as blocks of queries read them; of each two the ones that the precision asks for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Packed<'a> {
     /// `[panels, channels, PANEL]`: the keys of a panel by channel, of which there is an even number.
     pub(super) keys: &'a [f32],
@@ -26,6 +26,14 @@ pub(super) struct Packed<'a> {
     pub(super) key_pairs: &'a [i32],
     /// As `values`, of neighbouring tokens: `[tokens / 2, width]`.
     pub(super) value_pairs: &'a [i32],
+    /// As `keys`, in INT8.
+    pub(super) key_integers: &'a [i8],
+    /// As `values`.
+    pub(super) value_integers: &'a [i8],
+    /// One for each key, `[panels, PANEL]`.
+    pub(super) key_scales: &'a [f32],
+    /// One for each value, `[panels, PANEL]`.
+    pub(super) value_scales: &'a [f32],
 }
 
 /// Brings a head's keys and values into the form of [`Packed`].
@@ -48,6 +56,8 @@ pub(super) struct Attend<'a, 'i> {
     pub(super) packed: Packed<'a>,
     /// Whether the products read pairs on every instruction set.
     pub(super) paired: bool,
+    /// Whether the products read INT8 keys and values.
+    pub(super) integers: bool,
     pub(super) scores: &'a mut [f32],
     pub(super) queries: &'a mut [f32],
     pub(super) query_pairs: &'a mut [i32],
@@ -62,15 +72,24 @@ trait Factors {
     const ROUNDED: bool;
     /// Pairs of bfloat16 numbers.
     const PAIRED: bool;
+    /// f32 numbers against integers with scales.
+    const INTEGERS: bool = false;
 }
 
 struct Single;
 struct Rounded;
 struct Paired;
+struct Integers;
 
 impl Factors for Single {
     const ROUNDED: bool = false;
     const PAIRED: bool = false;
+}
+
+impl Factors for Integers {
+    const ROUNDED: bool = false;
+    const PAIRED: bool = false;
+    const INTEGERS: bool = true;
 }
 
 impl Factors for Rounded {
@@ -102,6 +121,7 @@ impl Kernel for Attend<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         match self.input.precision {
+            AttentionPrecision::F32 if self.integers => self.all::<S, Integers>(s),
             AttentionPrecision::F32 => self.all::<S, Single>(s),
             AttentionPrecision::Bf16 if S::BF16 || self.paired => self.all::<S, Paired>(s),
             AttentionPrecision::Bf16 => self.all::<S, Rounded>(s),
@@ -282,6 +302,26 @@ impl Attend<'_, '_> {
                     }
                 }
             }
+        } else if F::INTEGERS {
+            let queries: [&[f32]; R] = from_fn(|row| &query[(at + row) * stride..][..head_dim]);
+            let panel_keys = head_dim.next_multiple_of(2) * PANEL;
+            let keys = &self.packed.key_integers[panel * panel_keys..][..head_dim * PANEL];
+            for (channel, keys) in keys.chunks_exact(PANEL).enumerate() {
+                let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
+                let keys: [S::F; V] = from_fn(|vector| s.to_f32(s.load_i8(&keys[vector])));
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    let query = s.splat(query[channel]);
+                    for (sum, keys) in sums.iter_mut().zip(keys) {
+                        *sum = s.mul_add(query, keys, *sum);
+                    }
+                }
+            }
+            let (scales, _) = self.packed.key_scales[panel * PANEL + from..].as_chunks::<LANES>();
+            for sums in &mut sums {
+                for (sum, scales) in sums.iter_mut().zip(scales) {
+                    *sum = s.mul(*sum, s.load(scales));
+                }
+            }
         } else {
             let channels = if F::ROUNDED { head_dim.next_multiple_of(2) } else { head_dim };
             let queries: [&[f32]; R] = from_fn(|row| {
@@ -348,6 +388,13 @@ impl Attend<'_, '_> {
                     Some(whole) => exponentials_of::<S, F>(s, whole, (scale, shift), *sum),
                     None => exponentials_of::<S, F>(s, vectors, (scale, shift), *sum),
                 };
+                if F::INTEGERS {
+                    let (scales, _) = self.packed.value_scales[panel * PANEL..].as_chunks::<LANES>();
+                    for (shares, scales) in vectors.iter_mut().zip(scales) {
+                        let scaled = s.mul(s.load(shares), s.load(scales));
+                        s.store(scaled, shares);
+                    }
+                }
             }
         }
         let mut factors = [0.0; R];
@@ -448,6 +495,20 @@ impl Attend<'_, '_> {
             }
             let count = if F::ROUNDED { count.next_multiple_of(2) } else { count };
             let shares = &self.scores[panel * ROWS * PANEL..][..ROWS * PANEL];
+            if F::INTEGERS {
+                let rows = self.packed.value_integers[panel * PANEL * width..].chunks_exact(width);
+                for (i, row) in rows.enumerate().take(count) {
+                    let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();
+                    let values: [S::F; V] = from_fn(|vector| s.to_f32(s.load_i8(&values[vector])));
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let share = s.splat(shares[row * PANEL + i]);
+                        for (sum, values) in sums.iter_mut().zip(values) {
+                            *sum = s.mul_add(share, values, *sum);
+                        }
+                    }
+                }
+                continue;
+            }
             let rows = self.packed.values[panel * PANEL * width..].chunks_exact(width);
             for (i, row) in rows.enumerate().take(count) {
                 let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();

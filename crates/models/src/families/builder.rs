@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use zeropoint_core::WeightBits;
 use zeropoint_formats::Dtype;
 use zeropoint_formats::compressed_tensors::packed::row_words;
+use zeropoint_formats::deployed::{DirectoryFormat, format_of, table_scale};
 
 use super::{FamilyInput, MAX_WIDTH};
 use crate::ModelError;
@@ -204,6 +205,9 @@ impl<'a> Builder<'a> {
     ) -> Result<EmbeddingTable, ModelError> {
         let tensor = self.in_file(&format!("{path}.weight"));
         self.expect(&tensor, &[rows, width])?;
+        if self.is_own_int8(&tensor) {
+            self.known.insert(table_scale(&tensor));
+        }
         Ok(EmbeddingTable { tensor, rows, width, role })
     }
 
@@ -394,8 +398,19 @@ impl<'a> Builder<'a> {
         self.norm_at(&file, module, width, true)
     }
 
+    /// Whether the file is of our own format and holds that tensor in INT8.
+    fn is_own_int8(&self, tensor: &str) -> bool {
+        let is_int8 = self.input.checkpoint.get(tensor).is_some_and(|info| info.dtype == Dtype::I8);
+        is_int8 && self.input.quantized && format_of(self.input.config) == DirectoryFormat::Zeropoint
+    }
+
     /// Takes a Linear into the description; its tensors must be there.
     pub(super) fn push(&mut self, mut linear: LinearSpec) -> Result<LinearId, ModelError> {
+        if linear.transposed && self.is_own_int8(&linear.weight) {
+            // INT8 weights have their outputs first.
+            linear.transposed = false;
+            linear.weight_shape = vec![linear.outputs, linear.inputs];
+        }
         let own = linear.weight == format!("{}.weight", linear.tensor) && linear.is_torch_linear();
         if let Some(packed) = self.packed_weight(&linear.tensor).filter(|_| own) {
             self.expect_packed(&packed, linear.outputs, linear.inputs)?;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use zeropoint_core::Rng;
 use zeropoint_evaluator::report::{Engine, LatencyRow, Phase};
+use zeropoint_kernels::KvPrecision;
 use zeropoint_models::{Model, ModelDirectory, Task};
 use zeropoint_runtime::{QuantizedModel, Sampler, Sampling};
 
@@ -16,6 +17,7 @@ use crate::events::Cancel;
 pub(super) struct Case {
     prompt: Vec<u32>,
     new_tokens: usize,
+    kv_cache: Option<KvPrecision>,
 }
 
 /// Prompts of random tokens, each with so many new ones behind it.
@@ -41,7 +43,8 @@ pub(super) fn cases(
         (0..length).map(|_| rng.below(vocabulary) as u32).collect()
     };
     let lengths = lengths(spec, most - new_tokens, request)?;
-    Ok(lengths.into_iter().map(|length| Case { prompt: prompt(length), new_tokens }).collect())
+    let kv_cache = request.kv_cache;
+    Ok(lengths.into_iter().map(|length| Case { prompt: prompt(length), new_tokens, kv_cache }).collect())
 }
 
 /// The rows of a case on the pool of this thread: prefill of each engine, then decode of each.
@@ -93,7 +96,10 @@ fn run(model: &Model, case: &Case, cancel: &Cancel) -> Result<[Duration; 2], Pip
     let mut choose =
         |logits: &[f32]| sampler.choose(logits).map_err(|error| refused("--generate", error.to_string()));
     let clock = Instant::now();
-    let mut cache = model.new_cache()?;
+    let mut cache = match case.kv_cache {
+        None => model.new_cache()?,
+        Some(precision) => model.new_cache_in(precision)?,
+    };
     let logits = model.extend(&case.prompt, &mut cache, 1)?.values;
     let mut token = choose(&logits)?;
     let prefill = clock.elapsed();

@@ -58,7 +58,7 @@ pub use output::{Output, OutputFormat};
 pub use pattern::Pattern;
 pub use quantization::{
     ActivationGranularity, ActivationMode, ActivationObserver, Activations, Algorithm, AlgorithmKind,
-    Embeddings, LayerScheme, Override, OverrideScheme, Preset, Quantization, WeightGranularity,
+    Embeddings, LayerScheme, LmHead, Override, OverrideScheme, Preset, Quantization, WeightGranularity,
     WeightObserver, Weights,
 };
 pub use report::Report;

@@ -12,7 +12,7 @@ use super::size::byte_size;
 pub struct Output {
     /// The run directory, relative to the current directory. By default `runs/MODEL-SCHEME`.
     pub dir: Option<String>,
-    /// The formats the model is written in.
+    /// The format the model is written in, one.
     #[schemars(length(min = 1))]
     pub formats: Vec<OutputFormat>,
     /// Most bytes of tensors in one weight file, such as `"5GB"` or `"500MiB"`; a larger tensor has a file of its own.
@@ -29,6 +29,9 @@ pub struct Output {
 pub enum OutputFormat {
     /// A Hugging Face directory that transformers (with the compressed-tensors package) and vLLM load.
     CompressedTensors,
+    /// A directory that Zeropoint's runtime alone loads: it may hold INT8 embedding tables, and INT8 weights of modules that are no
+    /// torch Linear.
+    Zeropoint,
 }
 
 /// As `transformers` splits by default.
@@ -66,11 +69,26 @@ impl Output {
         match self.formats.as_slice() {
             [] => Err(Problem::new("output.formats", "`output.formats` names no format")
                 .label("empty")
-                .hint("allowed: [\"compressed-tensors\"]")),
+                .hint("allowed: [\"compressed-tensors\"], [\"zeropoint\"]")),
             [_] => Ok(()),
-            _ => Err(Problem::new("output.formats", "`output.formats` names a format twice")
-                .label("named twice")
-                .hint("name each format once")),
+            [first, rest @ ..] if rest.iter().all(|format| format == first) => {
+                Err(Problem::new("output.formats", "`output.formats` names a format twice")
+                    .label("named twice")
+                    .hint("name each format once"))
+            }
+            _ => Err(Problem::new(
+                "output.formats",
+                "`output.formats` names two formats: a run writes one directory",
+            )
+            .label("one of them")
+            .hint(
+                "run twice, with `--set output.formats=[\"zeropoint\"]` and another `--out` the second time",
+            )),
         }
+    }
+
+    /// The format of the directory.
+    pub fn format(&self) -> OutputFormat {
+        self.formats.first().copied().unwrap_or(OutputFormat::CompressedTensors)
     }
 }

@@ -23,6 +23,8 @@ pub struct Quantization {
     pub ignore: Option<Vec<Pattern>>,
     /// What becomes of embedding tables.
     pub embeddings: Embeddings,
+    /// What becomes of the output matrix of a decoder.
+    pub lm_head: LmHead,
     /// How weights are rounded.
     pub algorithm: Algorithm,
     /// Other schemes for some layers; where several match, the last one holds.
@@ -153,6 +155,30 @@ pub enum Embeddings {
     Keep,
     /// Rounded to bfloat16.
     Bf16,
+    /// INT8, a scale for each row; in the format "zeropoint" alone.
+    Int8,
+}
+
+impl Embeddings {
+    /// The name used in configs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// What becomes of the output matrix of a decoder, which makes the logits of the next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LmHead {
+    /// What the other keys say of it, which is to stay float by default.
+    #[default]
+    Keep,
+    /// INT8, a scale for each output and for each token at run time, whatever the other keys say of it.
+    Int8,
 }
 
 /// How weights are rounded.

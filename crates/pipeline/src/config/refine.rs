@@ -6,7 +6,8 @@ use serde::Deserialize;
 use super::pattern::Pattern;
 use super::quantization::{
     ActivationGranularity, ActivationMode, ActivationObserver, Activations, Algorithm, Embeddings,
-    LayerScheme, Override, OverrideScheme, Preset, Quantization, WeightGranularity, WeightObserver, Weights,
+    LayerScheme, LmHead, Override, OverrideScheme, Preset, Quantization, WeightGranularity, WeightObserver,
+    Weights,
 };
 
 /// The percentile when an observer of activations is called for without one.
@@ -38,6 +39,8 @@ pub(super) struct QuantizationKeys {
     ignore: Option<Vec<Pattern>>,
     /// What becomes of embedding tables.
     embeddings: Embeddings,
+    /// What becomes of the output matrix of a decoder.
+    lm_head: LmHead,
     /// How weights are rounded.
     algorithm: Algorithm,
     /// Other schemes for some layers; where several match, the last one holds.
@@ -205,6 +208,7 @@ impl From<QuantizationKeys> for Quantization {
             activations: all.activations,
             ignore: keys.ignore,
             embeddings: keys.embeddings,
+            lm_head: keys.lm_head,
             algorithm: keys.algorithm,
             overrides: keys.overrides.into_iter().map(|keys| keys.refine(all)).collect(),
         }

@@ -40,6 +40,7 @@ weights = { bits = 8, granularity = "tensor", symmetric = true, observer = "min-
 activations = { bits = 8, mode = "static", granularity = "tensor", symmetric = true, observer = "percentile", percentile = 99.5 }
 ignore = ["pooler.dense"]
 embeddings = "bf16"
+lm_head = "int8"
 algorithm = { kind = "rtn" }
 [[quantization.overrides]]
 layers = ['re:.*output']
@@ -239,6 +240,7 @@ fn settings() -> impl Strategy<Value = Vec<String>> {
                 format!("quantization.ignore=[{quoted}]"),
                 format!("quantization.overrides=[{{ layers = [{quoted}], scheme = 'none' }}]"),
                 "quantization.embeddings=bf16".to_owned(),
+                "quantization.lm_head=int8".to_owned(),
                 "report.latency=true".to_owned(),
                 format!("evaluation.gate=[{{ task = 'fidelity', metric = 'cosine_min', max_drop = {max_drop:?} }}]"),
                 format!("output.dir={quoted}"),

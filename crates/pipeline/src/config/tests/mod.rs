@@ -34,6 +34,7 @@ seed = 42
 [quantization]
 scheme = "w8a8-dynamic"
 embeddings = "keep"
+lm_head = "keep"
 overrides = []
 
 [quantization.weights]
