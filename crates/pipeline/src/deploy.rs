@@ -34,6 +34,8 @@ use crate::{PipelineError, Prepared};
 pub const MODEL_DIR: &str = "model";
 /// Elements of a copied tensor that are decoded at a time to be checked.
 const ELEMENTS_AT_A_TIME: usize = 1 << 16;
+/// Bytes of a tensor whose memory is kept for the next one.
+const MOST_KEPT: usize = 128 << 20;
 /// What the source's own card is called beside ours.
 const SOURCE_CARD: &str = "README.source.md";
 
@@ -156,8 +158,10 @@ pub(crate) fn planned_output(prepared: &Prepared) -> PlannedCheckpoint {
 pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
     let (tensors, fates) = (prepared.directory.checkpoint().tensors(), Fates::of(prepared));
     let bytes = tensors.map(|info| match fates.get(&info.name) {
-        // In f32, and what it is rounded to.
-        Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => info.elements() * 5,
+        // As it is read, and the next one; in f32, and what it is rounded to.
+        Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => {
+            info.elements() * 5 + 2 * info.bytes() as usize
+        }
         // In f32, what it is rounded to, and what a head has of it.
         Fate::Table(_) => info.elements() * 7,
         Fate::Copy(Stored::Bf16) => info.elements() * 6,
@@ -196,6 +200,8 @@ pub(crate) struct Deployment<'a> {
     hashes: bool,
     done: usize,
     total: usize,
+    /// Memory for the values of a tensor.
+    values: Vec<f32>,
 }
 
 impl<'a> Deployment<'a> {
@@ -244,6 +250,7 @@ impl<'a> Deployment<'a> {
             hashes: false,
             done: 0,
             total,
+            values: Vec::new(),
         })
     }
 
@@ -288,12 +295,14 @@ impl<'a> Deployment<'a> {
         let (checkpoint, hashes) = (self.prepared.directory.checkpoint(), self.hashes);
         let mut hasher = RangesHasher::default();
         std::thread::scope(|scope| {
-            let (send, receive) = std::sync::mpsc::sync_channel(1);
+            let (send, receive) = std::sync::mpsc::sync_channel(0);
+            let (give_back, spare) = std::sync::mpsc::channel::<Vec<u8>>();
             let to_read = tensors.clone();
             scope.spawn(move || {
                 for info in to_read {
-                    let read = checkpoint.read_bytes(&info.name);
-                    let read = read.map(|bytes| (hashes.then(|| bytes_digest(&bytes)), bytes));
+                    let mut bytes = spare.try_recv().unwrap_or_default();
+                    let read = checkpoint.read_bytes_into(&info.name, &mut bytes);
+                    let read = read.map(|()| (hashes.then(|| bytes_digest(&bytes)), bytes));
                     // Nobody waits for it after an error.
                     if send.send(read).is_err() {
                         return;
@@ -308,6 +317,10 @@ impl<'a> Deployment<'a> {
                 let (hash, bytes) = read?;
                 deployed.sources.extend(hash.map(|hash| (info.name.clone(), hash)));
                 self.tensor(info, &bytes, statistics, &mut deployed.linears, &mut hasher, events)?;
+                if bytes.capacity() <= MOST_KEPT {
+                    // After the last tensor nobody takes it.
+                    let _ = give_back.send(bytes);
+                }
             }
             Ok(())
         })?;
@@ -351,8 +364,12 @@ impl<'a> Deployment<'a> {
         };
         match self.fates.get(&info.name) {
             Fate::Quantized(id, scheme) => {
-                let values = finite(prepared, info, bytes)?;
-                quantize(*id, scheme, &values, &mut write)?;
+                check_finite(prepared, info, bytes)?;
+                floats_into(info, bytes, &mut self.values);
+                quantize(*id, scheme, &self.values, &mut write)?;
+                if size_of_val(self.values.as_slice()) > 2 * MOST_KEPT {
+                    self.values = Vec::new();
+                }
             }
             Fate::Split(parts) => {
                 check_finite(prepared, info, bytes)?;
@@ -497,13 +514,19 @@ pub(crate) fn finite(
 
 /// The values of a tensor of floats.
 pub(crate) fn floats(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
-    let mut values = vec![0f32; info.elements()];
+    let mut values = Vec::new();
+    floats_into(info, bytes, &mut values);
+    values
+}
+
+/// As [`floats`], in memory that is there already: new memory costs as much as the work on it.
+fn floats_into(info: &TensorInfo, bytes: &[u8], values: &mut Vec<f32>) {
+    values.resize(info.elements(), 0.0);
     let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
     values.par_chunks_mut(ELEMENTS_AT_A_TIME).zip(bytes.par_chunks(part)).for_each(|(values, bytes)| {
         // Tensors that are quantised or rounded are of floats; a description is refused otherwise.
         let _ = decode_floats(info.dtype, bytes, values);
     });
-    values
 }
 
 /// Refuses a tensor of floats with one that is not finite.

@@ -157,6 +157,11 @@ impl Checkpoint {
         self.file_of(name)?.read_bytes(name)
     }
 
+    /// As [`read_bytes`](Self::read_bytes), into memory that is there already; what was in it is gone.
+    pub fn read_bytes_into(&self, name: &str, bytes: &mut Vec<u8>) -> Result<(), FormatError> {
+        self.file_of(name)?.read_bytes_into(name, bytes)
+    }
+
     /// Some bytes of a tensor; the range counts from its first byte.
     pub fn read_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FormatError> {
         self.file_of(name)?.read_range(name, range)

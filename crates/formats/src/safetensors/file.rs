@@ -104,6 +104,13 @@ impl SafetensorsFile {
         self.read_range(name, 0..info.bytes())
     }
 
+    /// As [`read_bytes`](Self::read_bytes), into memory that is there already; what was in it is gone.
+    pub fn read_bytes_into(&self, name: &str, bytes: &mut Vec<u8>) -> Result<(), FormatError> {
+        let info = self.require(name)?;
+        bytes.resize(info.bytes() as usize, 0);
+        self.fill(info, bytes, 0)
+    }
+
     /// Some bytes of a tensor; the range counts from its first byte.
     pub fn read_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FormatError> {
         let info = self.require(name)?;
