@@ -7,8 +7,8 @@ mod gelu;
 
 pub(crate) use gelu::{GeluErf, GeluTanh};
 
-use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd};
+use crate::{Isa, RowMagnitudes};
 
 /// The function after a Linear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,6 +65,21 @@ pub fn exp_nonpositive_in_place(isa: Isa, x: &mut [f32]) {
 pub fn swish_in_place(isa: Isa, x: &mut [f32], beta: f32) {
     assert!((1.0..=2.0).contains(&beta), "`beta` is between 1 and 2");
     isa.run(InPlace { x, map: Swish { beta } });
+}
+
+/// `out[i] = swish(gate[i]) * up[i]`, `swish` as [`swish_in_place`] has it, and the largest magnitude of `out`, as
+/// [`quantize_measured`](crate::quantize_measured) reads it for one row: what a gated feed-forward half does between its products.
+pub fn swish_gate(
+    isa: Isa,
+    gate: &[f32],
+    up: &[f32],
+    beta: f32,
+    out: &mut [f32],
+    magnitude: &mut RowMagnitudes,
+) {
+    assert!((1.0..=2.0).contains(&beta), "`beta` is between 1 and 2");
+    assert!(gate.len() == out.len() && up.len() == out.len(), "`gate`, `up` and `out` are equally long");
+    isa.run(Gate { gate, up, map: Swish { beta }, out, magnitude: &mut magnitude.begin(1)[0] });
 }
 
 /// `x[i] += y[i]`.
@@ -238,6 +253,30 @@ impl<M: Map> Kernel for InPlace<'_, M> {
     }
 }
 
+struct Gate<'a, M> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    map: M,
+    out: &'a mut [f32],
+    magnitude: &'a mut [i32; LANES],
+}
+
+impl<M: Map> Kernel for Gate<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut magnitude = s.splat_i32(0);
+        let inputs = self.gate.chunks(LANES).zip(self.up.chunks(LANES));
+        for ((gate, up), out) in inputs.zip(self.out.chunks_mut(LANES)) {
+            let product = s.mul(self.map.apply(s, s.load_some(gate, 0.0)), s.load_some(up, 0.0));
+            magnitude = s.max_i32(magnitude, s.magnitude_bits(product));
+            s.store_some(product, out);
+        }
+        s.store_i32(magnitude, self.magnitude);
+    }
+}
+
 struct Add<'a> {
     x: &'a mut [f32],
     y: &'a [f32],
@@ -257,7 +296,9 @@ impl Kernel for Add<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{quantize_measured, quantize_tokens};
     use proptest::prelude::*;
+    use zeropoint_core::{QuantParams, Symmetry};
 
     /// The upper tail of the normal distribution in f64: a series near zero, Lentz's continued fraction beyond.
     fn normal_tail(x: f64) -> f64 {
@@ -431,6 +472,34 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_gate_has_the_bits_of_its_steps(
+            columns in prop_oneof![1usize..40, 120usize..140], special in prop::option::of(any::<f32>()), seed: u64,
+        ) {
+            let mut rng = zeropoint_core::Rng::new(seed);
+            let mut normal = || -> Vec<f32> { (0..columns).map(|_| 8.0 * rng.normal() as f32).collect() };
+            let (mut gate, up) = (normal(), normal());
+            if let Some(special) = special {
+                gate[seed as usize % columns] = special;
+            }
+            for isa in Isa::available() {
+                let mut steps = gate.clone();
+                swish_in_place(isa, &mut steps, 1.702);
+                steps.iter_mut().zip(&up).for_each(|(gate, up)| *gate *= up);
+                let (mut out, mut found) = (vec![0.0; columns], RowMagnitudes::default());
+                swish_gate(isa, &gate, &up, 1.702, &mut out, &mut found);
+                let same = out.iter().zip(&steps).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()));
+                prop_assert!(same, "{isa}: {out:?} {steps:?}");
+                // Quantised by what was found it is as quantised anew.
+                let empty = QuantParams { scale: 1.0, zero_point: 0 };
+                let [mut measured, mut anew] = [(vec![0i8; columns], [empty]), (vec![0i8; columns], [empty])];
+                let first = quantize_measured(isa, &out, columns, &found, &mut measured.0, &mut measured.1);
+                let second = quantize_tokens(isa, &out, columns, Symmetry::Symmetric, &mut anew.0, &mut anew.1);
+                prop_assert_eq!(first, second);
+                prop_assert_eq!(measured, anew);
+            }
+        }
+
         #[test]
         fn lengths_do_not_matter(x in prop::collection::vec(-4f32..4.0, 0..70)) {
             for isa in Isa::available() {

@@ -84,13 +84,13 @@ impl<T: Finish> Kernel for Multiply<'_, T> {
                 let panel = start / PANEL;
                 self.to.begin_panel(start..self.columns.end.min(start + PANEL), self.w.column_sums(panel));
                 // Weights of a whole model are more than the second cache holds, and what fetches ahead by itself stops at
-                // each page: the tiles of a panel ask for the next one.
-                let next = self.w.panel_after(panel);
+                // each page: the tiles of a panel ask for the next one. One row alone reads faster than what it asks for comes.
+                let next = if rows == 1 { &[] } else { self.w.panel_after(panel) };
                 let count = rows.div_ceil(TILE_ROWS);
                 for (tile_index, range) in tiles(rows).enumerate() {
                     for line in &next[tile_index * next.len() / count..(tile_index + 1) * next.len() / count]
                     {
-                        product.prefetch(line);
+                        simd.prefetch(line);
                     }
                     let a = &block[range.start * inputs..range.end * inputs];
                     product.tile(a, inputs, self.w.panel(panel), &offsets[range.clone()], tile);

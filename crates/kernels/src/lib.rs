@@ -44,6 +44,7 @@ mod linear;
 mod memory;
 mod norm;
 mod pack;
+mod pages;
 mod quantize;
 mod scalar;
 mod simd;
@@ -55,7 +56,7 @@ mod x86;
 
 pub use activation::{
     Activation, activate, add_in_place, exp_nonpositive_in_place, sigmoid_in_place, soft_cap_in_place,
-    swish_in_place, tanh_in_place,
+    swish_gate, swish_in_place, tanh_in_place,
 };
 pub use attention::{
     AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, KvPrecision, attend,
@@ -69,6 +70,7 @@ pub use linear::{
 pub use memory::AlignedMemory;
 pub use norm::{layer_norm, rms_norm};
 pub use pack::{PackError, PackedWeights};
+pub use pages::with_large_pages;
 pub use quantize::{
     NonFinite, RowMagnitudes, dequantize, quantize_measured, quantize_static, quantize_tokens,
 };

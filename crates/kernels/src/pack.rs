@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::Isa;
 use crate::gemm::{Line, PANEL};
+use crate::pages::Lines;
 use crate::simd::{Kernel, Product, Simd};
 
 /// The longest sum whose corrected value fits an i32: `|a - zero_point| <= 255` and `|w| <= 128`, and
@@ -72,7 +73,7 @@ pub struct PackedWeights {
     isa: Isa,
     outputs: usize,
     inputs: usize,
-    lines: Vec<Line>,
+    lines: Lines,
     lines_per_panel: usize,
     /// Sum over K for each output, padded to whole panels.
     column_sums: Vec<[i32; PANEL]>,
@@ -113,7 +114,7 @@ impl PackedWeights {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice()) + size_of_val(self.column_sums.as_slice())
+        size_of_val(&*self.lines) + size_of_val(self.column_sums.as_slice())
     }
 
     /// The weights of one output, `inputs` values, as they were before they were packed.
@@ -155,7 +156,7 @@ impl Kernel for Pack<'_> {
         let panels = outputs.div_ceil(PANEL);
         let lines_per_panel = padded * PANEL / size_of::<Line>();
         let zero = S::Product::WEIGHT_FLIP as i8;
-        let mut lines = vec![Line([zero; 64]); panels * lines_per_panel];
+        let mut lines = Lines::filled(Line([zero; 64]), panels * lines_per_panel);
         let mut column_sums = vec![[0; PANEL]; panels];
         for (output, row) in q.chunks_exact(inputs).enumerate() {
             let (panel, column) = (output / PANEL, output % PANEL);

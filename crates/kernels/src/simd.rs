@@ -112,6 +112,10 @@ pub(crate) trait Simd: Copy {
 
     fn product(self) -> Self::Product;
 
+    /// Asks for the cache line that holds `at`, which will be read soon.
+    #[inline(always)]
+    fn prefetch<T>(self, _at: &T) {}
+
     /// To an integer, half to even; every lane must be within `±2^22`, or NaN, which stays or becomes any number.
     #[inline(always)]
     fn round(self, a: Self::F) -> Self::F {
@@ -260,10 +264,6 @@ pub(crate) trait Product: Copy {
     const K_GROUP: usize;
     /// The bits of a packed byte that are flipped: `0x80` stores `w + 128` as u8.
     const WEIGHT_FLIP: u8;
-
-    /// Asks for a line that a later tile reads.
-    #[inline(always)]
-    fn prefetch(self, _line: &Line) {}
 
     /// What the accumulators of a row begin with, so that the tile ends with the exact product.
     fn row_offset(self, row: &[i8]) -> i32;

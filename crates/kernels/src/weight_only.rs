@@ -5,6 +5,7 @@ use std::ops::Range;
 use zeropoint_core::WeightBits;
 
 use crate::gemm::{Aligned, Line, PANEL};
+use crate::pages::Lines;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Isa, PackError};
 
@@ -29,7 +30,7 @@ pub struct WeightOnlyMatrix {
     inputs: usize,
     /// Inputs of a group.
     group: usize,
-    lines: Vec<Line>,
+    lines: Lines,
     lines_per_panel: usize,
     /// `[panels, groups]`: the scales of a panel's outputs, 0 beyond the last.
     scales: Vec<[f32; PANEL]>,
@@ -65,7 +66,7 @@ impl WeightOnlyMatrix {
             WeightBits::Eight => inputs,
             WeightBits::Four => inputs.div_ceil(2),
         };
-        let mut lines = vec![Line([0; PANEL]); panels * lines_per_panel];
+        let mut lines = Lines::filled(Line([0; PANEL]), panels * lines_per_panel);
         for (output, row) in q.chunks_exact(inputs).enumerate() {
             let panel = &mut lines[output / PANEL * lines_per_panel..][..lines_per_panel];
             for (column, value) in row.iter().enumerate() {
@@ -104,7 +105,7 @@ impl WeightOnlyMatrix {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice()) + size_of_val(self.scales.as_slice())
+        size_of_val(&*self.lines) + size_of_val(self.scales.as_slice())
     }
 
     fn panel(&self, index: usize) -> Panel<'_> {

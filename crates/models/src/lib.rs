@@ -47,7 +47,7 @@ pub use heads::{
 };
 pub use image_processor::{ImageProcessor, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image};
 pub use model::{BlockNorms, BlockRunner, INT8_ATTENTION, Model, Outputs, SiteOpFactory, SiteSink};
-pub use ops::{Norm, apply_activation, rows_of};
+pub use ops::{Norm, apply_activation, apply_gate, rows_of};
 pub use parts::{FloatParts, Hidden, ModelParts, Part, PartModel, State};
 pub use positions::{BiasTable, PositionTables, Rotation};
 pub use prompts::{PromptChoice, Prompts, TextRef};

@@ -5,7 +5,7 @@ use candle_core::{
 };
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
-use zeropoint_kernels::{self as kernels, Activation, Isa};
+use zeropoint_kernels::{self as kernels, Activation, Isa, RowMagnitudes};
 
 use crate::spec::{ActivationFn, NormKind};
 
@@ -201,6 +201,29 @@ pub fn apply_activation(isa: Isa, x: &mut [f32], activation: ActivationFn) {
         ActivationFn::Tanh => kernels::tanh_in_place(isa, x),
         ActivationFn::Sigmoid => kernels::sigmoid_in_place(isa, x),
     }
+}
+
+/// `out = activation(gate) * up`, all of one row; the largest magnitude where the kernel finds it on the way.
+pub fn apply_gate<'a>(
+    isa: Isa,
+    gate: &[f32],
+    up: &[f32],
+    activation: ActivationFn,
+    out: &mut [f32],
+    magnitude: &'a mut RowMagnitudes,
+) -> Option<&'a RowMagnitudes> {
+    let beta = match activation {
+        ActivationFn::Silu => 1.0,
+        ActivationFn::QuickGelu => 1.702,
+        _ => {
+            out.copy_from_slice(gate);
+            apply_activation(isa, out, activation);
+            out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+            return None;
+        }
+    };
+    kernels::swish_gate(isa, gate, up, beta, out, magnitude);
+    Some(magnitude)
 }
 
 /// `x *= y`, in place.

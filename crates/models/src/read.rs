@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use zeropoint_formats::safetensors::element::floats_from_bytes;
 use zeropoint_formats::{Checkpoint, Dtype};
-use zeropoint_kernels::Isa;
+use zeropoint_kernels::{Isa, with_large_pages};
 
 use crate::ModelError;
 use crate::ops::Norm;
@@ -90,19 +90,36 @@ pub(crate) fn read_matrix(
     columns: usize,
 ) -> Result<Tensor, ModelError> {
     let info = checkpoint.require(name)?;
-    if info.dtype != Dtype::BF16 || info.elements() < LARGE {
+    if info.elements() < LARGE {
         return Ok(Tensor::from_vec(read_finite(checkpoint, name)?, (rows, columns), &Device::Cpu)?);
     }
-    // Never as a whole in f32.
-    let mut values = Vec::with_capacity(info.elements());
-    for start in (0..info.bytes()).step_by(BYTES_AT_A_TIME as usize) {
-        let bytes = checkpoint.read_range(name, start..info.bytes().min(start + BYTES_AT_A_TIME))?;
-        let (pairs, _) = bytes.as_chunks::<2>();
-        values.extend(pairs.iter().map(|pair| bf16::from_le_bytes(*pair)));
+    // A part at a time, so that bfloat16 is never held as a whole in f32.
+    let parts = (0..info.bytes()).step_by(BYTES_AT_A_TIME as usize);
+    let parts = parts.map(|start| start..info.bytes().min(start + BYTES_AT_A_TIME));
+    if info.dtype == Dtype::BF16 {
+        let mut values = with_large_pages(info.elements());
+        for part in parts {
+            let bytes = checkpoint.read_range(name, part)?;
+            let (pairs, _) = bytes.as_chunks::<2>();
+            values.extend(pairs.iter().map(|pair| bf16::from_le_bytes(*pair)));
+        }
+        return match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?),
+            Some(at) => Err(ModelError::not_finite(checkpoint.dir(), name, at, values[at].to_f32())),
+        };
     }
-    match values.iter().position(|value| !value.is_finite()) {
+    let size = info.dtype.size() as u64;
+    let mut values = with_large_pages(info.elements());
+    for part in parts {
+        values.extend(read_elements(
+            checkpoint,
+            name,
+            &((part.start / size) as usize..(part.end / size) as usize),
+        )?);
+    }
+    match values.iter().position(|value: &f32| !value.is_finite()) {
         None => Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?),
-        Some(at) => Err(ModelError::not_finite(checkpoint.dir(), name, at, values[at].to_f32())),
+        Some(at) => Err(ModelError::not_finite(checkpoint.dir(), name, at, values[at])),
     }
 }
 

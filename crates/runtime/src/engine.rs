@@ -154,34 +154,26 @@ impl Engine {
         })
     }
 
-    /// All rows cut evenly into strips, one a thread, that meet after every block. A cache is that of the one sequence.
+    /// All rows cut into the strips that begin at `starts` (the number of rows at the end), one a thread, that meet after every
+    /// block. A cache is that of the one sequence.
     fn together(
         &self,
         x: &mut [f32],
         batch: &Batch<'_>,
-        strip: usize,
+        starts: &[usize],
         mut cache: Option<&mut KvCache>,
     ) -> Result<(), NonFinite> {
-        let hidden = self.tower.hidden;
-        let rows = x.len() / hidden;
+        let rows = x.len() / self.tower.hidden;
         let Some(first) = self.blocks.first() else { return Ok(()) };
         self.with_arena(|arena| {
             let Arena { projections: [now, next], .. } = arena;
             let (mut now, mut next) = (now, next);
-            let part = |index: usize, x: &[f32]| Rows {
-                isa: self.isa,
-                batch,
-                span: index * strip..index * strip + x.len() / hidden,
-                split: false,
-            };
-            let width = first.projection_width();
-            x.par_chunks_mut(strip * hidden)
-                .zip(now.room(rows * width).par_chunks_mut(strip * width))
-                .enumerate()
-                .try_for_each(|(i, (x, out))| {
-                    let rows = part(i, x);
-                    self.with_arena(|arena| first.begin(&rows, x, &mut arena.work, out))
-                })?;
+            let part =
+                |strip: &[usize]| Rows { isa: self.isa, batch, span: strip[0]..strip[1], split: false };
+            let out = now.room(rows * first.projection_width());
+            each_strip(starts, x, out, &|strip, x, out| {
+                self.with_arena(|arena| first.begin(&part(strip), x, &mut arena.work, out))
+            })?;
             for (at, block) in self.blocks.iter().enumerate() {
                 let following = self.blocks.get(at + 1);
                 let heads: Option<&[HeadCache]> = cache.as_deref_mut().map(|cache| {
@@ -190,30 +182,28 @@ impl Engine {
                     &*heads
                 });
                 let read: (&[f32], _) = (now, heads);
-                match following {
-                    Some(following) => {
-                        let width = following.projection_width();
-                        x.par_chunks_mut(strip * hidden)
-                            .zip(next.room(rows * width).par_chunks_mut(strip * width))
-                            .enumerate()
-                            .try_for_each(|(i, (x, out))| {
-                                let rows = part(i, x);
-                                self.with_arena(|arena| {
-                                    block.run(&rows, x, read, Some(following), &mut arena.work, out)
-                                })
-                            })?;
-                    }
-                    None => x.par_chunks_mut(strip * hidden).enumerate().try_for_each(|(i, x)| {
-                        let rows = part(i, x);
-                        self.with_arena(|arena| block.run(&rows, x, read, None, &mut arena.work, &mut []))?;
+                let out = next.room(rows * following.map_or(0, Block::projection_width));
+                each_strip(starts, x, out, &|strip, x, out| {
+                    self.with_arena(|arena| {
+                        block.run(&part(strip), x, read, following, &mut arena.work, out)
+                    })?;
+                    if following.is_none() {
                         self.finish(x);
-                        Ok(())
-                    })?,
-                }
+                    }
+                    Ok(())
+                })?;
                 std::mem::swap(&mut now, &mut next);
             }
             Ok(())
         })
+    }
+
+    /// Where strips of rows begin that follow `known` tokens and are as much work each, for the threads there are.
+    fn strips(&self, rows: usize, known: usize) -> Vec<usize> {
+        let threads = rayon::current_num_threads();
+        let Some(block) = self.blocks.first() else { return vec![0, rows] };
+        let (of_row, of_token, before) = block.work();
+        schedule::strips(rows, threads, of_row, of_token, |row| (known + row).min(before) + 1)
     }
 
     fn finish(&self, x: &mut [f32]) {
@@ -226,8 +216,15 @@ impl Engine {
         let longest = offsets.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
         let tables = self.tables(longest);
         match schedule {
-            Schedule::Together { strip } => {
-                self.together(x, &Batch { offsets, tables: &tables, known: 0 }, strip, None)
+            Schedule::Together => {
+                let rows = x.len() / self.tower.hidden;
+                let batch = Batch { offsets, tables: &tables, known: 0 };
+                self.together(
+                    x,
+                    &batch,
+                    &schedule::strips(rows, rayon::current_num_threads(), 1, 0, |_| 0),
+                    None,
+                )
             }
             Schedule::Groups(groups) if groups.len() == 1 => self.alone(x, offsets, &tables),
             Schedule::Groups(groups) => {
@@ -260,10 +257,30 @@ impl BlockRunner for Engine {
             let known = cache.len();
             let tables = cache.tables(&self.tower, known + rows);
             let batch = Batch { offsets: &[0, rows], tables: &tables, known };
-            self.together(stream, &batch, rows.div_ceil(rayon::current_num_threads()), Some(cache))
+            self.together(stream, &batch, &self.strips(rows, known), Some(cache))
         };
         result.map_err(|error| ModelError::Candle(candle_core::Error::wrap(error)))
     }
+}
+
+/// Hands each strip of `x` and `out`, rows of both that begin at `starts`, to `work`, over the threads there are.
+fn each_strip<F>(starts: &[usize], x: &mut [f32], out: &mut [f32], work: &F) -> Result<(), NonFinite>
+where
+    F: Fn(&[usize], &mut [f32], &mut [f32]) -> Result<(), NonFinite> + Sync,
+{
+    let (count, rows) = (starts.len() - 1, starts[starts.len() - 1] - starts[0]);
+    if count <= 1 {
+        return work(starts, x, out);
+    }
+    let middle = count / 2;
+    let before = starts[middle] - starts[0];
+    let (x, x_behind) = x.split_at_mut(x.len() / rows * before);
+    let (out, out_behind) = out.split_at_mut(out.len() / rows * before);
+    let (first, second) = rayon::join(
+        || each_strip(&starts[..=middle], x, out, work),
+        || each_strip(&starts[middle..], x_behind, out_behind, work),
+    );
+    first.and(second)
 }
 
 /// Sequences that attend within themselves.

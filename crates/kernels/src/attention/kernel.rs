@@ -12,6 +12,8 @@ use crate::simd::{Kernel, LANES, Simd};
 pub(super) const ROWS: usize = 6;
 /// Vectors of keys, or of a head's channels, that a block of queries is multiplied with at a time.
 const VECTORS: usize = 2;
+/// Panels between the one that is read and the one that is asked for.
+const AHEAD: usize = 2;
 /// Keys of such a step.
 pub(super) const PANEL: usize = VECTORS * LANES;
 
@@ -228,6 +230,9 @@ impl Attend<'_, '_> {
         let panels = first.saturating_sub(before) / PANEL..end.div_ceil(PANEL);
         for panel in panels.clone() {
             let vectors = filled(panel, end);
+            if F::PAIRED {
+                self.ask_ahead(s, self.packed.key_pairs, panel, head_dim.div_ceil(2) * PANEL);
+            }
             if S::WIDE && vectors == VECTORS {
                 self.score::<S, F, R, VECTORS>(s, at, panel, 0);
             } else {
@@ -240,12 +245,27 @@ impl Attend<'_, '_> {
         let width = head_dim.next_multiple_of(LANES);
         let mut channel = 0;
         while channel < width {
-            if S::WIDE && width - channel >= PANEL {
+            if S::WIDE && width - channel >= 2 * PANEL {
+                self.mix::<S, F, R, { 2 * VECTORS }>(s, at, channel, (panels.clone(), end), &factors);
+                channel += 2 * PANEL;
+            } else if S::WIDE && width - channel >= PANEL {
                 self.mix::<S, F, R, VECTORS>(s, at, channel, (panels.clone(), end), &factors);
                 channel += PANEL;
             } else {
                 self.mix::<S, F, R, 1>(s, at, channel, (panels.clone(), end), &factors);
                 channel += LANES;
+            }
+        }
+    }
+
+    /// Where the queries are one block, so that keys and values come from memory: asks for the panel that is read soon, of
+    /// panels of `len` numbers. What fetches ahead by itself stops at each page, which a panel is about as large as.
+    #[inline(always)]
+    fn ask_ahead<S: Simd>(&self, s: S, of: &[i32], panel: usize, len: usize) {
+        if self.input.queries.len() * self.together <= ROWS {
+            let start = of.len().min((panel + AHEAD) * len);
+            for line in of[start..of.len().min(start + len)].iter().step_by(LANES) {
+                s.prefetch(line);
             }
         }
     }
@@ -479,6 +499,7 @@ impl Attend<'_, '_> {
         for panel in panels {
             let count = (end - panel * PANEL).min(PANEL);
             if F::PAIRED {
+                self.ask_ahead(s, self.packed.value_pairs, panel, PANEL / 2 * width);
                 let shares = &self.share_pairs[panel * ROWS * PANEL / 2..][..ROWS * PANEL / 2];
                 let rows = self.packed.value_pairs[panel * PANEL / 2 * width..].chunks_exact(width);
                 for (i, row) in rows.enumerate().take(count.div_ceil(2)) {

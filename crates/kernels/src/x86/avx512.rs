@@ -405,17 +405,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn product(self) -> Self {
         self
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()));
+    }
 }
 
 impl<const BF16: bool> Product for Avx512<BF16> {
     const STRIP: usize = PANEL;
     const K_GROUP: usize = avx512_tile::K_GROUP;
     const WEIGHT_FLIP: u8 = avx512_tile::WEIGHT_FLIP;
-
-    #[inline(always)]
-    fn prefetch(self, line: &Line) {
-        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast()));
-    }
 
     #[inline(always)]
     fn row_offset(self, row: &[i8]) -> i32 {

@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use zeropoint_core::QuantParams;
+use zeropoint_core::{QuantParams, Symmetry};
 use zeropoint_kernels::{
     AlignedMemory, AttentionScratch, CachedInput, HeadCache, HeadInput, Isa, NonFinite, PackedWeights,
-    add_in_place, attend, attend_cached,
+    add_in_place, attend, attend_cached, quantize_measured,
 };
 use zeropoint_models::{
     ActivationFn, ActivationQuantizer, BlockNorms, BlockSpec, FeedForward, INT8_ATTENTION, LinearId,
-    ModelSpec, Norm, NormPlacement, Positions, Projection, SiteId, apply_activation,
+    ModelSpec, Norm, NormPlacement, Positions, Projection, SiteId, apply_gate,
 };
 
 use super::arena::{Work, room_for_params};
@@ -21,6 +21,9 @@ use crate::site::{IntegerSite, params_of, quantize_rows};
 
 /// Rows that go from one operation to the next while they are in the first cache.
 const HOT_ROWS: usize = 8;
+
+/// Multiplications of integers that take as long as one of attention, with its share of the exponentials.
+const PAIRED_PRODUCT: usize = 4;
 
 /// Tokens times channels of queries up to which one thread attends to a cache faster than several share it.
 const ALONE: usize = 1 << 16;
@@ -244,6 +247,18 @@ impl Block {
     /// Values of a token's queries, keys and values.
     pub(super) fn projection_width(&self) -> usize {
         self.attention.input.width
+    }
+
+    /// What a row costs, what it costs more for each token that it attends to, in multiplications of the integer product, and the
+    /// tokens before its own that it attends to at most.
+    pub(super) fn work(&self) -> (usize, usize, usize) {
+        let Attention { input, output, heads, head_dim, around, .. } = &self.attention;
+        let products = |inputs: usize, outputs: usize| inputs * outputs;
+        let of_row = products(input.inputs, input.width)
+            + products(output.linear.inputs(), output.linear.outputs())
+            + products(self.mlp.input.inputs, self.mlp.input.width)
+            + products(self.mlp.down.linear.inputs(), self.mlp.down.linear.outputs());
+        (of_row, 2 * heads * head_dim * PAIRED_PRODUCT, around.0)
     }
 
     fn hidden(&self) -> usize {
@@ -527,17 +542,24 @@ impl Block {
             let gated = work.gated.room(inner);
             let each = wide.chunks_exact(input.width).zip(quantized.chunks_exact_mut(inner)).zip(params);
             for (row, ((wide, quantized), params)) in each.enumerate() {
-                match gate {
-                    None => gated.copy_from_slice(&wide[up.clone()]),
-                    Some((gate, activation)) => {
-                        gated.copy_from_slice(&wide[gate.clone()]);
-                        apply_activation(isa, gated, *activation);
-                        gated.iter_mut().zip(&wide[up.clone()]).for_each(|(gated, up)| *gated *= up);
-                    }
-                }
                 let params = std::slice::from_mut(params);
-                quantize_rows(isa, down.quantizer, gated, inner, quantized, params)
-                    .map_err(|_| NonFinite { row })?;
+                let magnitude = match gate {
+                    None => {
+                        gated.copy_from_slice(&wide[up.clone()]);
+                        None
+                    }
+                    Some((gate, activation)) => {
+                        let (gate, up) = (&wide[gate.clone()], &wide[up.clone()]);
+                        apply_gate(isa, gate, up, *activation, gated, &mut work.magnitudes)
+                    }
+                };
+                match (magnitude, down.quantizer) {
+                    (Some(magnitude), ActivationQuantizer::Dynamic(Symmetry::Symmetric)) => {
+                        quantize_measured(isa, gated, inner, magnitude, quantized, params)
+                    }
+                    (_, quantizer) => quantize_rows(isa, quantizer, gated, inner, quantized, params),
+                }
+                .map_err(|_| NonFinite { row })?;
             }
         }
         Ok(())
