@@ -4,20 +4,13 @@
 
 mod scene;
 
-use std::path::PathBuf;
-
 use scene::Scene;
+use scene::real::{foretells_its_memory, from_environment, number, source};
 use serde_json::Value;
-
-fn from_environment(variable: &str, name: &str) -> PathBuf {
-    let directory = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set"));
-    let path = PathBuf::from(directory).join(name).canonicalize();
-    path.unwrap_or_else(|error| panic!("{variable} holds no {name}: {error}"))
-}
 
 /// `run` of `configs/minilm-{scheme}.toml` with that model; the report.
 fn run(scene: &Scene, scheme: &str, out: &str, sets: &[&str], more: &[&str]) -> Value {
-    let model = format!("model.source={}", from_environment("ZEROPOINT_MODELS", "minilm").display());
+    let model = source("minilm");
     let config = format!("configs/minilm-{scheme}.toml");
     let out_path = scene.path(out);
     let mut command = scene.zeropoint(["run", &config, "--no-cache", "--set", &model]);
@@ -27,10 +20,6 @@ fn run(scene: &Scene, scheme: &str, out: &str, sets: &[&str], more: &[&str]) -> 
     }
     scene::expect_code(&mut command, 0);
     scene.json(&format!("{out}/report.json"))
-}
-
-fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
 }
 
 /// Original and quantised value of a metric.
@@ -127,7 +116,6 @@ fn the_bytes_do_not_depend_on_the_threads() {
 #[ignore = "needs ZEROPOINT_MODELS"]
 fn the_dry_run_foretells_the_peak_memory_within_a_quarter() {
     let scene = Scene::new();
-    let model = format!("model.source={}", from_environment("ZEROPOINT_MODELS", "minilm").display());
     // Short and long texts, small and large batches: which stage has the peak differs.
     let long_text = "the doctor sent the tax bill by train to the garden ".repeat(24) + "\n";
     scene.write("long.txt", long_text.repeat(96));
@@ -142,18 +130,6 @@ fn the_dry_run_foretells_the_peak_memory_within_a_quarter() {
         ("long calibration", &[none, long]),
         ("long evaluation", &[large]),
     ] {
-        let arguments =
-            ["run", "config.toml", "--no-cache", "--out", "out", "--force", "--json", "--set", &model];
-        let mut arguments = arguments.to_vec();
-        arguments.extend(sets.iter().flat_map(|set| ["--set", *set]));
-        let plan = scene.succeeds(arguments.iter().chain(&["--dry-run"]));
-        let plan: Value = serde_json::from_slice(&plan.stdout).expect("it is JSON");
-        scene.succeeds(&arguments);
-        let report = scene.json("out/report.json");
-        let (foretold, found) = (number(&plan["memory_bytes"]), number(&report["timing"]["peak_rss_bytes"]));
-        let ratio = foretold / found;
-        let mib = |bytes: f64| bytes / f64::from(1 << 20);
-        println!("{about}: {:.1} MiB foretold, {:.1} MiB found", mib(foretold), mib(found));
-        assert!((0.75..=1.25).contains(&ratio), "{about}: {foretold} bytes foretold, {found} found");
+        foretells_its_memory(&scene, about, "minilm", sets, &[]);
     }
 }

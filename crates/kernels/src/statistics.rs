@@ -37,11 +37,11 @@ pub fn channel_absmax(isa: Isa, x: &[f32], columns: usize, out: &mut [f32]) {
 /// Counts each value in its bin: `counts[floor(x * bins_per_unit) + counts.len() / 2] += 1`, values beyond either end in
 /// the last bin there, NaN in the first.
 ///
-/// `bins_per_unit` is a power of two, so that the product is exact (below `2^-126` apart) and bins can be merged in
-/// pairs. There are `2^22` bins at most. The counts are u32: the caller empties them before `2^32` values.
+/// `bins_per_unit` is positive and normal. Where it is a power of two the product is exact (below `2^-126` apart) and bins can be
+/// merged in pairs; otherwise it is the rounded one, of the same sign. There are `2^22` bins at most. The counts are u32: the caller
+/// empties them before `2^32` values.
 pub fn histogram(isa: Isa, x: &[f32], bins_per_unit: f32, counts: &mut [u32]) {
-    let power_of_two = bins_per_unit.is_normal() && bins_per_unit > 0.0 && bins_per_unit.to_bits() << 9 == 0;
-    assert!(power_of_two, "`bins_per_unit` is a power of two");
+    assert!(bins_per_unit.is_normal() && bins_per_unit > 0.0, "`bins_per_unit` is positive and normal");
     assert!((1..=1 << 22).contains(&counts.len()), "there are 1 to 2^22 bins");
     isa.run(Histogram { x, bins_per_unit, counts });
 }

@@ -52,8 +52,8 @@ pub use parts::{FloatParts, Hidden, ModelParts, Part, PartModel, State};
 pub use positions::{BiasTable, PositionTables, Rotation};
 pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use sites::{
-    ActivationQuantizer, FloatLinear, FloatSite, QuantizedActivation, SimulatedLinear, SimulatedReader,
-    SimulatedSite, SiteOp,
+    ActivationQuantizer, FloatLinear, FloatSite, LARGE_MATRIX, QuantizedActivation, SimulatedLinear,
+    SimulatedReader, SimulatedSite, SiteOp, WIDEST_MATRIX,
 };
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{

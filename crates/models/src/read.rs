@@ -11,7 +11,7 @@ use zeropoint_kernels::{Isa, with_large_pages};
 
 use crate::ModelError;
 use crate::ops::Norm;
-use crate::sites::{FloatLinear, LARGE};
+use crate::sites::{FloatLinear, LARGE_MATRIX};
 use crate::spec::{LinearRole, LinearSpec, ModelSpec, NormSpec};
 
 /// Elements of two tensors that are compared at a time.
@@ -90,7 +90,7 @@ pub(crate) fn read_matrix(
     columns: usize,
 ) -> Result<Tensor, ModelError> {
     let info = checkpoint.require(name)?;
-    if info.elements() < LARGE {
+    if info.elements() < LARGE_MATRIX {
         return Ok(Tensor::from_vec(read_finite(checkpoint, name)?, (rows, columns), &Device::Cpu)?);
     }
     // A part at a time, so that bfloat16 is never held as a whole in f32.
@@ -126,7 +126,7 @@ pub(crate) fn read_matrix(
 /// A table rounded to bfloat16, and held so where it is large.
 pub(crate) fn as_bf16(table: &Tensor) -> Result<Tensor, ModelError> {
     let rounded = table.to_dtype(DType::BF16)?;
-    Ok(if rounded.elem_count() >= LARGE { rounded } else { rounded.to_dtype(DType::F32)? })
+    Ok(if rounded.elem_count() >= LARGE_MATRIX { rounded } else { rounded.to_dtype(DType::F32)? })
 }
 
 impl LinearSpec {

@@ -37,10 +37,10 @@ pub struct FloatLinear {
 }
 
 /// Weights from which on a matrix is not in cache, so that a product with one row takes as long as reading it.
-pub(crate) const LARGE: usize = 1 << 20;
+pub const LARGE_MATRIX: usize = 1 << 20;
 
 /// Most weights that are kept in f32 beside bfloat16: 256 MiB.
-pub(crate) const WIDE: usize = 1 << 26;
+pub const WIDEST_MATRIX: usize = 1 << 26;
 
 /// Outputs that one task computes of it.
 const OUTPUTS_PER_TASK: usize = 1024;
@@ -54,7 +54,7 @@ impl FloatLinear {
     /// `activation(input * weight^T + bias)`.
     pub fn forward(&self, isa: Isa, input: &Tensor) -> Result<Tensor> {
         let (outputs, inputs) = self.weight.dims2()?;
-        let out = if input.dim(0)? == 1 && outputs * inputs >= LARGE {
+        let out = if input.dim(0)? == 1 && outputs * inputs >= LARGE_MATRIX {
             self.one_row(isa, input)?
         } else {
             self.many_rows(input)?
@@ -67,10 +67,10 @@ impl FloatLinear {
     /// a part at a time.
     fn many_rows(&self, input: &Tensor) -> Result<Tensor> {
         let (outputs, inputs) = self.weight.dims2()?;
-        if self.weight.dtype() == DType::F32 || outputs * inputs <= WIDE {
+        if self.weight.dtype() == DType::F32 || outputs * inputs <= WIDEST_MATRIX {
             return input.matmul(&self.in_f32()?.t()?);
         }
-        let rows = (WIDE / inputs).max(1);
+        let rows = (WIDEST_MATRIX / inputs).max(1);
         let part = |start: usize| {
             let weight = self.weight.narrow(0, start, rows.min(outputs - start))?;
             input.matmul(&weight.to_dtype(DType::F32)?.t()?)

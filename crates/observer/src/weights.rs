@@ -58,8 +58,8 @@ impl WeightObserver {
     /// refuses. A percentile that is not allowed counts as the nearest one that is.
     pub fn absmax(self, weights: &[f32]) -> f32 {
         // Among magnitudes the order of the bits is the order of the values, with infinity and NaN on top.
-        let bits = weights.iter().fold(0, |max, w| (w.to_bits() & 0x7fff_ffff).max(max));
-        let absmax = f32::from_bits(bits);
+        let bits = weights.iter().fold(0, |max, w| ((w.to_bits() & 0x7fff_ffff) as i32).max(max));
+        let absmax = f32::from_bits(bits as u32);
         match self {
             Self::Mse if absmax.is_finite() && absmax > 0.0 => clip(weights, absmax),
             Self::Percentile { percentile } if absmax.is_finite() => magnitude_at(weights, percentile),

@@ -16,7 +16,7 @@ use zeropoint_formats::{
     CheckpointWriter, DeployedConfig, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
     write_file_atomically,
 };
-use zeropoint_kernels::Isa;
+use zeropoint_kernels::{Isa, extremes};
 use zeropoint_models::{
     ActivationQuantizer, HeadOutput, LinearRole, LinearSpec, ModelError, Part, SentenceStep,
 };
@@ -364,16 +364,14 @@ impl<'a> Deployment<'a> {
         };
         match self.fates.get(&info.name) {
             Fate::Quantized(id, scheme) => {
-                check_finite(prepared, info, bytes)?;
-                floats_into(info, bytes, &mut self.values);
+                finite_into(prepared, isa, info, bytes, &mut self.values)?;
                 quantize(*id, scheme, &self.values, &mut write)?;
                 if size_of_val(self.values.as_slice()) > 2 * MOST_KEPT {
                     self.values = Vec::new();
                 }
             }
             Fate::Split(parts) => {
-                check_finite(prepared, info, bytes)?;
-                let values = floats(info, bytes);
+                let values = finite(prepared, isa, info, bytes)?;
                 for (id, scheme) in parts {
                     if let Some(scheme) = scheme {
                         quantize(*id, scheme, &values, &mut write)?;
@@ -397,7 +395,7 @@ impl<'a> Deployment<'a> {
                 let head = fate.write(prepared, isa, info, bytes, &self.dir, &mut write)?;
                 self.head = head.or(self.head.take());
             }
-            Fate::Copy(Stored::Bf16) => write(&info.name, &bf16_bytes(&finite(prepared, info, bytes)?))?,
+            Fate::Copy(Stored::Bf16) => write(&info.name, &bf16_bytes(&finite(prepared, isa, info, bytes)?))?,
             Fate::Copy(Stored::Int8) => {}
             Fate::Kept | Fate::Copy(Stored::AsItIs) => {
                 check_finite(prepared, info, bytes)?;
@@ -461,7 +459,7 @@ fn quantize_linear(
         scheme.weight_observer,
     )
     .map_err(|error| failed(error.to_string()))?;
-    let distribution = WeightDistribution::of(float, &weight);
+    let distribution = WeightDistribution::of(isa, float, &weight);
     let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
     let input = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(params),
@@ -505,28 +503,33 @@ pub(crate) fn input_quantizer(
 /// The values of a tensor, every one finite.
 pub(crate) fn finite(
     prepared: &Prepared,
+    isa: Isa,
     info: &TensorInfo,
     bytes: &[u8],
 ) -> Result<Vec<f32>, PipelineError> {
-    check_finite(prepared, info, bytes)?;
-    Ok(floats(info, bytes))
-}
-
-/// The values of a tensor of floats.
-pub(crate) fn floats(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
     let mut values = Vec::new();
-    floats_into(info, bytes, &mut values);
-    values
+    finite_into(prepared, isa, info, bytes, &mut values)?;
+    Ok(values)
 }
 
-/// As [`floats`], in memory that is there already: new memory costs as much as the work on it.
-fn floats_into(info: &TensorInfo, bytes: &[u8], values: &mut Vec<f32>) {
+/// As [`finite`], in memory that is there already: new memory costs as much as the work on it.
+fn finite_into(
+    prepared: &Prepared,
+    isa: Isa,
+    info: &TensorInfo,
+    bytes: &[u8],
+    values: &mut Vec<f32>,
+) -> Result<(), PipelineError> {
     values.resize(info.elements(), 0.0);
     let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
-    values.par_chunks_mut(ELEMENTS_AT_A_TIME).zip(bytes.par_chunks(part)).for_each(|(values, bytes)| {
+    let parts = values.par_chunks_mut(ELEMENTS_AT_A_TIME).zip(bytes.par_chunks(part));
+    let bad = parts.any(|(values, bytes)| {
         // Tensors that are quantised or rounded are of floats; a description is refused otherwise.
         let _ = decode_floats(info.dtype, bytes, values);
+        !extremes(isa, values).finite
     });
+    // Which one it is is another look's business.
+    if bad { check_finite(prepared, info, bytes) } else { Ok(()) }
 }
 
 /// Refuses a tensor of floats with one that is not finite.

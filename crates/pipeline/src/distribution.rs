@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use zeropoint_evaluator::report::{Bins, WeightRange};
+use zeropoint_kernels::{Extremes, Isa, extremes, histogram};
 use zeropoint_observer::{ActivationStatistics, BINS};
 use zeropoint_quantizer::QuantizedWeight;
 
@@ -25,7 +26,7 @@ pub(crate) struct WeightDistribution {
 
 impl WeightDistribution {
     /// Of a float weight and what became of it; `None` when it has no values.
-    pub(crate) fn of(float: &[f32], quantized: &QuantizedWeight) -> Option<Self> {
+    pub(crate) fn of(isa: Isa, float: &[f32], quantized: &QuantizedWeight) -> Option<Self> {
         let (narrowest, widest) = quantized
             .scales
             .iter()
@@ -34,50 +35,52 @@ impl WeightDistribution {
         if float.is_empty() || !narrowest.is_finite() {
             return None;
         }
-        let clipped: usize = float
+        let (clipped, absmax) = float
             .par_chunks(quantized.inputs)
             .enumerate()
             .map(|(row, values)| {
                 // In f64 and with a little room: the scale is the rounded quotient of the range, which is not clipped.
                 let limit = f64::from(quantized.scale(row)) * 127.5 * (1.0 + 1e-6);
                 let lowest = -limit - f64::from(quantized.scale(row));
-                values.iter().filter(|&&w| f64::from(w) > limit || f64::from(w) < lowest).count()
+                let outside = |w: f32| f64::from(w) > limit || f64::from(w) < lowest;
+                let Extremes { min, max, .. } = extremes(isa, values);
+                let clipped = if outside(min) || outside(max) {
+                    values.iter().filter(|w| outside(**w)).count()
+                } else {
+                    0
+                };
+                (clipped, max.max(-min))
             })
-            .sum();
+            .reduce(|| (0, 0.0), |left, right| (left.0 + right.0, left.1.max(right.1)));
         let represented = |scale: f64| [-128.0 * scale, 127.0 * scale];
         Some(Self {
-            bins: bins_of(float),
+            bins: bins_of(isa, float, absmax),
             clipped: clipped as f64 / float.len() as f64,
             range: WeightRange { narrowest: represented(narrowest), widest: represented(widest) },
         })
     }
 }
 
-/// Equal bins over `[-absmax, absmax]`; whole numbers are added, so the split between threads does not matter.
-fn bins_of(values: &[f32]) -> Bins {
-    let absmax = values.iter().fold(0f32, |most, value| most.max(value.abs()));
-    let max = if absmax > 0.0 { f64::from(absmax) } else { 1.0 };
-    let half = (DRAWN / 2) as f64;
-    let bin = |value: f32| ((f64::from(value) / max + 1.0) * half).clamp(0.0, (DRAWN - 1) as f64) as usize;
+/// Equal bins over `[-absmax, absmax]`, or `[-1, 1]` where all values are as good as 0; whole numbers are added, so the split
+/// between threads does not matter.
+fn bins_of(isa: Isa, values: &[f32], absmax: f32) -> Bins {
+    // The quotient is a normal number.
+    let max = if absmax > 1e-30 { absmax } else { 1.0 };
+    let bins_per_unit = (DRAWN / 2) as f32 / max;
+    let none = || [0u64; DRAWN];
     let counts = values
         .par_chunks(CHUNK)
-        .fold(
-            || vec![0u64; DRAWN],
-            |mut counts, chunk| {
-                for value in chunk {
-                    counts[bin(*value)] += 1;
-                }
-                counts
-            },
-        )
-        .reduce(
-            || vec![0u64; DRAWN],
-            |mut left, right| {
-                left.iter_mut().zip(right).for_each(|(left, right)| *left += right);
-                left
-            },
-        );
-    Bins { min: -max, max, counts }
+        .fold(none, |mut counts, chunk| {
+            let mut of_chunk = [0u32; DRAWN];
+            histogram(isa, chunk, bins_per_unit, &mut of_chunk);
+            counts.iter_mut().zip(of_chunk).for_each(|(all, more)| *all += u64::from(more));
+            counts
+        })
+        .reduce(none, |mut left, right| {
+            left.iter_mut().zip(right).for_each(|(left, right)| *left += right);
+            left
+        });
+    Bins { min: -f64::from(max), max: f64::from(max), counts: counts.to_vec() }
 }
 
 /// The observed values in at most [`DRAWN`] bins, which are unions of the histogram's and keep 0 on an edge; `None` when
@@ -106,7 +109,6 @@ pub(crate) fn activation_bins(statistics: &ActivationStatistics) -> Option<Bins>
 mod tests {
     use super::*;
     use zeropoint_core::{Granularity, Rng, WeightScheme};
-    use zeropoint_kernels::Isa;
     use zeropoint_observer::WeightObserver;
     use zeropoint_quantizer::quantize_weight;
 
@@ -124,13 +126,22 @@ mod tests {
     #[test]
     fn every_weight_is_counted_once_and_on_its_side_of_zero() {
         let weight = normal(100_000);
-        let bins = bins_of(&weight);
+        let absmax = weight.iter().fold(0f32, |most, w| most.max(w.abs()));
+        let bins = bins_of(Isa::best(), &weight, absmax);
         assert_eq!(bins.counts.iter().sum::<u64>(), 100_000);
         assert_eq!(bins.counts.len(), DRAWN);
         let negative = weight.iter().filter(|w| **w < 0.0).count() as u64;
         assert_eq!(bins.counts[..DRAWN / 2].iter().sum::<u64>(), negative);
         assert!(bins.max == -bins.min && bins.counts[0] + bins.counts[DRAWN - 1] > 0);
-        assert_eq!(bins_of(&[0.0, -0.0]).counts[DRAWN / 2], 2);
+        for isa in Isa::available() {
+            assert_eq!(bins_of(isa, &weight, absmax), bins);
+            assert_eq!(bins_of(isa, &[0.0, -0.0], 0.0).counts[DRAWN / 2], 2);
+            // The smallest that is not 0, and the largest.
+            for x in [1e-45, 1e-31, f32::MAX] {
+                let counts = bins_of(isa, &[x, -x], x).counts;
+                assert_eq!(counts[..DRAWN / 2].iter().sum::<u64>(), 1, "{x}");
+            }
+        }
     }
 
     #[test]
@@ -140,7 +151,7 @@ mod tests {
         weight[17] = 2.0; // 40 standard deviations, in the first row
         for (observer, clipped) in [(WeightObserver::MinMax, false), (WeightObserver::Mse, true)] {
             let quantized = quantize_weight(Isa::SCALAR, &weight, 4, 5000, scheme, observer).unwrap();
-            let found = WeightDistribution::of(&weight, &quantized).unwrap();
+            let found = WeightDistribution::of(Isa::best(), &weight, &quantized).unwrap();
             let expected = weight
                 .iter()
                 .enumerate()
@@ -157,7 +168,7 @@ mod tests {
         let tensor = WeightScheme::int8(Granularity::Tensor);
         let quantized =
             quantize_weight(Isa::SCALAR, &weight, 4, 5000, tensor, WeightObserver::MinMax).unwrap();
-        let found = WeightDistribution::of(&weight, &quantized).unwrap();
+        let found = WeightDistribution::of(Isa::best(), &weight, &quantized).unwrap();
         assert_eq!((found.clipped, found.range.narrowest), (0.0, found.range.widest));
     }
 

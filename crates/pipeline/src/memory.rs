@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use zeropoint_formats::Dtype;
-use zeropoint_models::{HeadOutput, LinearSpec, ModelSpec, Part};
+use zeropoint_models::{HeadOutput, LARGE_MATRIX, LinearSpec, ModelSpec, Part, WIDEST_MATRIX};
 use zeropoint_quantizer::EmbeddingPrecision;
 
 use crate::check::probe_lengths;
@@ -34,9 +34,6 @@ impl Memory {
 
 const F32: usize = 4;
 const BF16: usize = 2;
-/// As the models have them: weights from which on a matrix stays in bfloat16, and most of them in f32 besides.
-const LARGE: usize = 1 << 20;
-const WIDE: usize = 1 << 26;
 /// Of the program before any weight is read, where the system does not tell.
 const PROGRAM: u64 = 32 << 20;
 
@@ -138,7 +135,7 @@ fn part_bytes(prepared: &Prepared, part: Part) -> usize {
     let (spec, checkpoint) = (prepared.directory.spec(), prepared.directory.checkpoint());
     let is_bf16 = |tensor: &str| checkpoint.get(tensor).is_some_and(|info| info.dtype == Dtype::BF16);
     let of_matrix = |tensor: &str, weights: usize| {
-        if weights >= LARGE && is_bf16(tensor) { weights * BF16 } else { weights * F32 }
+        if weights >= LARGE_MATRIX && is_bf16(tensor) { weights * BF16 } else { weights * F32 }
     };
     if part.has_input() {
         return spec.tables().map(|table| of_matrix(&table.tensor, table.rows * table.width)).sum();
@@ -148,7 +145,9 @@ fn part_bytes(prepared: &Prepared, part: Part) -> usize {
     if part.has_output() {
         // With many rows the last Linear is multiplied in f32, a part of it at a time.
         return linears
-            .map(|linear| of_matrix(&linear.weight, linear.weights()) + linear.weights().min(WIDE) * F32)
+            .map(|linear| {
+                of_matrix(&linear.weight, linear.weights()) + linear.weights().min(WIDEST_MATRIX) * F32
+            })
             .sum();
     }
     linears.map(|linear| linear.weights() * F32).sum()

@@ -11,7 +11,7 @@ use zeropoint_kernels::Isa;
 use zeropoint_models::{EmbeddingTable, Int8Table, TableRows};
 use zeropoint_quantizer::{EmbeddingPrecision, LayerScheme, QuantizedWeight, quantize_weight};
 
-use crate::deploy::{DeployedLinear, Write, check_finite, finite, floats, input_quantizer};
+use crate::deploy::{DeployedLinear, Write, finite, input_quantizer};
 use crate::distribution::WeightDistribution;
 use crate::{PipelineError, Prepared, convert};
 
@@ -68,11 +68,10 @@ impl<'a> TableFate<'a> {
         dir: &Path,
         write: &mut Write<'_>,
     ) -> Result<Option<(usize, DeployedLinear)>, PipelineError> {
-        check_finite(prepared, info, bytes)?;
+        let mut values = finite(prepared, isa, info, bytes)?;
         if self.stored == Stored::AsItIs {
             write(&info.name, bytes)?;
         }
-        let mut values = floats(info, bytes);
         let mut integers = None;
         match self.stored {
             Stored::AsItIs => {}
@@ -103,7 +102,8 @@ impl<'a> TableFate<'a> {
         if self.head.is_none() {
             return Ok(None);
         }
-        let mut values = finite(prepared, info, &prepared.directory.checkpoint().read_bytes(&info.name)?)?;
+        let mut values =
+            finite(prepared, isa, info, &prepared.directory.checkpoint().read_bytes(&info.name)?)?;
         if self.stored == Stored::Bf16 {
             values = from_bf16(&bf16_bytes(&values), values);
         }
@@ -139,7 +139,7 @@ impl<'a> TableFate<'a> {
             own.write(&name, &scales)?;
             own.finish()?;
         }
-        let distribution = WeightDistribution::of(values, &weight);
+        let distribution = WeightDistribution::of(isa, values, &weight);
         // Dynamic: it needs no statistics.
         let quantizer = input_quantizer(prepared, None, linear, scheme)?;
         let bytes = bytes as u64;
@@ -183,7 +183,7 @@ pub(crate) fn simulated(
     } else {
         let info = prepared.directory.checkpoint().require(&table.tensor)?;
         let bytes = prepared.directory.checkpoint().read_bytes(&table.tensor)?;
-        let values = finite(prepared, info, &bytes)?;
+        let values = finite(prepared, isa, info, &bytes)?;
         let weight = round(prepared, isa, &table.tensor, &values, table.rows, table.width)?;
         (weight.values, weight.scales)
     };

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 use thiserror::Error;
-use zeropoint_core::{Granularity, ParamsError, QuantParams, WeightBits, WeightScheme, dequantize};
-use zeropoint_kernels::{Isa, quantize_static};
+use zeropoint_core::{Granularity, ParamsError, QuantParams, WeightBits, WeightScheme};
+use zeropoint_kernels::{Isa, dequantize, extremes, quantize_static, sum_squared_error};
 use zeropoint_observer::WeightObserver;
 
 /// A weight in INT8.
@@ -34,7 +34,7 @@ impl QuantizedWeight {
         let mut real = Vec::with_capacity(self.values.len());
         for (row, values) in self.values.chunks_exact(self.inputs).enumerate() {
             let params = QuantParams { scale: self.scale(row), zero_point: 0 };
-            real.extend(values.iter().map(|q| dequantize(*q, params)));
+            real.extend(values.iter().map(|q| zeropoint_core::dequantize(*q, params)));
         }
         real
     }
@@ -87,8 +87,12 @@ pub fn quantize_weight(
     if inputs == 0 || outputs.checked_mul(inputs) != Some(weight.len()) {
         return Err(WeightError::Shape { len: weight.len(), outputs, inputs });
     }
-    if let Some(at) = weight.iter().position(|w| !w.is_finite()) {
-        return Err(WeightError::NotFinite { row: at / inputs, column: at % inputs, value: weight[at] });
+    // All at once, so that the first of several is told.
+    let bad = |row: &[f32]| !extremes(isa, row).finite;
+    if let Some(row) = weight.par_chunks_exact(inputs).position_first(bad) {
+        let values = &weight[row * inputs..(row + 1) * inputs];
+        let column = values.iter().position(|w| !w.is_finite()).unwrap_or_default();
+        return Err(WeightError::NotFinite { row, column, value: values[column] });
     }
     let params_of = |values: &[f32]| QuantParams::symmetric(observer.absmax(values));
     let shared = match (scheme.bits, scheme.granularity) {
@@ -100,16 +104,16 @@ pub fn quantize_weight(
     let rows: Vec<(f32, f64, f64)> = values
         .par_chunks_exact_mut(inputs)
         .zip(weight.par_chunks_exact(inputs))
-        .map(|(q, row)| {
-            let params = shared.map_or_else(|| params_of(row), Ok)?;
-            quantize_static(isa, row, inputs, params, q).expect("every weight is finite");
-            let (mut signal, mut noise) = (0f64, 0f64);
-            for (w, q) in row.iter().zip(q.iter()) {
-                signal += f64::from(*w) * f64::from(*w);
-                noise += f64::from(*w - dequantize(*q, params)).powi(2);
-            }
-            Ok((params.scale, signal, noise))
-        })
+        .map_init(
+            || vec![0f32; inputs],
+            |real, (q, row)| {
+                let params = shared.map_or_else(|| params_of(row), Ok)?;
+                quantize_static(isa, row, inputs, params, q).expect("every weight is finite");
+                dequantize(isa, q, params, real);
+                let (noise, signal) = sum_squared_error(isa, row, real);
+                Ok((params.scale, signal, noise))
+            },
+        )
         .collect::<Result<_, ParamsError>>()?;
     let scales = match shared {
         Some(params) => vec![params.scale],

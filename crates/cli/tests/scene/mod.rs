@@ -4,6 +4,7 @@
 #[cfg(unix)]
 pub(crate) mod answers;
 pub(crate) mod packed;
+pub(crate) mod real;
 pub(crate) mod safetensors;
 
 use std::collections::BTreeMap;

@@ -46,8 +46,7 @@ impl SafetensorsWriter {
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self, FormatError> {
         let path = path.as_ref();
-        let layout = Layout::new(path, specs)?;
-        let header = layout.checked_header(path, metadata)?;
+        let (layout, header) = plan(path, specs, metadata)?;
         let target = AtomicFile::create(path)?;
         let file = PositionedFile::new(target.reopen()?);
         Self::begin(path, layout, &header, Target::Atomic(target), file)
@@ -62,8 +61,7 @@ impl SafetensorsWriter {
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self, FormatError> {
         let path = path.as_ref();
-        let layout = Layout::new(path, specs)?;
-        let header = layout.checked_header(path, metadata)?;
+        let (layout, header) = plan(path, specs, metadata)?;
         let open = || {
             let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
             file.set_len(header.len() as u64 + layout.data_bytes)?;
@@ -163,4 +161,15 @@ impl SafetensorsWriter {
             }),
         }
     }
+}
+
+/// Where tensors lie, and the header that says so.
+fn plan(
+    path: &Path,
+    specs: Vec<TensorSpec>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(Layout, Vec<u8>), FormatError> {
+    let layout = Layout::new(path, specs)?;
+    let header = layout.checked_header(path, metadata)?;
+    Ok((layout, header))
 }

@@ -230,9 +230,6 @@ impl Attend<'_, '_> {
         let panels = first.saturating_sub(before) / PANEL..end.div_ceil(PANEL);
         for panel in panels.clone() {
             let vectors = filled(panel, end);
-            if F::PAIRED {
-                self.ask_ahead(s, self.packed.key_pairs, panel, head_dim.div_ceil(2) * PANEL);
-            }
             if S::WIDE && vectors == VECTORS {
                 self.score::<S, F, R, VECTORS>(s, at, panel, 0);
             } else {
@@ -258,16 +255,15 @@ impl Attend<'_, '_> {
         }
     }
 
-    /// Where the queries are one block, so that keys and values come from memory: asks for the panel that is read soon, of
-    /// panels of `len` numbers. What fetches ahead by itself stops at each page, which a panel is about as large as.
+    /// Where the queries are one block, so that keys and values come from memory: the panel that is read soon, of panels of `len`
+    /// numbers, to be asked for. What fetches ahead by itself stops at each page, which a panel is about as large as.
     #[inline(always)]
-    fn ask_ahead<S: Simd>(&self, s: S, of: &[i32], panel: usize, len: usize) {
-        if self.input.queries.len() * self.together <= ROWS {
-            let start = of.len().min((panel + AHEAD) * len);
-            for line in of[start..of.len().min(start + len)].iter().step_by(LANES) {
-                s.prefetch(line);
-            }
+    fn ahead<'p>(&self, of: &'p [i32], panel: usize, len: usize) -> &'p [i32] {
+        if self.input.queries.len() * self.together > ROWS {
+            return &[];
         }
+        let start = of.len().min((panel + AHEAD) * len);
+        &of[start..of.len().min(start + len)]
     }
 
     /// The queries from `at` on, rounded; f32 ones are read where they are.
@@ -312,7 +308,9 @@ impl Attend<'_, '_> {
             let pairs = head_dim.div_ceil(2);
             let queries: [&[i32]; R] = from_fn(|row| &self.query_pairs[row * width / 2..][..pairs]);
             let keys = &self.packed.key_pairs[panel * pairs * PANEL..][..pairs * PANEL];
+            let ahead = self.ahead(self.packed.key_pairs, panel, pairs * PANEL);
             for (pair, keys) in keys.chunks_exact(PANEL).enumerate() {
+                ask(s, ahead, pair * PANEL + from, V);
                 let (keys, _) = keys[from..from + V * LANES].as_chunks::<LANES>();
                 let keys: [S::I; V] = from_fn(|vector| s.load_i32(&keys[vector]));
                 for (sums, query) in sums.iter_mut().zip(queries) {
@@ -499,10 +497,11 @@ impl Attend<'_, '_> {
         for panel in panels {
             let count = (end - panel * PANEL).min(PANEL);
             if F::PAIRED {
-                self.ask_ahead(s, self.packed.value_pairs, panel, PANEL / 2 * width);
                 let shares = &self.share_pairs[panel * ROWS * PANEL / 2..][..ROWS * PANEL / 2];
                 let rows = self.packed.value_pairs[panel * PANEL / 2 * width..].chunks_exact(width);
+                let ahead = self.ahead(self.packed.value_pairs, panel, PANEL / 2 * width);
                 for (i, row) in rows.enumerate().take(count.div_ceil(2)) {
+                    ask(s, ahead, i * width + channel, V);
                     let (values, _) = row[channel..channel + V * LANES].as_chunks::<LANES>();
                     let values: [S::I; V] = from_fn(|vector| s.load_i32(&values[vector]));
                     for (row, sums) in sums.iter_mut().enumerate() {
@@ -548,6 +547,16 @@ impl Attend<'_, '_> {
             for (sum, out) in sums.into_iter().zip(out.chunks_mut(LANES)) {
                 s.store_some(s.mul(sum, s.splat(*factor)), out);
             }
+        }
+    }
+}
+
+/// Asks for so many lines from a number on, where they are.
+#[inline(always)]
+fn ask<S: Simd>(s: S, numbers: &[i32], from: usize, lines: usize) {
+    for line in 0..lines {
+        if let Some(number) = numbers.get(from + line * LANES) {
+            s.prefetch(number);
         }
     }
 }
