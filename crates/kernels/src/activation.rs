@@ -79,7 +79,7 @@ pub fn swish_gate(
 ) {
     assert!((1.0..=2.0).contains(&beta), "`beta` is between 1 and 2");
     assert!(gate.len() == out.len() && up.len() == out.len(), "`gate`, `up` and `out` are equally long");
-    isa.run(Gate { gate, up, map: Swish { beta }, out, magnitude: &mut magnitude.begin(1)[0] });
+    isa.run(Gate { x: gate, up, map: Swish { beta }, out, magnitude: &mut magnitude.begin(1)[0] });
 }
 
 /// `x[i] += y[i]`.
@@ -254,7 +254,7 @@ impl<M: Map> Kernel for InPlace<'_, M> {
 }
 
 struct Gate<'a, M> {
-    gate: &'a [f32],
+    x: &'a [f32],
     up: &'a [f32],
     map: M,
     out: &'a mut [f32],
@@ -267,9 +267,9 @@ impl<M: Map> Kernel for Gate<'_, M> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut magnitude = s.splat_i32(0);
-        let inputs = self.gate.chunks(LANES).zip(self.up.chunks(LANES));
-        for ((gate, up), out) in inputs.zip(self.out.chunks_mut(LANES)) {
-            let product = s.mul(self.map.apply(s, s.load_some(gate, 0.0)), s.load_some(up, 0.0));
+        let inputs = self.x.chunks(LANES).zip(self.up.chunks(LANES));
+        for ((x, up), out) in inputs.zip(self.out.chunks_mut(LANES)) {
+            let product = s.mul(self.map.apply(s, s.load_some(x, 0.0)), s.load_some(up, 0.0));
             magnitude = s.max_i32(magnitude, s.magnitude_bits(product));
             s.store_some(product, out);
         }

@@ -59,6 +59,7 @@ impl Slab {
         let layout = layout.expect("weights fit into memory");
         // SAFETY: the size is not 0, as no slab is asked for without lines.
         let memory = unsafe { alloc(layout) };
+        #[expect(clippy::cast_ptr_alignment, reason = "the layout has the alignment of a page")]
         let Some(memory) = NonNull::new(memory.cast::<Line>()) else { handle_alloc_error(layout) };
         ask_for_large_pages(memory.as_ptr().cast(), layout.size());
         Self { memory, layout }
@@ -148,7 +149,7 @@ impl Clone for Lines {
 
 impl std::fmt::Debug for Lines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lines").field("len", &self.len).finish()
+        f.debug_struct("Lines").field("len", &self.len).finish_non_exhaustive()
     }
 }
 

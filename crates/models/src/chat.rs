@@ -22,8 +22,8 @@ use zeropoint_core::contain;
 use crate::ModelError;
 use crate::source::{ModelDirectory, read_json_if_there};
 
-/// The largest template, in bytes. The longest that models come with have a quarter of it.
-pub const MAX_TEMPLATE_BYTES: usize = 128 << 10;
+/// The largest template, in bytes. The longest that models come with have half of it.
+pub const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 /// The longest text that a template may make of a conversation, in bytes.
 pub const MAX_RENDERED_BYTES: usize = 64 << 20;
 

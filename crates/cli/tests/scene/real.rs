@@ -37,6 +37,10 @@ pub(crate) fn foretells_its_memory(scene: &Scene, about: &str, name: &str, sets:
     let report = scene.json("out/report.json");
     let (foretold, found) = (number(&plan["memory_bytes"]), number(&report["timing"]["peak_rss_bytes"]));
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
-    println!("{about}: {:.1} MiB foretold, {:.1} MiB found", mib(foretold), mib(found));
-    assert!((0.75..=1.25).contains(&(foretold / found)), "{about}: {foretold} bytes foretold, {found} found");
+    assert!(
+        (0.75..=1.25).contains(&(foretold / found)),
+        "{about}: {:.1} MiB foretold, {:.1} MiB found",
+        mib(foretold),
+        mib(found)
+    );
 }
