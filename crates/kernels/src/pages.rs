@@ -1,5 +1,5 @@
 //! Memory in large pages: a product with few rows takes as long as reading its weights does, and from pages of 4 KiB a
-//! processor reads a third slower than from pages of 2 MiB.
+//! processor reads a quarter slower than from pages of 2 MiB.
 //!
 //! On Linux memory is asked to lie in large pages before it is first written (`madvise`), which the system may refuse; elsewhere
 //! it is ordinary memory.

@@ -1,7 +1,7 @@
 //! The peak memory of a run, foretold from the plan.
 //!
-//! What lives at the same time is counted stage by stage and the largest sum is the answer. It is within a quarter of what
-//! a run of a real model measures (`VmHWM`); a test holds it to that.
+//! What lives at the same time is counted stage by stage and the largest sum is the answer. For MiniLM it is within a
+//! quarter of what a run measures (`VmHWM`), and a test holds it to that; for a small decoder it is too high (docs/memory.md).
 
 use std::collections::BTreeSet;
 
