@@ -111,6 +111,11 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
     let free =
         plan.disk_free_bytes.map_or_else(String::new, |free| format!("; {} are free", BinaryBytes(free)));
     let _ = writeln!(text, "disk         at most {}{free}", BinaryBytes(plan.disk_bytes));
+    if plan.log_probability_bytes > 0 {
+        let bytes = BinaryBytes(plan.log_probability_bytes);
+        let _ =
+            writeln!(text, "cache        {bytes} of the original's log-probabilities, for later evaluations");
+    }
     let _ = writeln!(text, "memory       about {}", BinaryBytes(plan.memory_bytes));
     let _ = writeln!(text, "time         about {:.1} s on this machine", plan.seconds);
     let _ = writeln!(text, "output       {}", plan.output);

@@ -1,11 +1,11 @@
-//! SmolLM2-135M, a decoder: the same bytes with any number of threads.
+//! SmolLM2-135M, a decoder: the same bytes with any number of threads, and the memory that a dry run foretells.
 //!
 //! `ZEROPOINT_MODELS` is a directory with `smollm2/` in it.
 
 mod scene;
 
 use scene::Scene;
-use scene::real::source;
+use scene::real::{foretells_its_memory, source};
 
 /// A scene with a text and a config whose model is to be replaced.
 fn scene() -> Scene {
@@ -47,4 +47,23 @@ fn the_bytes_do_not_depend_on_the_threads() {
         tree
     };
     scene::assert_same_tree(&run("1"), &run("2"));
+}
+
+#[test]
+#[ignore = "needs ZEROPOINT_MODELS"]
+fn a_dry_run_foretells_the_memory() {
+    let fixed = "quantization.scheme=w8a8-static";
+    let none = "evaluation.tasks=[]";
+    let evaluated = "evaluation.tasks=[{kind='perplexity',data='text.txt',window=256,windows=2}]";
+    let unchecked = "output.self_check=false";
+    let cases: [(&str, &[&str], &[&str]); 4] = [
+        ("part by part", &[fixed, none], &[]),
+        ("with hidden states in a file, unchecked", &[fixed, none, unchecked], &["--memory", "0"]),
+        ("evaluated part by part, unchecked", &[evaluated, unchecked], &[]),
+        ("whole, with an INT8 head", &[none, "quantization.lm_head=int8"], &["--memory", "8GiB"]),
+    ];
+    for (about, sets, more) in cases {
+        let few = ["calibration.samples=3"];
+        foretells_its_memory(&scene(), about, "smollm2", &[sets, &few].concat(), more);
+    }
 }

@@ -644,6 +644,10 @@ fn the_original_of_a_decoder_runs_once_for_all_evaluations() {
     let cold = evaluate(&["--cache", "kept"]);
     assert_eq!(files().len(), 1);
     let bytes = std::fs::read(&files()[0]).unwrap();
+    let plan =
+        ["run", "config.toml", "--cache", "kept", "--out", "new", "--dry-run", "--json", "--set", task];
+    let plan: Value = serde_json::from_slice(&scene.succeeds(plan).stdout).unwrap();
+    assert_eq!(plan["log_probability_bytes"], bytes.len());
     assert_eq!(evaluate(&["--cache", "kept"]).0, cold.0);
     assert_eq!(evaluate(&["--no-cache"]).0, cold.0);
     std::fs::write(&files()[0], &bytes[..bytes.len() - 1]).unwrap();

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
+use zeropoint_evaluator::tasks::batch_plan;
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_models::ModelError;
 use zeropoint_quantizer::Decision;
@@ -12,8 +13,9 @@ use zeropoint_quantizer::Decision;
 use crate::deploy::{DENSE_WEIGHTS, dense_files, planned_output};
 use crate::identity::Identity;
 use crate::journal::Journal;
+use crate::log_prob_cache::LogProbCache;
 use crate::run::{MARKER, RunOptions};
-use crate::statistics::is_likely_cached;
+use crate::statistics::{CacheDir, is_likely_cached};
 use crate::system::free_disk;
 use crate::tables::{own_bytes, own_files};
 use crate::{PipelineError, Prepared, bench, disk, memory};
@@ -65,7 +67,9 @@ pub struct DryRun {
     pub files: Vec<(String, u64)>,
     /// Bytes that the run needs on the disk of the output, rounded up.
     pub disk_bytes: u64,
-    /// Bytes that are free there, where the system tells.
+    /// Bytes of the log-probabilities of a decoder's original that the run would keep in its cache; 0 where it keeps none.
+    pub log_probability_bytes: u64,
+    /// Bytes that are free where the output goes, where the system tells.
     pub disk_free_bytes: Option<u64>,
     /// Estimated peak memory in bytes.
     pub memory_bytes: u64,
@@ -114,7 +118,11 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         .map(|task| task.lengths(spec, &prepared.inputs))
         .collect::<Result<Vec<_>, _>>()?;
     let size = prepared.options.batch_size;
-    let mut batches: Vec<_> = evaluation.iter().map(|lengths| memory::batches_of(lengths, size)).collect();
+    let batches_of = |lengths: &Vec<usize>| -> Vec<Vec<usize>> {
+        let plan = batch_plan(spec, lengths, size);
+        plan.batches().iter().map(|batch| batch.iter().map(|&i| lengths[i]).collect()).collect()
+    };
+    let mut batches: Vec<_> = evaluation.iter().map(batches_of).collect();
     let latency =
         if prepared.config.report.latency { bench::combinations(&prepared.directory)? } else { Vec::new() };
     batches.extend(latency.iter().map(|&[_, batch, tokens]| vec![vec![tokens; batch]]));
@@ -149,7 +157,8 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         original_bytes: prepared.directory.checkpoint().weight_bytes() + dense_bytes,
         quantized_bytes: planned.weight_bytes() + dense_bytes + own_bytes(prepared),
         files: planned.files.into_iter().chain(dense).chain(own).collect(),
-        disk_bytes: disk::needed(prepared)?,
+        disk_bytes: disk::needed(prepared, options.memory, disk::evaluated_rows(prepared, options.memory)?)?,
+        log_probability_bytes: log_probability_bytes(prepared, &options.cache)?,
         disk_free_bytes: free_disk(Path::new(&output)),
         memory_bytes: memory::peak(prepared, options.memory, &batches),
         seconds: seconds(prepared, &evaluation, &latency)?,
@@ -157,6 +166,21 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         interrupted,
         warnings,
     })
+}
+
+/// Bytes in the cache of log-probabilities for every task that compares next tokens.
+fn log_probability_bytes(prepared: &Prepared, cache: &CacheDir) -> Result<u64, PipelineError> {
+    let spec = prepared.directory.spec();
+    let Some(dir) = cache.path() else { return Ok(0) };
+    let mut bytes = 0;
+    for task in prepared.tasks.iter().filter(|task| task.compares_next_tokens(spec)) {
+        let lengths = task.lengths(spec, &prepared.inputs)?;
+        let plan = batch_plan(spec, &lengths, prepared.options.batch_size);
+        let of_batch = |batch: &Vec<usize>| batch.iter().map(|&i| lengths[i]).sum();
+        let rows: Vec<usize> = plan.batches().iter().map(of_batch).collect();
+        bytes += LogProbCache::at(dir.clone()).planned_bytes(&rows, memory::columns(spec));
+    }
+    Ok(bytes)
 }
 
 /// Float operations of a forward pass over inputs of so many rows: two for each weight and row, and attention's two

@@ -6,6 +6,7 @@
 
 mod bench;
 mod blame;
+mod cadence;
 mod check;
 mod compare;
 pub mod config;

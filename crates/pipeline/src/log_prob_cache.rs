@@ -39,9 +39,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     fn bytes(&self, columns: usize) -> u64 {
-        let rows: u64 = self.rows.iter().map(|rows| *rows as u64).sum();
-        let row = RowCode::new(columns).bytes() as u64;
-        HEADER as u64 + (self.rows.len() * DIGEST) as u64 + rows.saturating_mul(row)
+        bytes(&self.rows, columns)
     }
 
     fn header(&self, columns: usize) -> Vec<u8> {
@@ -52,6 +50,13 @@ impl Entry {
         header.extend_from_slice(&(self.rows.len() as u32).to_le_bytes());
         header
     }
+}
+
+/// Of a file with batches of so many rows.
+fn bytes(rows: &[usize], columns: usize) -> u64 {
+    let total: u64 = rows.iter().map(|rows| *rows as u64).sum();
+    let row = RowCode::new(columns).bytes() as u64;
+    HEADER as u64 + (rows.len() * DIGEST) as u64 + total.saturating_mul(row)
 }
 
 /// A directory with such files.
@@ -65,6 +70,11 @@ impl LogProbCache {
     /// In this directory, which need not exist.
     pub(crate) fn at(dir: PathBuf) -> Self {
         Self { dir, limit: LIMIT }
+    }
+
+    /// Bytes of a file with batches of so many rows; 0 where it would be too large to be kept.
+    pub(crate) fn planned_bytes(&self, rows: &[usize], columns: usize) -> u64 {
+        Some(bytes(rows, columns)).filter(|bytes| *bytes <= self.limit).unwrap_or(0)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {

@@ -1,12 +1,14 @@
 //! The peak memory of a run, foretold from the plan.
 //!
-//! What lives at the same time is counted stage by stage and the largest sum is the answer. For MiniLM it is within a
-//! quarter of what a run measures (`VmHWM`), and a test holds it to that; for a small decoder it is too high (docs/memory.md).
+//! What lives at the same time is counted stage by stage and the largest sum is the answer. It is within a quarter of what a
+//! run measures (`VmHWM`); tests on an encoder and on a decoder hold it to that.
 
 use std::collections::BTreeSet;
 
 use zeropoint_formats::Dtype;
-use zeropoint_models::{HeadOutput, LARGE_MATRIX, LinearSpec, ModelSpec, Part, WIDEST_MATRIX};
+use zeropoint_models::{
+    EmbeddingTable, LARGE_MATRIX, LinearId, LinearRole, LinearSpec, ModelSpec, Part, SiteId, WIDEST_MATRIX,
+};
 use zeropoint_quantizer::EmbeddingPrecision;
 
 use crate::check::probe_lengths;
@@ -30,6 +32,11 @@ impl Memory {
     pub(crate) fn whole(self) -> u64 {
         self.0 / 8
     }
+
+    /// The parts in which a model is run; `None` of one that is whole.
+    pub(crate) fn parts(self, spec: &ModelSpec) -> Option<Vec<Part>> {
+        Part::of(spec).filter(|_| spec.float_bytes() > self.whole())
+    }
 }
 
 const F32: usize = 4;
@@ -42,8 +49,7 @@ const PROGRAM: u64 = 32 << 20;
 /// The program, its data sets and tokenizers are measured: the caller holds what a run holds at that point.
 pub(crate) fn peak(prepared: &Prepared, memory: Memory, evaluation: &[Vec<Vec<usize>>]) -> u64 {
     let spec = prepared.directory.spec();
-    let parts = Part::of(spec).filter(|_| spec.float_bytes() > memory.whole());
-    let stages = match parts {
+    let stages = match memory.parts(spec) {
         Some(parts) => by_parts(prepared, memory, &parts, evaluation),
         None => whole(prepared, evaluation),
     };
@@ -53,30 +59,22 @@ pub(crate) fn peak(prepared: &Prepared, memory: Memory, evaluation: &[Vec<Vec<us
 /// Each stage of a run whose models are whole in memory.
 fn whole(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> Vec<usize> {
     let spec = prepared.directory.spec();
-    let tables: usize = spec.tables().map(|table| table.rows * table.width * F32).sum();
-    let run = |linear: &&LinearSpec| linear.site.is_some();
-    let linears: usize = spec.linears.iter().filter(run).map(|linear| linear.weights() * F32).sum();
-    let quantized: usize = prepared
-        .plan
-        .quantized()
-        .map(|(plan, _)| &spec.linears[plan.linear])
-        .filter(run)
-        .map(LinearSpec::weights)
-        .sum();
-    // What the plan leaves float is read again by the simulation and by the written model.
-    let float_again = linears - quantized * F32;
-    let simulated_tables = if prepared.plan.embeddings == EmbeddingPrecision::Keep { 0 } else { tables };
     let statistics = disk::statistics(prepared) as usize;
-
-    let model = tables + linears;
-    let written = tables + quantized + float_again;
-    let calibration = batches(prepared).map(|lengths| activations(spec, &lengths)).max().unwrap_or(0);
-    let simulation = linears + simulated_tables;
+    let model = Weights::of(prepared, Part::Whole);
+    let (float, integers) = (model.float(), model.integers());
+    let written = model.left(true) + integers;
+    // Tables that nothing changes are those of the float model.
+    let simulated = model.left(prepared.plan.embeddings != EmbeddingPrecision::Keep) + F32 * integers;
+    let calibration = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max().unwrap_or(0);
+    let evaluated = evaluation.iter().map(|task| evaluated(spec, task)).max();
     vec![
-        model + statistics + calibration,
-        model + statistics + quantized + largest_copy(prepared),
-        model + statistics + quantized + written + simulation + check(spec, &probe_lengths(prepared)),
-        model + statistics + written + evaluated(spec, evaluation),
+        float + statistics + calibration,
+        float + statistics + integers + largest_copy(prepared),
+        float + statistics + integers + written + simulated + checked(prepared, &model),
+        float
+            + statistics
+            + written
+            + evaluated.map_or(0, |evaluated| evaluated + model.widened(false) + model.widened(true)),
     ]
 }
 
@@ -89,68 +87,144 @@ fn by_parts(
 ) -> Vec<usize> {
     let spec = prepared.directory.spec();
     let hidden = spec.towers[0].hidden;
-    let statistics =
-        if prepared.calibration.inputs.is_empty() { 0 } else { disk::statistics(prepared) as usize };
+    let calibrates = !prepared.calibration.inputs.is_empty();
+    let statistics = if calibrates { disk::statistics(prepared) as usize } else { 0 };
     let limit = usize::try_from(memory.0).unwrap_or(usize::MAX);
     let states = |rows: usize| (rows * hidden * F32).min(limit);
     let calibrated: usize = batches(prepared).flatten().sum();
-    let calibration = batches(prepared).map(|lengths| activations(spec, &lengths)).max().unwrap_or(0);
-    let check = if prepared.config.output.self_check { check(spec, &probe_lengths(prepared)) } else { 0 };
-    let quantized: BTreeSet<usize> = prepared.plan.quantized().map(|(plan, _)| plan.linear).collect();
+    let calibration = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max().unwrap_or(0);
     // A head that is made of a table waits for the part that runs it.
     let waiting = prepared.plan.tied_head(spec).map_or(0, |(id, _)| spec.linears[id].weights());
     let mut stages = Vec::new();
     for &part in parts {
-        let float = part_bytes(prepared, part);
-        let sites = part.sites(spec);
-        let linears = spec.linears.iter().enumerate();
-        let integers: usize = linears
-            .filter(|(id, linear)| {
-                quantized.contains(id) && linear.site.is_some_and(|site| sites.contains(&site))
-            })
-            .map(|(_, linear)| linear.weights())
-            .sum();
-        if !prepared.calibration.inputs.is_empty() {
-            stages.push(statistics + states(calibrated) + float + calibration);
+        let model = Weights::of(prepared, part);
+        let (float, integers) = (model.float(), model.integers());
+        let (left, runs_blocks) = (model.left(true), matches!(part, Part::Block(_)));
+        if calibrates {
+            let activations = if runs_blocks { calibration } else { 0 };
+            stages.push(statistics + states(calibrated) + float + activations);
         }
         stages.push(statistics + waiting + integers + largest_copy(prepared));
         if prepared.config.output.self_check {
-            // The float part, its integers as quantised, as written and as f32 in the simulation.
-            let float_again = float - F32 * integers;
-            stages.push(statistics + waiting + float + (2 + F32) * integers + 2 * float_again + check);
+            // The integers as they were quantised, as they were written, and as f32 in the simulation.
+            let models = float + integers + (left + integers) + (left + F32 * integers);
+            stages.push(statistics + waiting + models + checked(prepared, &model));
         }
-        let rows = |task: &Vec<Vec<usize>>| task.iter().flatten().sum();
-        let evaluated_rows = evaluation.iter().map(rows).max().unwrap_or(0);
-        if evaluated_rows > 0 {
-            // The hidden states of both models; at the end both heads.
-            let both = if part.has_output() { 2 } else { 1 };
-            stages.push(statistics + 2 * states(evaluated_rows) + both * float + evaluated(spec, evaluation));
+        for task in evaluation {
+            let rows: usize = task.iter().flatten().sum();
+            let activations = task.iter().map(|lengths| in_blocks(spec, lengths)).max().unwrap_or(0);
+            stages.push(
+                statistics
+                    + if part.has_output() {
+                        // Both heads, behind the hidden states of both models.
+                        let heads = float + left + integers + model.widened(false) + model.widened(true);
+                        2 * states(rows) + heads + evaluated(spec, task)
+                    } else {
+                        2 * states(rows)
+                            + float.max(left + integers)
+                            + if runs_blocks { activations } else { 0 }
+                    },
+            );
         }
     }
     stages
 }
 
-/// Bytes of a part of the float model: f32, but for large tables and last Linears that the file has in bfloat16.
-fn part_bytes(prepared: &Prepared, part: Part) -> usize {
-    let (spec, checkpoint) = (prepared.directory.spec(), prepared.directory.checkpoint());
-    let is_bf16 = |tensor: &str| checkpoint.get(tensor).is_some_and(|info| info.dtype == Dtype::BF16);
-    let of_matrix = |tensor: &str, weights: usize| {
-        if weights >= LARGE_MATRIX && is_bf16(tensor) { weights * BF16 } else { weights * F32 }
-    };
-    if part.has_input() {
-        return spec.tables().map(|table| of_matrix(&table.tensor, table.rows * table.width)).sum();
+/// The weights of a part of a model, in bytes.
+struct Weights<'a> {
+    prepared: &'a Prepared,
+    part: Part,
+    sites: BTreeSet<SiteId>,
+    quantized: BTreeSet<LinearId>,
+}
+
+impl<'a> Weights<'a> {
+    fn of(prepared: &'a Prepared, part: Part) -> Self {
+        let spec = prepared.directory.spec();
+        let quantized = prepared.plan.quantized().map(|(plan, _)| plan.linear).collect();
+        Self { prepared, part, sites: part.sites(spec), quantized }
     }
-    let sites = part.sites(spec);
-    let linears = spec.linears.iter().filter(|linear| linear.site.is_some_and(|site| sites.contains(&site)));
-    if part.has_output() {
-        // With many rows the last Linear is multiplied in f32, a part of it at a time.
-        return linears
-            .map(|linear| {
-                of_matrix(&linear.weight, linear.weights()) + linear.weights().min(WIDEST_MATRIX) * F32
-            })
-            .sum();
+
+    fn spec(&self) -> &'a ModelSpec {
+        self.prepared.directory.spec()
     }
-    linears.map(|linear| linear.weights() * F32).sum()
+
+    /// Its Linears that are run, and whether each is quantised.
+    fn linears(&self) -> impl Iterator<Item = (&'a LinearSpec, bool)> {
+        let all = self.spec().linears.iter().enumerate();
+        let own = all.filter(|(_, linear)| linear.site.is_some_and(|site| self.sites.contains(&site)));
+        own.map(|(id, linear)| (linear, self.quantized.contains(&id)))
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &'a EmbeddingTable> {
+        self.spec().tables().filter(|_| self.part.has_input())
+    }
+
+    fn is_tied(&self, linear: &LinearSpec) -> bool {
+        self.spec().tables().any(|table| table.tensor == linear.weight)
+    }
+
+    /// Bytes of a weight of that tensor: four, or two of a large table or last Linear in bfloat16.
+    fn of_weight(&self, tensor: &str, weights: usize, written: bool) -> usize {
+        let found = self.prepared.directory.checkpoint().get(tensor).map(|info| info.dtype);
+        let rounded = written
+            && self.prepared.plan.embeddings == EmbeddingPrecision::Bf16
+            && self.spec().tables().any(|table| table.tensor == tensor);
+        let is_bf16 = rounded || found == Some(Dtype::BF16);
+        if weights >= LARGE_MATRIX && is_bf16 { BF16 } else { F32 }
+    }
+
+    /// Of a Linear that is float, in the original or in what was written; none of one whose table is in memory besides.
+    fn of_linear(&self, linear: &LinearSpec, written: bool) -> usize {
+        if self.part.has_input() && self.is_tied(linear) {
+            return 0;
+        }
+        let size =
+            if is_last(linear) { self.of_weight(&linear.weight, linear.weights(), written) } else { F32 };
+        size * linear.weights()
+    }
+
+    /// As the original holds them.
+    fn float(&self) -> usize {
+        let tables = self.tables().map(|table| {
+            let weights = table.rows * table.width;
+            self.of_weight(&table.tensor, weights, false) * weights
+        });
+        tables.sum::<usize>() + self.linears().map(|(linear, _)| self.of_linear(linear, false)).sum::<usize>()
+    }
+
+    /// Of the Linears that become integers, one each.
+    fn integers(&self) -> usize {
+        self.linears().filter(|(_, quantized)| *quantized).map(|(linear, _)| linear.weights()).sum()
+    }
+
+    /// What is left float of them, as the written model holds it: tables, where they are asked for, and Linears.
+    fn left(&self, with_tables: bool) -> usize {
+        let tables = self.tables().filter(|_| with_tables).map(|table| {
+            let weights = table.rows * table.width;
+            match self.prepared.plan.embeddings {
+                EmbeddingPrecision::Int8 => weights,
+                _ => self.of_weight(&table.tensor, weights, true) * weights,
+            }
+        });
+        let float = self.linears().filter(|(_, quantized)| !quantized);
+        tables.sum::<usize>() + float.map(|(linear, _)| self.of_linear(linear, true)).sum::<usize>()
+    }
+
+    /// What the last Linear takes besides in f32 while it is run with many rows, if it is held in bfloat16.
+    fn widened(&self, written: bool) -> usize {
+        let last = self.linears().filter(|(linear, quantized)| is_last(linear) && !(written && *quantized));
+        let bytes = last.map(|(linear, _)| match self.of_weight(&linear.weight, linear.weights(), written) {
+            BF16 => linear.weights().min(WIDEST_MATRIX) * F32,
+            _ => 0,
+        });
+        bytes.sum()
+    }
+}
+
+/// Whether it may be held in bfloat16.
+fn is_last(linear: &LinearSpec) -> bool {
+    matches!(linear.role, LinearRole::Classifier | LinearRole::TiedDecoder)
 }
 
 /// Lengths of the sequences of each batch of the observing pass.
@@ -160,27 +234,36 @@ fn batches(prepared: &Prepared) -> impl Iterator<Item = Vec<usize>> + '_ {
     set.plan.batches().iter().map(|batch| batch.iter().map(|&i| set.inputs[i].rows(spec)).collect())
 }
 
-/// The largest batch of any task, with the outputs of both models that are kept to its end.
-fn evaluated(spec: &ModelSpec, evaluation: &[Vec<Vec<usize>>]) -> usize {
+/// The largest batch of a task, with the outputs of both models that are kept to its end.
+fn evaluated(spec: &ModelSpec, task: &[Vec<usize>]) -> usize {
     // A vector for each sequence; a classifier's row of logits is shorter. A row of logits for each token lives as long as its
     // batch.
-    let columns = spec.towers[0].hidden;
-    let vocabulary = spec.tables().map(|table| table.rows).max().unwrap_or(0);
-    let by_token = matches!(spec.head().output, HeadOutput::MaskedLm | HeadOutput::CausalLm);
-    let of_task = |batches: &Vec<Vec<usize>>| {
-        let sequences: usize = batches.iter().map(Vec::len).sum();
-        let tokens = batches.iter().map(|lengths| lengths.iter().sum::<usize>()).max().unwrap_or(0);
-        let logits = if by_token { 2 * 2 * tokens * vocabulary * F32 } else { 0 };
-        let largest = batches.iter().map(|lengths| activations(spec, lengths)).max().unwrap_or(0);
-        2 * sequences * columns * F32 + largest + logits
-    };
-    evaluation.iter().map(of_task).max().unwrap_or(0)
+    let sequences: usize = task.iter().map(Vec::len).sum();
+    let kept = if spec.head().is_per_token() { 0 } else { 2 * sequences * spec.towers[0].hidden * F32 };
+    let of_batch = |lengths: &Vec<usize>| in_blocks(spec, lengths).max(OUTPUTS * outputs(spec, lengths));
+    kept + task.iter().map(of_batch).max().unwrap_or(0)
 }
 
-/// What a forward pass over sequences of these lengths holds at once: at the end of a block the hidden states before and
-/// after attention, query, key and value, context, both outputs and the wide inner activation; or, in attention, what each
-/// thread has of its sequence besides.
-fn activations(spec: &ModelSpec, lengths: &[usize]) -> usize {
+/// Outputs of a batch that are there at once: one model's, and the other's, which is copied out of the tensor that was computed.
+const OUTPUTS: usize = 3;
+
+/// The output of a head for sequences of these lengths.
+fn outputs(spec: &ModelSpec, lengths: &[usize]) -> usize {
+    let rows = if spec.head().is_per_token() { lengths.iter().sum() } else { lengths.len() };
+    rows * columns(spec) * F32
+}
+
+/// Numbers in a row of the model's output.
+pub(crate) fn columns(spec: &ModelSpec) -> usize {
+    let steps = spec.head().branches.iter().filter_map(|branch| branch.steps.last());
+    let consumers = steps.flat_map(|step| &spec.sites[step.site].consumers);
+    consumers.map(|id| spec.linears[*id].outputs).max().unwrap_or(spec.towers[0].hidden)
+}
+
+/// What a forward pass over sequences of these lengths holds at once within the blocks: at the end of one the hidden states
+/// before and after attention, query, key and value, context, both outputs and the wide inner activation; or, in attention,
+/// what each thread has of its sequence besides.
+fn in_blocks(spec: &ModelSpec, lengths: &[usize]) -> usize {
     let tokens: usize = lengths.iter().sum();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let tower = &spec.towers[0];
@@ -191,21 +274,30 @@ fn activations(spec: &ModelSpec, lengths: &[usize]) -> usize {
     in_attention.max(at_the_end) * F32
 }
 
-/// As [`activations`] while one layer after the other is compared: its input and output in float, in steps, as whole
-/// sums and simulated.
-fn check(spec: &ModelSpec, lengths: &[usize]) -> usize {
+/// What the self-check of a part holds besides weights. In blocks one layer after the other is compared, its input and output in
+/// float, in steps, as whole sums and simulated; at the end the outputs are.
+fn checked(prepared: &Prepared, model: &Weights<'_>) -> usize {
+    let spec = prepared.directory.spec();
+    let lengths = probe_lengths(prepared);
     let tokens: usize = lengths.iter().sum();
-    activations(spec, lengths) + tokens * 4 * widest(spec) * F32
+    let blocks = match model.part {
+        Part::Whole | Part::Block(_) => in_blocks(spec, &lengths) + tokens * 4 * widest(spec) * F32,
+        Part::Input | Part::Output => 0,
+    };
+    let output = if model.part.has_output() {
+        // Of a last Linear that is float the written model's and the simulation's are run, of one that is not the original's too.
+        let last = model.linears().filter(|(linear, _)| is_last(linear));
+        let widened =
+            last.map(|(_, quantized)| if quantized { model.widened(false) } else { 2 * model.widened(true) });
+        OUTPUTS * outputs(spec, &lengths) + widened.sum::<usize>()
+    } else {
+        0
+    };
+    blocks.max(output)
 }
 
-/// The widest output of a Linear that works on every token.
+/// The widest output of a Linear of a block.
 fn widest(spec: &ModelSpec) -> usize {
-    let linears = spec.linears.iter().filter(|linear| linear.site.is_some());
+    let linears = spec.linears.iter().filter(|linear| linear.site.is_some() && !is_last(linear));
     linears.map(|linear| linear.outputs).max().unwrap_or(0)
-}
-
-/// The batches of a task as lengths, from those of its inputs.
-pub(crate) fn batches_of(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
-    let plan = zeropoint_calibrator::BatchPlan::of_lengths(lengths, batch_size);
-    plan.batches().iter().map(|batch| batch.iter().map(|&i| lengths[i]).collect()).collect()
 }

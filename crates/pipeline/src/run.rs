@@ -99,7 +99,7 @@ fn produce(
     if let Some(left) = &left {
         check_inputs(prepared, left, options, statistics).map_err(at_output)?;
     }
-    disk::check(prepared, &target, left.as_deref()).map_err(at_output)?;
+    disk::check(prepared, options.memory, &target, left.as_deref()).map_err(at_output)?;
     let staged = if options.restart {
         StagedDir::create(&target, MARKER, options.force)
     } else {
@@ -115,7 +115,7 @@ fn produce(
             return Err(match progress {
                 Progress::Something if resumable => {
                     staged.keep(true);
-                    interrupted(prepared, error, staged.path().to_owned())
+                    interrupted(prepared, options, error, staged.path().to_owned())
                 }
                 // The same inputs would fail again, and others are another run.
                 Progress::Something | Progress::Nothing => {
@@ -130,14 +130,21 @@ fn produce(
     staged.keep(true);
     let partial = staged.path().to_owned();
     if let Err(error) = staged.publish_without(JOURNAL) {
-        return Err(interrupted(prepared, error.into(), partial));
+        return Err(interrupted(prepared, options, error.into(), partial));
     }
     Ok(RunOutcome { dir: target, report })
 }
 
 /// The error of a run that can be continued, with what a full disk is short of.
-fn interrupted(prepared: &Prepared, error: PipelineError, partial: PathBuf) -> PipelineError {
-    let missing = match disk::needed(prepared) {
+fn interrupted(
+    prepared: &Prepared,
+    options: &RunOptions,
+    error: PipelineError,
+    partial: PathBuf,
+) -> PipelineError {
+    let memory = options.memory;
+    let needed = || disk::needed(prepared, memory, disk::evaluated_rows(prepared, memory)?);
+    let missing = match needed() {
         Ok(needed) if error.is_full_disk() => Some(needed.saturating_sub(disk::used(&partial))),
         _ => None,
     };

@@ -14,6 +14,7 @@ use zeropoint_models::{FloatParts, Model, ModelParts, Part};
 use zeropoint_observer::{StatisticsFile, sqnr_db};
 use zeropoint_runtime::{QuantizedModel, QuantizedParts};
 
+use crate::cadence::Cadence;
 use crate::check::{LayerErrors, PartCheck, unrun_linears};
 use crate::deploy::{Deployment, MODEL_DIR, input_quantizer};
 use crate::evaluate::{Original, gates, measure};
@@ -523,46 +524,4 @@ fn given_statistics(path: &Path, origin: Origin) -> Result<StatisticsFile, Pipel
     let file = StatisticsFile::load(path)?;
     origin.check(&file, path)?;
     Ok(file)
-}
-
-/// When the observing pass keeps what it has seen: after so many batches, or sooner after so much work. Counted and not
-/// timed, so that a run does the same things every time.
-struct Cadence {
-    /// Multiplications and additions for each token, by progress through the whole model.
-    operations_per_token: f64,
-    batches_of_part: usize,
-    /// Batches and tokens at the last checkpoint.
-    last: (usize, usize),
-}
-
-impl Cadence {
-    /// A few seconds of a small encoder.
-    const BATCHES: usize = 64;
-    /// About half a minute on two cores of a server processor.
-    const OPERATIONS: f64 = 5e12;
-
-    fn new(prepared: &Prepared, parts: usize, begun: &Begun) -> Self {
-        let spec = prepared.directory.spec();
-        let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_observed_row(tower)).sum();
-        let set = &prepared.calibration;
-        let of_part = set.plan.batches().len();
-        let before = set.plan.batches().iter().take(begun.batches).flatten();
-        let tokens: usize = before.map(|&sample| set.inputs[sample].len()).sum();
-        let tokens = (begun.parts * set.tokens() + tokens) / parts;
-        Self {
-            operations_per_token: 2.0 * weights as f64,
-            batches_of_part: of_part,
-            last: (begun.parts * of_part + begun.batches, tokens),
-        }
-    }
-
-    fn is_due(&mut self, parts: usize, batches: usize, tokens: usize) -> bool {
-        let batches = parts * self.batches_of_part + batches;
-        let operations = tokens.saturating_sub(self.last.1) as f64 * self.operations_per_token;
-        let due = batches - self.last.0 >= Self::BATCHES || operations >= Self::OPERATIONS;
-        if due {
-            self.last = (batches, tokens);
-        }
-        due
-    }
 }

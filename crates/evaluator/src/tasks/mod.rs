@@ -31,6 +31,7 @@ use zeropoint_models::{
 pub use forward::{BatchOutputs, Forward};
 pub use images::ImageTask;
 pub use ranking::RankingPrompts;
+pub use run::batch_plan;
 pub use windows::{Counting, Windows};
 
 use crate::report::Metric;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 use zeropoint_calibrator::BatchPlan;
-use zeropoint_models::{HeadOutput, ModelError, Outputs, PackedBatch, TokenSequence};
+use zeropoint_models::{HeadOutput, ModelError, ModelSpec, Outputs, PackedBatch, TokenSequence};
 
 use super::{BatchOutputs, Models, Options, TaskError};
 use crate::bootstrap::paired_standard_error;
@@ -12,6 +12,20 @@ use crate::report::Metric;
 
 /// Most values that the outputs of one batch may have, at the head's width and the longest sequence: 256 MiB in f32.
 const MOST_VALUES: usize = 64 << 20;
+
+/// The batches, of at most `batch_size`, in which sequences of these lengths are run: fewer at a time where each token has a row of
+/// logits over a vocabulary.
+pub fn batch_plan(spec: &ModelSpec, lengths: &[usize], batch_size: usize) -> BatchPlan {
+    let widest = match spec.head().output {
+        HeadOutput::MaskedLm | HeadOutput::CausalLm => {
+            spec.tables().map(|table| table.rows).max().unwrap_or(1)
+        }
+        _ => 1,
+    };
+    let longest = lengths.iter().copied().max().unwrap_or(1);
+    let fits = (MOST_VALUES / (widest * longest).max(1)).max(1);
+    BatchPlan::of_lengths(lengths, batch_size.min(fits))
+}
 
 /// A task being run.
 pub(super) struct Run<'a> {
@@ -117,16 +131,7 @@ impl Run<'_> {
 
     fn plan(&self, sequences: &[&TokenSequence]) -> BatchPlan {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
-        let spec = self.models.original.spec();
-        let widest = match spec.head().output {
-            HeadOutput::MaskedLm | HeadOutput::CausalLm => {
-                spec.tables().map(|table| table.rows).max().unwrap_or(1)
-            }
-            _ => 1,
-        };
-        let longest = lengths.iter().copied().max().unwrap_or(1);
-        let fits = (MOST_VALUES / (widest * longest).max(1)).max(1);
-        BatchPlan::of_lengths(&lengths, self.options.batch_size.min(fits))
+        batch_plan(self.models.original.spec(), &lengths, self.options.batch_size)
     }
 
     /// A metric of both models with the standard error of its loss. `rows` holds for each sample what was kept of the
