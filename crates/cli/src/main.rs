@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use zeropoint_kernels::Isa;
+use zeropoint_kernels::{Isa, keep_freed_memory};
 use zeropoint_models::ModelError;
 use zeropoint_pipeline::{Cancel, PipelineError};
 
@@ -41,6 +41,7 @@ pub(crate) enum Outcome {
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let cli = Cli::parse();
     let terminal = Terminal::new(&cli.global);
     let cancel = Arc::new(Cancel::default());

@@ -39,6 +39,7 @@ mod aarch64;
 mod activation;
 mod attention;
 mod gemm;
+mod heap;
 mod isa;
 mod linear;
 mod memory;
@@ -63,6 +64,7 @@ pub use attention::{
     attend_cached,
 };
 pub use gemm::gemm_i32;
+pub use heap::keep_freed_memory;
 pub use isa::{Isa, IsaError};
 pub use linear::{
     Epilogue, RowParams, dequantize_sums, linear, linear_added, linear_measured, linear_quantized,

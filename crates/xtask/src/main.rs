@@ -32,7 +32,8 @@ fn main() -> ExitCode {
         ["train-fixture"] => fixture::train(&root(), &root().join("crates/models/embedded")),
         ["train-fixture", "--out", dir] => fixture::train(&root(), Path::new(dir)),
         ["synth-checkpoint", "--like", shapes, "--out", dir] => synth::write(shapes, None, Path::new(dir)),
-        ["synth-checkpoint", "--like", shapes, "--out", dir, "--blocks", blocks] => match blocks.parse() {
+        ["synth-checkpoint", "--like", shapes, "--out", dir, "--blocks", blocks]
+        | ["synth-checkpoint", "--like", shapes, "--blocks", blocks, "--out", dir] => match blocks.parse() {
             Ok(blocks) => synth::write(shapes, Some(blocks), Path::new(dir)),
             Err(_) => Err(format!("--blocks takes a number, not `{blocks}`").into()),
         },
