@@ -300,8 +300,16 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) revision: Option<String>,
     /// The text to continue: as it is, or with --chat what a user says
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) prompt: String,
+    #[arg(
+        long,
+        value_name = "TEXT",
+        required_unless_present = "prompt_file",
+        conflicts_with = "prompt_file"
+    )]
+    pub(crate) prompt: Option<String>,
+    /// Take the text from a file, UTF-8 of at most 16 MiB, or with - from standard input; a line break at its end is left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
     /// Put the prompt into the model's chat template, as what a user says, and let the model answer; where a template asks
     /// for the date, it is told 26 July 2024
     #[arg(long)]
@@ -316,10 +324,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Draw among the most probable tokens that have this share of the probability together
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, requires = "temperature")]
     pub(crate) top_p: f64,
     /// Of the draws; the same seed gives the same text
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "temperature")]
     pub(crate) seed: u64,
     /// Go on behind the tokens that end a text (`eos_token_id` of `generation_config.json` or `config.json`)
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! `zeropoint generate`: a text that a decoder continues.
 
-use std::io::BufWriter;
+use std::io::{BufWriter, Read as _};
 use std::path::Path;
 use std::time::Instant;
 
@@ -62,21 +62,50 @@ fn write_logits(path: &Path, model: &Model, mut cache: KvCache, prompt: &[u32]) 
     Ok(())
 }
 
+/// Most bytes of a prompt in a file: more than any model reads.
+const LONGEST_PROMPT: u64 = 16 << 20;
+
+/// The prompt, from wherever it comes.
+fn prompt(args: &GenerateArgs) -> Result<String, PipelineError> {
+    let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
+    let failed = |source| PipelineError::Io { path: path.clone(), source };
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().lock().take(LONGEST_PROMPT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(LONGEST_PROMPT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    let refused = |reason: &str| PipelineError::Option { option: "--prompt-file", reason: reason.to_owned() };
+    if bytes.len() as u64 > LONGEST_PROMPT {
+        return Err(refused("the text has more than 16 MiB"));
+    }
+    let mut text = String::from_utf8(bytes).map_err(|_| refused("the text is not UTF-8"))?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}
+
 /// Token ids of the prompt, or of the conversation that it begins.
 fn prompt_ids(
     args: &GenerateArgs,
+    prompt: &str,
     directory: &ModelDirectory,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<u32>, ModelError> {
     if !args.chat {
-        return tokenizer.prompt_ids(&args.prompt);
+        return tokenizer.prompt_ids(prompt);
     }
     let template = directory
         .chat_template()?
         .ok_or_else(|| ModelError::NoChatTemplate { path: directory.path().to_owned() })?;
-    let said = |role: &str, content: &String| json!({ "role": role, "content": content });
+    let said = |role: &str, content: &str| json!({ "role": role, "content": content });
     let system = args.system.iter().map(|text| said("system", text));
-    let messages: Vec<_> = system.chain([said("user", &args.prompt)]).collect();
+    let messages: Vec<_> = system.chain([said("user", prompt)]).collect();
     // The special tokens are in the text.
     tokenizer.token_ids(&template.render(&messages, true)?)
 }
@@ -87,6 +116,7 @@ pub(crate) fn generate(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Outcome, PipelineError> {
+    let prompt = prompt(args)?;
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
     let option = if (0.0..=1000.0).contains(&args.temperature) { "--top-p" } else { "--temperature" };
     let mut sampler = Sampler::new(sampling)
@@ -100,7 +130,7 @@ pub(crate) fn generate(
     let (directory, model) = decoder.parts();
     let tokenizer = directory.tokenizer(None)?;
     let stop = if args.ignore_stop { Vec::new() } else { directory.stop_tokens()? };
-    let prompt = prompt_ids(args, directory, &tokenizer)?;
+    let prompt = prompt_ids(args, &prompt, directory, &tokenizer)?;
     let new_cache = || match args.kv_cache {
         None => model.new_cache(),
         Some(precision) => model.new_cache_in(precision.into()),

@@ -1,10 +1,11 @@
 //! Results as text for a reader.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use indicatif::{BinaryBytes, HumanCount};
 use zeropoint_evaluator::report::{Gate, Metric};
-use zeropoint_pipeline::{DryRun, Inspection, RunOutcome};
+use zeropoint_pipeline::{DryRun, Inspection, PlannedLayer, RunOutcome};
 
 /// What a run ends with on the terminal.
 pub(crate) fn summary(outcome: &RunOutcome) -> String {
@@ -70,13 +71,40 @@ pub(crate) fn metrics(metrics: &[Metric], gates: &[Gate]) -> String {
     text
 }
 
+/// Linears that differ in nothing but the numbers in their paths, in the order of the first of each, which `*` stands for where
+/// there are several.
+fn alike(layers: &[PlannedLayer]) -> Vec<(String, Vec<&PlannedLayer>)> {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let pattern = |path: &str| {
+        path.split('.').map(|part| if is_number(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+    };
+    let mut places = BTreeMap::new();
+    let mut groups: Vec<(String, Vec<&PlannedLayer>)> = Vec::new();
+    for layer in layers {
+        let PlannedLayer { path, shape, weights, activations, reason } = layer;
+        let pattern = pattern(path);
+        let place =
+            *places.entry((pattern.clone(), shape, weights, activations, reason)).or_insert(groups.len());
+        match groups.get_mut(place) {
+            Some((name, group)) => {
+                *name = pattern;
+                group.push(layer);
+            }
+            None => groups.push((path.clone(), vec![layer])),
+        }
+    }
+    groups
+}
+
 /// The plan of a run.
 pub(crate) fn dry_run(plan: &DryRun) -> String {
-    let mut rows = vec![["Linear", "shape", "weights", "activations"].map(str::to_owned).to_vec()];
-    for layer in &plan.layers {
+    let mut rows = vec![["Linear", "number", "shape", "weights", "activations"].map(str::to_owned).to_vec()];
+    for (path, layers) in alike(&plan.layers) {
+        let layer = layers[0];
         let [outputs, inputs] = layer.shape;
         rows.push(vec![
-            layer.path.clone(),
+            path,
+            layers.len().to_string(),
             format!("{outputs} x {inputs}"),
             layer.weights.clone().unwrap_or_else(|| "float".to_owned()),
             layer.activations.clone().or_else(|| layer.reason.clone()).unwrap_or_default(),
@@ -86,10 +114,10 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
     text.push_str(&table(&rows));
     let _ = writeln!(
         text,
-        "\ncalibration  {} samples, {} tokens, {} pass{}",
+        "\ncalibration  {} samples, {} tokens, {}{}",
         plan.samples,
         HumanCount(plan.tokens as u64),
-        plan.passes,
+        if plan.passes == 0 { "no pass".to_owned() } else { format!("{} pass", plan.passes) },
         if plan.cached { "; none if the statistics in the cache are of these weights" } else { "" }
     );
     for (task, samples) in &plan.tasks {
@@ -202,6 +230,28 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn linears_that_differ_in_their_numbers_alone_are_told_together() {
+        let layer = |path: &str, weights: Option<&str>| PlannedLayer {
+            path: path.to_owned(),
+            shape: [2, 3],
+            weights: weights.map(str::to_owned),
+            activations: None,
+            reason: None,
+        };
+        let layers = [
+            layer("layers.0.up", Some("int8")),
+            layer("layers.0.down", Some("int8")),
+            layer("layers.1.up", Some("int8")),
+            layer("layers.1.down", None),
+            layer("head.10b", None),
+        ];
+        let groups: Vec<(String, usize)> =
+            alike(&layers).into_iter().map(|(path, layers)| (path, layers.len())).collect();
+        let expected = [("layers.*.up", 2), ("layers.0.down", 1), ("layers.1.down", 1), ("head.10b", 1)];
+        assert_eq!(groups, expected.map(|(path, count)| (path.to_owned(), count)));
+    }
 
     #[test]
     fn a_standard_error_that_is_not_known_is_a_dash() {

@@ -37,6 +37,7 @@ impl Terminal {
             .with_ansi(style.color)
             .with_env_filter(EnvFilter::new(format!("zeropoint={level}")))
             .without_time()
+            .log_internal_errors(false)
             .init();
         Self { quiet: global.quiet, style, bar: Mutex::new(None), live }
     }
@@ -45,7 +46,7 @@ impl Terminal {
     pub(crate) fn say(&self, text: &str) {
         if !self.quiet {
             self.clear();
-            eprintln!("{text}");
+            complain(format_args!("{text}\n"));
         }
     }
 
@@ -68,13 +69,13 @@ impl Terminal {
     pub(crate) fn warn(&self, text: &str) {
         if !self.quiet {
             self.clear();
-            eprintln!("{}: {text}", self.paint("warning", "33"));
+            complain(format_args!("{}: {text}\n", self.paint("warning", "33")));
         }
     }
 
     pub(crate) fn error(&self, error: &PipelineError) {
         self.clear();
-        eprint!("{}", report::render(error, self.style));
+        complain(format_args!("{}", report::render(error, self.style)));
     }
 
     fn paint(&self, word: &str, code: &str) -> String {
@@ -116,6 +117,11 @@ impl Terminal {
         bar.set_position(done);
         bar.set_message(message);
     }
+}
+
+/// Writes to standard error. Where nobody can be told, nobody is: the work goes on.
+fn complain(text: std::fmt::Arguments<'_>) {
+    let _ = std::io::stderr().lock().write_fmt(text);
 }
 
 /// Whether the locale of these variables of the environment is written in UTF-8; the first that is set decides.

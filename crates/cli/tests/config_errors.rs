@@ -87,6 +87,7 @@ fn keys_and_values() {
         ("a source with a prefix", "model = { source = 'hub:org/model' }\n"),
         ("a text of two tokens", "calibration.max_length = 2\n"),
         ("an empty batch", "evaluation.batch_size = 0\n"),
+        ("a task that has nothing to measure on", "calibration.samples = 0\noutput.self_check = false\n"),
         ("no format", "output.formats = []\n"),
         ("an unknown format", "output.formats = ['onnx']\n"),
     ] {

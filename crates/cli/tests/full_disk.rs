@@ -292,3 +292,17 @@ fn devices_are_written_to_and_not_replaced() {
         assert!(kind.is_char_device(), "{device} is what it was");
     }
 }
+
+#[test]
+fn a_run_goes_on_where_nobody_can_be_told() {
+    let scene = scene();
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    for (arguments, code) in [
+        (vec!["run", "config.toml", "--no-cache", "--out", "out", "-vv"], 0),
+        (vec!["run", "nothing.toml"], 2),
+    ] {
+        let status = scene.zeropoint(&arguments).stderr(full()).status().expect("it starts");
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
+    assert!(scene.root().join("out/report.json").is_file());
+}

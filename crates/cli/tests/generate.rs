@@ -2,6 +2,9 @@
 
 mod scene;
 
+use std::io::Write as _;
+use std::process::Stdio;
+
 use scene::{Scene, stderr, stdout};
 use serde_json::{Value, json};
 
@@ -95,7 +98,19 @@ fn what_cannot_be_continued_is_refused() {
     let long = "night ".repeat(100);
     says(1, "model", &["--prompt", &long], "tokens; 1 to 64 are allowed");
     let with = |options: [&'static str; 2]| [PROMPT, options].concat();
-    says(2, "model", &with(["--top-p", "0"]), "top-p is 0; a number above 0 and at most 1 is expected");
+    says(
+        2,
+        "model",
+        &["--prompt", "the river is", "--temperature", "1", "--top-p", "0"],
+        "top-p is 0; a number above 0 and at most 1 is expected",
+    );
+    says(2, "model", &with(["--top-p", "0.5"]), "--temperature <T>");
+    says(2, "model", &with(["--seed", "5"]), "--temperature <T>");
+    says(2, "model", &with(["--prompt-file", "text.txt"]), "cannot be used with");
+    says(2, "model", &["--max-tokens", "3"], "--prompt <TEXT>");
+    says(1, "model", &["--prompt-file", "nothing.txt"], "nothing.txt");
+    scene.write("latin.txt", [b'a', 0xe9]);
+    says(2, "model", &["--prompt-file", "latin.txt"], "the text is not UTF-8");
     says(2, "model", &with(["--temperature", "-1"]), "the temperature is -1; a number from 0 to 1000");
 }
 
@@ -175,4 +190,22 @@ fn smollm2_answers_a_question() {
             198
         ])
     );
+}
+
+#[test]
+fn a_prompt_may_come_from_a_file_or_from_standard_input() {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "model");
+    scene.write("prompt.txt", "the river is\r\n");
+    let ids = |arguments: &[&str]| {
+        let output = scene.succeeds(["generate", "model", "--json"].iter().chain(arguments));
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")["prompt_tokens"].clone()
+    };
+    let expected = ids(&PROMPT);
+    assert_eq!(ids(&["--prompt-file", "prompt.txt"]), expected);
+    let mut command = scene.zeropoint(["generate", "model", "--json", "--prompt-file", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    child.stdin.take().expect("it is piped").write_all(b"the river is").expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).expect("JSON")["prompt_tokens"], expected);
 }

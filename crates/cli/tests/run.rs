@@ -279,3 +279,22 @@ fn fewer_samples_than_asked_for_are_a_warning() {
     assert!(shown.contains("warning: ") && shown.contains("5000 were asked for"), "{shown}");
     assert_eq!(scene.json("out/report.json")["calibration"]["samples"], 2004);
 }
+
+#[test]
+fn a_dry_run_tells_the_plan() {
+    let scene = Scene::new();
+    scene.copy_fixture("llama-causal", "model");
+    scene.write("text.txt", "the river is on fire\nit was a cold night for the model\n".repeat(20));
+    scene.write(
+        "config.toml",
+        "version = 1\nmodel.source = 'model'\n[calibration]\ndata = ['text.txt']\nsamples = 4\n\
+         [[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'text.txt'\nwindow = 16\n",
+    );
+    let plan =
+        stdout(&scene.succeeds(["run", "config.toml", "--cache", "kept", "--out", "out", "--dry-run"]));
+    let mut settings = insta::Settings::clone_current();
+    settings.add_filter(r"; [0-9.]+ [KMGT]?i?B are free", "; [free] are free");
+    settings.add_filter(r"memory       about [0-9.]+ MiB", "memory       about [memory]");
+    settings.add_filter(r"time         about [0-9.]+ s", "time         about [seconds] s");
+    settings.bind(|| insta::assert_snapshot!("dry_run", plan));
+}

@@ -18,7 +18,7 @@ pub const DEFAULT_RESAMPLES: usize = 1000;
 ///
 /// `statistic` is given the rows of one resample and returns the difference of the metric, quantised minus original, on
 /// these rows; `None` where the metric has no value (one class only, a constant side), and such a resample is left out.
-/// NaN when `n` is 0 or fewer than two resamples have a value.
+/// NaN when fewer than two resamples have a value, and when `n` is below 2: every resample of one row is that row.
 ///
 /// Resamples run on rayon's current pool. Each has its own generator, seeded from `seed` and its place in the sequence,
 /// and the values are summed in that order: the result does not depend on the number of threads.
@@ -26,7 +26,7 @@ pub fn paired_standard_error<F>(n: usize, resamples: usize, seed: u64, statistic
 where
     F: Fn(&[usize]) -> Option<f64> + Sync,
 {
-    if n == 0 {
+    if n < 2 {
         return f64::NAN;
     }
     let mut master = Rng::new(seed);

@@ -1,10 +1,10 @@
 //! Memory in large pages: a product with few rows takes as long as reading its weights does, and from pages of 4 KiB a
 //! processor reads a quarter slower than from pages of 2 MiB.
 //!
-//! On Linux memory is asked to lie in large pages before it is first written (`madvise`), which the system may refuse; elsewhere
-//! it is ordinary memory.
+//! On Linux memory is asked to lie in large pages (`madvise`), which the system may refuse, and which helps where it has not been
+//! written before; elsewhere it is ordinary memory.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -26,7 +26,7 @@ pub fn with_large_pages<T>(capacity: usize) -> Vec<T> {
     values
 }
 
-/// Asks that the whole pages of some memory, which nothing has been written to, be large ones.
+/// Asks that the whole pages of some memory be large ones.
 #[cfg(target_os = "linux")]
 fn ask_for_large_pages(memory: *mut u8, bytes: usize) {
     let before = memory.align_offset(PAGE);
@@ -42,10 +42,10 @@ fn ask_for_large_pages(memory: *mut u8, bytes: usize) {
 #[cfg(not(target_os = "linux"))]
 fn ask_for_large_pages(_memory: *mut u8, _bytes: usize) {}
 
-/// Memory that several [`Lines`] have parts of.
+/// Memory that several [`Lines`] have parts of, and begins at a page.
 struct Slab {
     memory: NonNull<Line>,
-    layout: Layout,
+    mapping: Mapping,
 }
 
 // SAFETY: a slab gives access to none of its memory: `Lines` do, each to its own part.
@@ -55,21 +55,89 @@ unsafe impl Sync for Slab {}
 
 impl Slab {
     fn new(lines: usize) -> Self {
-        let layout = Layout::array::<Line>(lines).and_then(|layout| layout.align_to(PAGE));
-        let layout = layout.expect("weights fit into memory");
-        // SAFETY: the size is not 0, as no slab is asked for without lines.
-        let memory = unsafe { alloc(layout) };
-        #[expect(clippy::cast_ptr_alignment, reason = "the layout has the alignment of a page")]
-        let Some(memory) = NonNull::new(memory.cast::<Line>()) else { handle_alloc_error(layout) };
-        ask_for_large_pages(memory.as_ptr().cast(), layout.size());
-        Self { memory, layout }
+        let bytes = lines.checked_mul(size_of::<Line>()).expect("weights fit into memory");
+        let mapping = Mapping::new(bytes);
+        let memory = mapping.pages();
+        ask_for_large_pages(memory.as_ptr().cast(), bytes);
+        Self { memory, mapping }
     }
 }
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: it was allocated with this layout, and the last `Lines` in it is gone.
-        unsafe { dealloc(self.memory.as_ptr().cast(), self.layout) };
+        // SAFETY: the last `Lines` in it is gone, and the slab itself goes.
+        unsafe { self.mapping.give_back() };
+    }
+}
+
+/// Where the memory of a slab comes from: on Linux from the system itself, since what an allocator has handed out before may lie
+/// in small pages already.
+#[cfg(target_os = "linux")]
+struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+#[cfg(target_os = "linux")]
+impl Mapping {
+    /// Of as many bytes and a page, which is at least one.
+    fn new(bytes: usize) -> Self {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+
+        let bytes = bytes.checked_add(PAGE).expect("weights fit into memory");
+        // SAFETY: the system chooses the place, so that nothing is mapped there before.
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        };
+        let start = start.ok().and_then(|start| NonNull::new(start.cast::<u8>()));
+        let Some(start) = start else {
+            handle_alloc_error(Layout::from_size_align(bytes, PAGE).expect("a page is a power of two"))
+        };
+        Self { start, bytes }
+    }
+
+    /// Its first page.
+    fn pages(&self) -> NonNull<Line> {
+        let before = self.start.align_offset(PAGE);
+        // SAFETY: less than a page lies before the first one, and the mapping is longer than that.
+        unsafe { self.start.add(before) }.cast()
+    }
+
+    /// # Safety
+    ///
+    /// Nothing refers to its memory any more, and nothing will.
+    unsafe fn give_back(&self) {
+        // SAFETY: the mapping has this place and this length. What cannot be given back stays.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+struct Mapping {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Mapping {
+    fn new(bytes: usize) -> Self {
+        let layout = Layout::from_size_align(bytes.max(1), PAGE).expect("weights fit into memory");
+        // SAFETY: the size is not 0.
+        let start = unsafe { std::alloc::alloc(layout) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Self { start, layout }
+    }
+
+    fn pages(&self) -> NonNull<Line> {
+        self.start.cast()
+    }
+
+    /// # Safety
+    ///
+    /// Nothing refers to its memory any more, and nothing will.
+    unsafe fn give_back(&self) {
+        // SAFETY: it was allocated with this layout.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
     }
 }
 

@@ -57,8 +57,8 @@ pub fn quantize_tokens(
     isa.run(QuantizeTokens { x, columns, symmetry, out, params })
 }
 
-/// As [`quantize_tokens`] with symmetric parameters, where [`linear_measured`](crate::linear_measured) has computed `x` and
-/// found the rows' largest magnitudes with it.
+/// As [`quantize_tokens`] with symmetric parameters, where [`linear_measured`](crate::linear_measured) or
+/// [`swish_gate`](crate::swish_gate) has computed `x` and found the rows' largest magnitudes with it.
 pub fn quantize_measured(
     isa: Isa,
     x: &[f32],

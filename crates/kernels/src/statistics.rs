@@ -38,7 +38,7 @@ pub fn channel_absmax(isa: Isa, x: &[f32], columns: usize, out: &mut [f32]) {
 /// the last bin there, NaN in the first.
 ///
 /// `bins_per_unit` is positive and normal. Where it is a power of two the product is exact (below `2^-126` apart) and bins can be
-/// merged in pairs; otherwise it is the rounded one, of the same sign. There are `2^22` bins at most. The counts are u32: the caller
+/// merged in pairs; otherwise it is the rounded one; a negative one below 2^-149 is a zero. There are `2^22` bins at most. The counts are u32: the caller
 /// empties them before `2^32` values.
 pub fn histogram(isa: Isa, x: &[f32], bins_per_unit: f32, counts: &mut [u32]) {
     assert!(bins_per_unit.is_normal() && bins_per_unit > 0.0, "`bins_per_unit` is positive and normal");

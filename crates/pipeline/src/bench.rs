@@ -115,7 +115,7 @@ enum Work {
     Batches(Vec<PackedBatch>),
 }
 
-/// What a report has: [`BenchRequest::default`], with the original that the run has loaded.
+/// What a report has: [`BenchRequest::default`], with the original.
 pub(crate) fn latency(
     quantized: &QuantizedModel,
     original: &Model,

@@ -1,174 +1,40 @@
 //! Writing the deployable directory: every tensor of the source, one at a time, the planned Linears in INT8.
 
-use std::borrow::Cow;
+mod config;
+mod fate;
+mod linear;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-use serde_json::{Value, json};
 use zeropoint_core::Fingerprint;
-use zeropoint_formats::compressed_tensors::{
-    QuantizationConfig, QuantizedLinear, linear_tensor_bytes, linear_tensor_specs,
-};
-use zeropoint_formats::safetensors::element::{bf16_bytes, decode_floats, floats_from_bytes};
+use zeropoint_formats::safetensors::element::bf16_bytes;
 use zeropoint_formats::staged::{bytes_digest, copy_companions};
-use zeropoint_formats::{
-    CheckpointWriter, DeployedConfig, Dtype, PlannedCheckpoint, SafetensorsFile, TensorInfo, TensorSpec,
-    write_file_atomically,
-};
-use zeropoint_kernels::{Isa, extremes};
-use zeropoint_models::{
-    ActivationQuantizer, HeadOutput, LinearRole, LinearSpec, ModelError, Part, SentenceStep,
-};
+use zeropoint_formats::{CheckpointWriter, SafetensorsFile, TensorInfo};
+use zeropoint_kernels::Isa;
+use zeropoint_models::{HeadOutput, Part, SentenceStep};
 use zeropoint_observer::StatisticsFile;
-use zeropoint_quantizer::{LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
+use zeropoint_quantizer::LayerScheme;
 
-use crate::distribution::WeightDistribution;
 use crate::events::{Cancel, Event, Events};
 use crate::run::MARKER;
-use crate::tables::{Stored, TableFate};
+use crate::tables::Stored;
 use crate::written::{RangesHasher, WrittenRanges};
 use crate::{PipelineError, Prepared};
 
+use config::write_config;
+use fate::{Fate, Fates, specs_of};
+use linear::{finite_into, quantize_linear};
+
+pub(crate) use fate::{largest_copy, output_specs, planned_output};
+pub(crate) use linear::{DeployedLinear, Write, check_finite, finite, input_quantizer};
+
 /// The deployable directory inside a run directory.
 pub const MODEL_DIR: &str = "model";
-/// Elements of a copied tensor that are decoded at a time to be checked.
-const ELEMENTS_AT_A_TIME: usize = 1 << 16;
 /// Bytes of a tensor whose memory is kept for the next one.
 const MOST_KEPT: usize = 128 << 20;
 /// What the source's own card is called beside ours.
 const SOURCE_CARD: &str = "README.source.md";
-
-/// A Linear after quantisation, by its index in the description.
-pub(crate) struct DeployedLinear {
-    pub(crate) weight: QuantizedWeight,
-    pub(crate) scheme: LayerScheme,
-    pub(crate) quantizer: Option<ActivationQuantizer>,
-    pub(crate) bytes: u64,
-    pub(crate) distribution: Option<WeightDistribution>,
-}
-
-/// What one tensor of the source becomes.
-enum Fate<'a> {
-    /// The weight of a planned Linear.
-    Quantized(usize, &'a LayerScheme),
-    /// The weight of several Linears, some of them planned: each gets tensors of its own, named as `transformers` builds it.
-    Split(Vec<(usize, Option<&'a LayerScheme>)>),
-    /// The bias of such Linears.
-    SplitBias(Vec<usize>),
-    /// An embedding table that is not copied as it is, or that an INT8 head reads.
-    Table(TableFate<'a>),
-    /// A second copy of an embedding table.
-    Copy(Stored),
-    /// Copied.
-    Kept,
-}
-
-/// The fate of every tensor of the source, by name; what is not here is copied.
-struct Fates<'a>(BTreeMap<&'a str, Fate<'a>>);
-
-impl<'a> Fates<'a> {
-    fn of(prepared: &'a Prepared) -> Self {
-        let spec = prepared.directory.spec();
-        let mut fates = BTreeMap::new();
-        let tables = TableFate::all(prepared);
-        // A table that the file holds twice is rounded twice: loaders would untie what differs.
-        for (copy, original) in &spec.copies {
-            if let Some(fate) = tables.get(original.as_str()) {
-                fates.insert(copy.as_str(), Fate::Copy(fate.stored));
-            }
-        }
-        fates.extend(tables.into_iter().map(|(tensor, fate)| (tensor, Fate::Table(fate))));
-        for (plan, scheme) in prepared.plan.quantized() {
-            let linear = &spec.linears[plan.linear];
-            if linear.role == LinearRole::TiedDecoder {
-                continue;
-            }
-            if !linear.is_fused_in_file() {
-                fates.insert(&linear.weight, Fate::Quantized(plan.linear, scheme));
-                continue;
-            }
-            let together = || {
-                prepared
-                    .plan
-                    .linears
-                    .iter()
-                    .filter(|other| spec.linears[other.linear].weight == linear.weight)
-            };
-            let parts = together().map(|other| (other.linear, other.scheme())).collect();
-            fates.insert(&linear.weight, Fate::Split(parts));
-            if let Some(bias) = &linear.bias {
-                fates.insert(bias, Fate::SplitBias(together().map(|other| other.linear).collect()));
-            }
-        }
-        Self(fates)
-    }
-
-    fn get(&self, tensor: &str) -> &Fate<'a> {
-        self.0.get(tensor).unwrap_or(&Fate::Kept)
-    }
-}
-
-/// Every tensor of the output, known before any weight is read.
-pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
-    let fates = Fates::of(prepared);
-    let tensors = prepared.directory.checkpoint().tensors();
-    tensors.flat_map(|info| specs_of(prepared, fates.get(&info.name), info)).collect()
-}
-
-/// What a tensor of the source becomes.
-fn specs_of(prepared: &Prepared, fate: &Fate<'_>, info: &TensorInfo) -> Vec<TensorSpec> {
-    let spec = prepared.directory.spec();
-    let quantized = |id: usize, scheme: &LayerScheme| {
-        let linear = &spec.linears[id];
-        linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme.scheme)
-    };
-    match fate {
-        Fate::Quantized(id, scheme) => quantized(*id, scheme),
-        Fate::Split(parts) => parts
-            .iter()
-            .flat_map(|(id, scheme)| {
-                if let Some(scheme) = scheme {
-                    return quantized(*id, scheme);
-                }
-                let linear = &spec.linears[*id];
-                let shape = vec![linear.outputs, linear.inputs];
-                vec![TensorSpec::new(format!("{}.weight", linear.tensor), info.dtype, shape)]
-            })
-            .collect(),
-        Fate::SplitBias(parts) => parts
-            .iter()
-            .map(|id| &spec.linears[*id])
-            .map(|l| TensorSpec::new(format!("{}.bias", l.tensor), info.dtype, vec![l.outputs]))
-            .collect(),
-        Fate::Table(fate) => fate.specs(info),
-        Fate::Copy(Stored::Bf16) => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
-        // The table serves both.
-        Fate::Copy(Stored::Int8) => Vec::new(),
-        Fate::Kept | Fate::Copy(Stored::AsItIs) => vec![TensorSpec::from(info)],
-    }
-}
-
-/// The output's weight files and index, to the byte.
-pub(crate) fn planned_output(prepared: &Prepared) -> PlannedCheckpoint {
-    PlannedCheckpoint::new(output_specs(prepared), prepared.config.output.max_shard_bytes())
-}
-
-/// Bytes of memory for the largest tensor on its way into the output.
-pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
-    let (tensors, fates) = (prepared.directory.checkpoint().tensors(), Fates::of(prepared));
-    let bytes = tensors.map(|info| match fates.get(&info.name) {
-        // As it is read, and the next one; in f32, and what it is rounded to.
-        Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => {
-            info.elements() * 5 + 2 * info.bytes() as usize
-        }
-        // In f32, what it is rounded to, and what a head has of it.
-        Fate::Table(_) => info.elements() * 7,
-        Fate::Copy(Stored::Bf16) => info.elements() * 6,
-        Fate::Kept | Fate::Copy(_) => info.bytes() as usize,
-    });
-    bytes.max().unwrap_or(0)
-}
 
 /// Whether a path in a model directory is a run of ours, or the lock of one: no part of the model.
 pub(crate) fn is_output(source: &Path, path: &Path) -> bool {
@@ -411,9 +277,6 @@ impl<'a> Deployment<'a> {
     }
 }
 
-/// Writes a tensor.
-pub(crate) type Write<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PipelineError> + 'a;
-
 /// The file of weights in the folder of a dense module.
 pub(crate) const DENSE_WEIGHTS: &str = "model.safetensors";
 
@@ -439,173 +302,16 @@ pub(crate) fn dense_files<'a>(
         .collect()
 }
 
-/// Quantises the weight `float`, `[outputs, inputs]`, and writes its tensors.
-fn quantize_linear(
-    prepared: &Prepared,
-    statistics: &StatisticsFile,
-    isa: Isa,
-    linear: &LinearSpec,
-    scheme: &LayerScheme,
-    float: &[f32],
-    write: &mut Write<'_>,
-) -> Result<DeployedLinear, PipelineError> {
-    let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
-    let weight = quantize_weight(
-        isa,
-        float,
-        linear.outputs,
-        linear.inputs,
-        scheme.scheme.weights,
-        scheme.weight_observer,
-    )
-    .map_err(|error| failed(error.to_string()))?;
-    let distribution = WeightDistribution::of(isa, float, &weight);
-    let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
-    let input = match quantizer {
-        Some(ActivationQuantizer::Static(params)) => Some(params),
-        _ => None,
-    };
-    let stored = QuantizedLinear {
-        weight_scales: (0..linear.outputs).map(|row| weight.scale(row)).collect(),
-        weight: weight.values,
-        outputs: linear.outputs,
-        inputs: linear.inputs,
-        column_groups: None,
-        input,
-    };
-    let mut bytes = 0;
-    for (name, part) in linear_tensor_bytes(&linear.tensor, &stored, scheme.scheme)? {
-        let part: Cow<'_, [u8]> = part;
-        write(&name, &part)?;
-        bytes += part.len() as u64;
-    }
-    let weight = QuantizedWeight { values: stored.weight, ..weight };
-    Ok(DeployedLinear { weight, scheme: *scheme, quantizer, bytes, distribution })
-}
-
-/// How the input of a Linear becomes INT8; `None` for one that the task does not run and whose scheme needs nothing.
-pub(crate) fn input_quantizer(
-    prepared: &Prepared,
-    statistics: Option<&StatisticsFile>,
-    linear: &LinearSpec,
-    scheme: &LayerScheme,
-) -> Result<Option<ActivationQuantizer>, PipelineError> {
-    let observed =
-        linear.site.and_then(|site| statistics?.sites.get(&prepared.directory.spec().sites[site].id));
-    match (linear.site, scheme.scheme.is_static()) {
-        (None, false) => Ok(None),
-        _ => site_quantizer(observed, scheme)
-            .map(Some)
-            .map_err(|error| PipelineError::Layer { path: linear.path.clone(), reason: error.to_string() }),
-    }
-}
-
-/// The values of a tensor, every one finite.
-pub(crate) fn finite(
-    prepared: &Prepared,
-    isa: Isa,
-    info: &TensorInfo,
-    bytes: &[u8],
-) -> Result<Vec<f32>, PipelineError> {
-    let mut values = Vec::new();
-    finite_into(prepared, isa, info, bytes, &mut values)?;
-    Ok(values)
-}
-
-/// As [`finite`], in memory that is there already: new memory costs as much as the work on it.
-fn finite_into(
-    prepared: &Prepared,
-    isa: Isa,
-    info: &TensorInfo,
-    bytes: &[u8],
-    values: &mut Vec<f32>,
-) -> Result<(), PipelineError> {
-    values.resize(info.elements(), 0.0);
-    let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
-    let parts = values.par_chunks_mut(ELEMENTS_AT_A_TIME).zip(bytes.par_chunks(part));
-    let bad = parts.any(|(values, bytes)| {
-        // Tensors that are quantised or rounded are of floats; a description is refused otherwise.
-        let _ = decode_floats(info.dtype, bytes, values);
-        !extremes(isa, values).finite
-    });
-    // Which one it is is another look's business.
-    if bad { check_finite(prepared, info, bytes) } else { Ok(()) }
-}
-
-/// Refuses a tensor of floats with one that is not finite.
-pub(crate) fn check_finite(
-    prepared: &Prepared,
-    info: &TensorInfo,
-    bytes: &[u8],
-) -> Result<(), PipelineError> {
-    if !info.dtype.is_float() {
-        return Ok(());
-    }
-    let part = info.dtype.size() * ELEMENTS_AT_A_TIME;
-    let bad = bytes.par_chunks(part).enumerate().find_map_first(|(i, part)| {
-        let values = floats_from_bytes(info.dtype, part).unwrap_or_default();
-        let at = values.iter().position(|value| !value.is_finite())?;
-        Some((i * ELEMENTS_AT_A_TIME + at, values[at]))
-    });
-    match bad {
-        None => Ok(()),
-        Some((at, value)) => {
-            Err(ModelError::not_finite(prepared.directory.path(), &info.name, at, value).into())
-        }
-    }
-}
-
-/// The source's config.json with `quantization_config` at its end; everything else stays as it was.
-fn write_config(prepared: &Prepared, dir: &Path) -> Result<(), PipelineError> {
-    let (plan, spec) = (&prepared.plan, prepared.directory.spec());
-    let tied = plan.tied_head(spec).map(|(id, _)| id);
-    // To whoever reads the table, the head is float.
-    let is_int8 = |id: usize| plan.linears[id].scheme().is_some() && Some(id) != tied;
-    let modules = plan.quantized().filter(|(linear, _)| is_int8(linear.linear));
-    let modules = modules.map(|(linear, scheme)| (linear.path.clone(), scheme.scheme));
-    // In a model that continues texts they are other names of its head, which is one of both under each.
-    let head = spec.language_head().filter(|id| is_int8(*id)).and_then(|id| plan.linears[id].scheme());
-    let renamed = spec.absent_linears.iter().filter_map(|path| Some((path.clone(), head?.scheme)));
-    let absent = spec.absent_linears.iter().filter(|_| head.is_none()).cloned();
-    let float = plan.linears.iter().map(|linear| linear.linear).filter(|id| !is_int8(*id));
-    let float =
-        float.filter(|id| spec.linears[*id].is_torch_linear()).map(|id| spec.linears[id].path.clone());
-    let float = float.chain(absent).chain(unused_linears(prepared));
-    let quantization = DeployedConfig {
-        format: plan.format,
-        linears: QuantizationConfig::for_modules(modules.chain(renamed), float),
-        int8_head: tied.is_some(),
-    };
-    let mut config = prepared.directory.config().clone();
-    if let Value::Object(map) = &mut config {
-        // A checkpoint of a pre-training model is deployed as the encoder that was measured.
-        map.insert("architectures".to_owned(), json!([prepared.directory.spec().architecture]));
-        quantization.write_into(map);
-    }
-    let mut text = serde_json::to_string_pretty(&config)
-        .map_err(|error| PipelineError::Io { path: dir.join("config.json"), source: error.into() })?;
-    text.push('\n');
-    Ok(write_file_atomically(dir.join("config.json"), text)?)
-}
-
-/// Modules of matrices that are carried along and never run: a loader that builds them must not take them for quantised.
-fn unused_linears(prepared: &Prepared) -> impl Iterator<Item = String> + '_ {
-    let checkpoint = prepared.directory.checkpoint();
-    prepared.directory.spec().unused.iter().filter_map(move |(tensor, _)| {
-        let matrix =
-            checkpoint.get(tensor).is_some_and(|info| info.dtype.is_float() && info.shape.len() == 2);
-        tensor.strip_suffix(".weight").filter(|_| matrix).map(str::to_owned)
-    })
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::config::{self, Config};
     use crate::events::Cancel;
     use crate::statistics::{Origin, Pass, observe};
+    use serde_json::{Value, json};
     use zeropoint_calibrator::Room;
-    use zeropoint_formats::Checkpoint;
+    use zeropoint_formats::compressed_tensors::QuantizationConfig;
+    use zeropoint_formats::{Checkpoint, PlannedCheckpoint};
     use zeropoint_models::Model;
 
     /// Everything in memory.

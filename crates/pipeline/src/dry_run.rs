@@ -1,11 +1,11 @@
 //! The plan of a run with its sizes, memory and time, without reading a weight.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
-use zeropoint_evaluator::tasks::batch_plan;
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_models::ModelError;
 use zeropoint_quantizer::Decision;
@@ -112,20 +112,11 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         _ => None,
     };
     let spec = prepared.directory.spec();
-    let evaluation = prepared
-        .tasks
-        .iter()
-        .map(|task| task.lengths(spec, &prepared.inputs))
-        .collect::<Result<Vec<_>, _>>()?;
-    let size = prepared.options.batch_size;
-    let batches_of = |lengths: &Vec<usize>| -> Vec<Vec<usize>> {
-        let plan = batch_plan(spec, lengths, size);
-        plan.batches().iter().map(|batch| batch.iter().map(|&i| lengths[i]).collect()).collect()
-    };
-    let mut batches: Vec<_> = evaluation.iter().map(batches_of).collect();
+    let evaluation = disk::evaluation_batches(prepared)?;
     let latency =
         if prepared.config.report.latency { bench::combinations(&prepared.directory)? } else { Vec::new() };
-    batches.extend(latency.iter().map(|&[_, batch, tokens]| vec![vec![tokens; batch]]));
+    let shapes: Vec<[usize; 2]> = latency.iter().map(|&[_, batch, tokens]| [batch, tokens]).collect();
+    let passes = disk::Passes { observes: true, evaluation: &evaluation };
     let planned = planned_output(prepared);
     let dense = dense_files(prepared, prepared.directory.path())?;
     let dense = dense.iter().map(|(folder, file)| (format!("{folder}/{DENSE_WEIGHTS}"), file.file_bytes()));
@@ -157,10 +148,10 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         original_bytes: prepared.directory.checkpoint().weight_bytes() + dense_bytes,
         quantized_bytes: planned.weight_bytes() + dense_bytes + own_bytes(prepared),
         files: planned.files.into_iter().chain(dense).chain(own).collect(),
-        disk_bytes: disk::needed(prepared, options.memory, disk::evaluated_rows(prepared, options.memory)?)?,
-        log_probability_bytes: log_probability_bytes(prepared, &options.cache)?,
+        disk_bytes: disk::needed(prepared, options.memory, &passes)?,
+        log_probability_bytes: log_probability_bytes(prepared, &options.cache, &evaluation)?,
         disk_free_bytes: free_disk(Path::new(&output)),
-        memory_bytes: memory::peak(prepared, options.memory, &batches),
+        memory_bytes: memory::peak(prepared, options.memory, &evaluation, &shapes),
         seconds: seconds(prepared, &evaluation, &latency)?,
         output,
         interrupted,
@@ -168,19 +159,22 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
     })
 }
 
-/// Bytes in the cache of log-probabilities for every task that compares next tokens.
-fn log_probability_bytes(prepared: &Prepared, cache: &CacheDir) -> Result<u64, PipelineError> {
+/// Bytes in the cache of log-probabilities for the tasks that compare next tokens, those of the same texts once.
+fn log_probability_bytes(
+    prepared: &Prepared,
+    cache: &CacheDir,
+    evaluation: &[Vec<Vec<usize>>],
+) -> Result<u64, PipelineError> {
     let spec = prepared.directory.spec();
-    let Some(dir) = cache.path() else { return Ok(0) };
-    let mut bytes = 0;
-    for task in prepared.tasks.iter().filter(|task| task.compares_next_tokens(spec)) {
-        let lengths = task.lengths(spec, &prepared.inputs)?;
-        let plan = batch_plan(spec, &lengths, prepared.options.batch_size);
-        let of_batch = |batch: &Vec<usize>| batch.iter().map(|&i| lengths[i]).sum();
-        let rows: Vec<usize> = plan.batches().iter().map(of_batch).collect();
-        bytes += LogProbCache::at(dir.clone()).planned_bytes(&rows, memory::columns(spec));
+    let Some(cache) = cache.path().map(LogProbCache::at) else { return Ok(0) };
+    let (mut seen, mut bytes) = (BTreeSet::new(), 0u64);
+    for (task, batches) in prepared.tasks.iter().zip(evaluation) {
+        if task.compares_next_tokens(spec) && seen.insert(task.token_ids(spec, &prepared.inputs)?) {
+            let rows: Vec<usize> = batches.iter().map(|lengths| lengths.iter().sum()).collect();
+            bytes += cache.planned_bytes(&rows, spec.output_columns());
+        }
     }
-    Ok(bytes)
+    Ok(bytes.min(cache.limit()))
 }
 
 /// Float operations of a forward pass over inputs of so many rows: two for each weight and row, and attention's two
@@ -197,7 +191,7 @@ fn operations(prepared: &Prepared, weights: usize, rows: impl Iterator<Item = us
 /// Time: the float work at the pace of a short measured product. Evaluation and latency run the float and the INT8 model.
 fn seconds(
     prepared: &Prepared,
-    evaluation: &[Vec<usize>],
+    evaluation: &[Vec<Vec<usize>>],
     latency: &[[usize; 3]],
 ) -> Result<f64, PipelineError> {
     /// Share of the time in matrix products; the rest is norms, softmax, activations and observing.
@@ -210,7 +204,7 @@ fn seconds(
     let samples = prepared.calibration.inputs.iter().map(|input| input.rows(spec));
     let calibration = operations(prepared, observed, samples);
     let evaluation: f64 =
-        evaluation.iter().map(|task| operations(prepared, weights, task.iter().copied())).sum();
+        evaluation.iter().map(|task| operations(prepared, weights, task.iter().flatten().copied())).sum();
     let pace = operations_per_second().map_err(ModelError::from)? * PRODUCT_SHARE;
     let combination = |&[threads, batch, tokens]: &[usize; 3]| {
         let share = threads as f64 / rayon::current_num_threads() as f64;

@@ -174,7 +174,7 @@ pub fn encode(
     let spec = model.directory().spec();
     if spec.head().output == HeadOutput::CausalLm {
         let reason = format!(
-            "{} continues texts, and what it gives is no output of a text; `zeropoint evaluate` measures it",
+            "{} continues texts, and what it gives is no output of a text; `zeropoint generate` runs it, `zeropoint evaluate` measures it",
             spec.architecture
         );
         return Err(ModelError::Sample { reason }.into());

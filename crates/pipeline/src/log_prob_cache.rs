@@ -72,6 +72,11 @@ impl LogProbCache {
         Self { dir, limit: LIMIT }
     }
 
+    /// Most bytes that all files together may take.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// Bytes of a file with batches of so many rows; 0 where it would be too large to be kept.
     pub(crate) fn planned_bytes(&self, rows: &[usize], columns: usize) -> u64 {
         Some(bytes(rows, columns)).filter(|bytes| *bytes <= self.limit).unwrap_or(0)

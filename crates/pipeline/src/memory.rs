@@ -44,38 +44,55 @@ const BF16: usize = 2;
 /// Of the program before any weight is read, where the system does not tell.
 const PROGRAM: u64 = 32 << 20;
 
-/// Bytes resident at the peak. `evaluation` has the lengths of the inputs of each task, in the batches that they are run in.
+/// Bytes resident at the peak. `evaluation` has the lengths of the inputs of each task, in the batches that they are run in;
+/// `latency` batch and tokens of each measurement of speed.
 ///
 /// The program, its data sets and tokenizers are measured: the caller holds what a run holds at that point.
-pub(crate) fn peak(prepared: &Prepared, memory: Memory, evaluation: &[Vec<Vec<usize>>]) -> u64 {
+pub(crate) fn peak(
+    prepared: &Prepared,
+    memory: Memory,
+    evaluation: &[Vec<Vec<usize>>],
+    latency: &[[usize; 2]],
+) -> u64 {
     let spec = prepared.directory.spec();
-    let stages = match memory.parts(spec) {
+    let mut stages = match memory.parts(spec) {
         Some(parts) => by_parts(prepared, memory, &parts, evaluation),
         None => whole(prepared, evaluation),
     };
+    if !latency.is_empty() {
+        // Both models as wholes, one of them at work.
+        let batches: Vec<_> = latency.iter().map(|&[batch, tokens]| vec![tokens; batch]).collect();
+        let model = Weights::of(prepared, Part::Whole);
+        let models = model.float() + model.left(true) + model.integers();
+        stages.push(statistics(prepared) + models + evaluated(spec, &batches));
+    }
     resident_memory().unwrap_or(PROGRAM) + stages.into_iter().max().unwrap_or(0) as u64
+}
+
+/// Of the statistics, which live from the observing pass to the reports.
+fn statistics(prepared: &Prepared) -> usize {
+    if prepared.calibration.inputs.is_empty() { 0 } else { disk::statistics(prepared) as usize }
 }
 
 /// Each stage of a run whose models are whole in memory.
 fn whole(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> Vec<usize> {
     let spec = prepared.directory.spec();
-    let statistics = disk::statistics(prepared) as usize;
     let model = Weights::of(prepared, Part::Whole);
-    let (float, integers) = (model.float(), model.integers());
+    let (float, integers) = (model.float() + statistics(prepared), model.integers());
     let written = model.left(true) + integers;
-    // Tables that nothing changes are those of the float model.
-    let simulated = model.left(prepared.plan.embeddings != EmbeddingPrecision::Keep) + F32 * integers;
-    let calibration = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max().unwrap_or(0);
-    let evaluated = evaluation.iter().map(|task| evaluated(spec, task)).max();
-    vec![
-        float + statistics + calibration,
-        float + statistics + integers + largest_copy(prepared),
-        float + statistics + integers + written + simulated + checked(prepared, &model),
-        float
-            + statistics
-            + written
-            + evaluated.map_or(0, |evaluated| evaluated + model.widened(false) + model.widened(true)),
-    ]
+    let mut stages = vec![float + integers + largest_copy(prepared)];
+    if let Some(calibration) = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max() {
+        stages.push(float + calibration);
+    }
+    if prepared.config.output.self_check {
+        // Tables that nothing changes are those of the float model.
+        let simulated = model.left(prepared.plan.embeddings != EmbeddingPrecision::Keep) + F32 * integers;
+        stages.push(float + integers + written + simulated + checked(prepared, &model));
+    }
+    if let Some(evaluated) = evaluation.iter().map(|task| evaluated(spec, task)).max() {
+        stages.push(float + written + model.widened(false) + model.widened(true) + evaluated);
+    }
+    stages
 }
 
 /// Each stage of a run of which one part of a model is in memory at a time, for the part that takes most.
@@ -88,7 +105,7 @@ fn by_parts(
     let spec = prepared.directory.spec();
     let hidden = spec.towers[0].hidden;
     let calibrates = !prepared.calibration.inputs.is_empty();
-    let statistics = if calibrates { disk::statistics(prepared) as usize } else { 0 };
+    let statistics = statistics(prepared);
     let limit = usize::try_from(memory.0).unwrap_or(usize::MAX);
     let states = |rows: usize| (rows * hidden * F32).min(limit);
     let calibrated: usize = batches(prepared).flatten().sum();
@@ -250,14 +267,7 @@ const OUTPUTS: usize = 3;
 /// The output of a head for sequences of these lengths.
 fn outputs(spec: &ModelSpec, lengths: &[usize]) -> usize {
     let rows = if spec.head().is_per_token() { lengths.iter().sum() } else { lengths.len() };
-    rows * columns(spec) * F32
-}
-
-/// Numbers in a row of the model's output.
-pub(crate) fn columns(spec: &ModelSpec) -> usize {
-    let steps = spec.head().branches.iter().filter_map(|branch| branch.steps.last());
-    let consumers = steps.flat_map(|step| &spec.sites[step.site].consumers);
-    consumers.map(|id| spec.linears[*id].outputs).max().unwrap_or(spec.towers[0].hidden)
+    rows * spec.output_columns() * F32
 }
 
 /// What a forward pass over sequences of these lengths holds at once within the blocks: at the end of one the hidden states

@@ -99,7 +99,8 @@ fn produce(
     if let Some(left) = &left {
         check_inputs(prepared, left, options, statistics).map_err(at_output)?;
     }
-    disk::check(prepared, options.memory, &target, left.as_deref()).map_err(at_output)?;
+    disk::check(prepared, (options.memory, statistics.is_some()), &target, left.as_deref())
+        .map_err(at_output)?;
     let staged = if options.restart {
         StagedDir::create(&target, MARKER, options.force)
     } else {
@@ -115,7 +116,7 @@ fn produce(
             return Err(match progress {
                 Progress::Something if resumable => {
                     staged.keep(true);
-                    interrupted(prepared, options, error, staged.path().to_owned())
+                    interrupted(prepared, (options, statistics.is_some()), error, staged.path().to_owned())
                 }
                 // The same inputs would fail again, and others are another run.
                 Progress::Something | Progress::Nothing => {
@@ -130,7 +131,7 @@ fn produce(
     staged.keep(true);
     let partial = staged.path().to_owned();
     if let Err(error) = staged.publish_without(JOURNAL) {
-        return Err(interrupted(prepared, options, error.into(), partial));
+        return Err(interrupted(prepared, (options, statistics.is_some()), error.into(), partial));
     }
     Ok(RunOutcome { dir: target, report })
 }
@@ -138,16 +139,12 @@ fn produce(
 /// The error of a run that can be continued, with what a full disk is short of.
 fn interrupted(
     prepared: &Prepared,
-    options: &RunOptions,
+    (options, is_given): (&RunOptions, bool),
     error: PipelineError,
     partial: PathBuf,
 ) -> PipelineError {
-    let memory = options.memory;
-    let needed = || disk::needed(prepared, memory, disk::evaluated_rows(prepared, memory)?);
-    let missing = match needed() {
-        Ok(needed) if error.is_full_disk() => Some(needed.saturating_sub(disk::used(&partial))),
-        _ => None,
-    };
+    let needed = error.is_full_disk().then(|| disk::needed_by(prepared, options.memory, is_given).ok());
+    let missing = needed.flatten().map(|needed| needed.saturating_sub(disk::used(&partial)));
     PipelineError::Interrupted { partial, missing, source: Box::new(error) }
 }
 

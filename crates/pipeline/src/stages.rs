@@ -10,7 +10,7 @@ use zeropoint_evaluator::report::{Latency, Metric, Report, SelfCheck, Timing};
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_formats::{Checkpoint, write_file_atomically};
 use zeropoint_kernels::Isa;
-use zeropoint_models::{FloatParts, Model, ModelParts, Part};
+use zeropoint_models::{FloatParts, Model, ModelParts, Part, PartModel};
 use zeropoint_observer::{StatisticsFile, sqnr_db};
 use zeropoint_runtime::{QuantizedModel, QuantizedParts};
 
@@ -124,7 +124,8 @@ impl Work<'_> {
         };
         let model = identity.model(weights);
         let tasks = self.evaluation(float, model, &written, journal, done)?;
-        let latency = self.latency()?;
+        drop(written);
+        let latency = self.latency(float)?;
 
         self.events.event(Event::Started(Stage::Publish));
         let costs =
@@ -484,12 +485,16 @@ impl Work<'_> {
 
     /// How fast both models are, as wholes in memory, when the config asks for it. The journal keeps nothing of it: a run that
     /// goes on, maybe on another machine, measures anew.
-    fn latency(&self) -> Result<Option<Latency>, PipelineError> {
+    fn latency(&self, float: &FloatParts<'_>) -> Result<Option<Latency>, PipelineError> {
         if !self.prepared.config.report.latency {
             return Ok(None);
         }
         self.events.event(Event::Started(Stage::Latency));
-        let float = Model::load(&self.prepared.directory)?;
+        let float = if float.is_split() {
+            PartModel::Loaded(Box::new(Model::load(&self.prepared.directory)?))
+        } else {
+            float.load(Part::Whole)?
+        };
         let task = convert::task(self.prepared.config.model.task);
         let model = QuantizedModel::load(&self.dir.join(MODEL_DIR), task)?;
         let clock = Instant::now();

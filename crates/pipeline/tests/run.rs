@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 use zeropoint_evaluator::report::{Engine, Report, Timing};
+use zeropoint_formats::Checkpoint;
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
     CacheDir, CalibrateOptions, Cancel, Event, Events, Memory, PipelineError, Prepared, RunOptions, Stage,
@@ -311,6 +312,45 @@ fn a_run_takes_no_more_disk_than_planned_and_little_less() {
             "{model} {samples}: {taken} taken, {} planned",
             plan.disk_bytes
         );
+    }
+}
+
+#[test]
+fn shards_hold_what_one_file_does_and_are_checked_like_it() {
+    let decoder = repository().join("tests/fixtures/llama-causal").display().to_string();
+    for (model, memory) in
+        [("embedded", 1 << 30), ("embedded", 0), (decoder.as_str(), 1 << 30), (&decoder, 0)]
+    {
+        let dir = directory();
+        let options = RunOptions { memory: Memory(memory), ..OPTIONS };
+        let made = |out: &str, size: &str| {
+            let out = dir.path().join(out);
+            let changes = [
+                "evaluation.tasks=[]".to_owned(),
+                format!("output.dir='{}'", out.display()),
+                format!("output.max_shard_size='{size}'"),
+            ];
+            let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+            let prepared = prepared(dir.path(), model, &changes);
+            let outcome = run(&prepared, &options, &(), &Cancel::default())
+                .unwrap_or_else(|error| panic!("{model}, {memory}, {size}: {error}"));
+            assert!(
+                outcome.report.self_check.is_some_and(|check| check.cosine_min == 1.0),
+                "{model}, {size}"
+            );
+            Checkpoint::open(out.join("model")).expect("it opens")
+        };
+        let (one, several) = (made("one", "5GB"), made("several", "20KB"));
+        assert!(
+            names(several.dir()).iter().filter(|name| name.ends_with(".safetensors")).count() > 2,
+            "{model}"
+        );
+        let tensors = |checkpoint: &Checkpoint| -> Vec<_> {
+            let all = checkpoint.tensors();
+            all.map(|info| (info.name.clone(), checkpoint.tensor_hash(&info.name).expect("it is read")))
+                .collect()
+        };
+        assert_eq!(tensors(&one), tensors(&several), "{model}");
     }
 }
 

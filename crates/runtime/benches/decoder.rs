@@ -46,6 +46,10 @@ const SIDE: &str = "ZEROPOINT_BENCH_SIDE";
 type Phases = [Duration; 2];
 
 fn main() {
+    // As the program does.
+    if std::env::var(SIDE).is_ok_and(|side| side != "candle") {
+        zeropoint_kernels::keep_freed_memory();
+    }
     // `cargo test` runs benches as well, to see that they run.
     let measured = std::env::args().any(|argument| argument == "--bench");
     let path = |name| std::env::var_os(name).map(PathBuf::from);

@@ -406,6 +406,14 @@ impl Task {
         Ok(self.sequences(model, inputs.tokenizer()?)?.iter().map(TokenSequence::len).collect())
     }
 
+    /// The tokens of each sequence that goes through both models; none of images.
+    ///
+    /// Fails where a sample cannot be tokenised.
+    pub fn token_ids(&self, model: &ModelSpec, inputs: &Inputs) -> Result<Vec<Vec<u32>>, TaskError> {
+        let sequences = self.sequences(model, inputs.tokenizer()?)?;
+        Ok(sequences.into_iter().map(|sequence| sequence.ids).collect())
+    }
+
     fn sequences(&self, model: &ModelSpec, tokenizer: &Tokenizer) -> Result<Vec<TokenSequence>, TaskError> {
         let encoder = model.head().is_embedding();
         Ok(match &self.data {

@@ -17,9 +17,7 @@ const MOST_VALUES: usize = 64 << 20;
 /// logits over a vocabulary.
 pub fn batch_plan(spec: &ModelSpec, lengths: &[usize], batch_size: usize) -> BatchPlan {
     let widest = match spec.head().output {
-        HeadOutput::MaskedLm | HeadOutput::CausalLm => {
-            spec.tables().map(|table| table.rows).max().unwrap_or(1)
-        }
+        HeadOutput::MaskedLm | HeadOutput::CausalLm => spec.output_columns(),
         _ => 1,
     };
     let longest = lengths.iter().copied().max().unwrap_or(1);

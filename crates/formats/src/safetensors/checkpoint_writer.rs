@@ -44,13 +44,18 @@ impl CheckpointWriter {
         Self::new(dir.as_ref(), specs, max_shard_bytes, SafetensorsWriter::create)
     }
 
-    /// As [`create`](Self::create), each file [in place](SafetensorsWriter::in_place).
+    /// As [`create`](Self::create), each file [in place](SafetensorsWriter::in_place), and the index from the beginning, so that
+    /// what is written can be read before all of it is.
     pub fn in_place(
         dir: impl AsRef<Path>,
         specs: Vec<TensorSpec>,
         max_shard_bytes: u64,
     ) -> Result<Self, FormatError> {
-        Self::new(dir.as_ref(), specs, max_shard_bytes, SafetensorsWriter::in_place)
+        let writer = Self::new(dir.as_ref(), specs, max_shard_bytes, SafetensorsWriter::in_place)?;
+        if let Some(index) = writer.index() {
+            write_file_atomically(writer.dir.join(INDEX_FILE), index)?;
+        }
+        Ok(writer)
     }
 
     fn new(
@@ -113,18 +118,19 @@ impl CheckpointWriter {
 
     /// Checks that every tensor was written, then puts the files and, if there are several, the index under their names.
     pub fn finish(self) -> Result<(), FormatError> {
-        let sharded = self.shards.len() > 1;
         for shard in &self.shards {
             shard.check_complete()?;
         }
+        let index = self.index();
         for shard in self.shards {
             shard.finish()?;
         }
-        if sharded {
-            let index = index_json(&self.places, &self.names, self.data_bytes);
-            write_file_atomically(self.dir.join(INDEX_FILE), index)?;
-        }
-        Ok(())
+        index.map_or(Ok(()), |index| write_file_atomically(self.dir.join(INDEX_FILE), index))
+    }
+
+    /// Of several files.
+    fn index(&self) -> Option<String> {
+        (self.names.len() > 1).then(|| index_json(&self.places, &self.names, self.data_bytes))
     }
 }
 

@@ -20,6 +20,10 @@ const BLOCK: usize = 1 << 20;
 
 /// A safetensors file whose header has been read and checked; the data stays on disk until it is asked for.
 ///
+/// How a pointer of Git LFS goes on behind `version `, in every version of its form
+/// (<https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>).
+const LFS_POINTER: &[u8] = b"https://git-lfs.github.com/spec/";
+
 /// Reads take `&self` and may run on several threads. A file that is cut short after opening gives an error.
 #[derive(Debug)]
 pub struct SafetensorsFile {
@@ -47,7 +51,14 @@ impl SafetensorsFile {
         let mut prefix = [0; 8];
         file.read_exact(&mut prefix).map_err(FormatError::io("read", path))?;
         if &prefix == b"version " {
-            return Err(FormatError::LfsPointer { path: path.to_owned() });
+            let mut rest = Vec::new();
+            file.by_ref()
+                .take(LFS_POINTER.len() as u64)
+                .read_to_end(&mut rest)
+                .map_err(FormatError::io("read", path))?;
+            if rest == LFS_POINTER {
+                return Err(FormatError::LfsPointer { path: path.to_owned() });
+            }
         }
         let header_bytes = u64::from_le_bytes(prefix);
         if header_bytes > MAX_HEADER_BYTES {

@@ -206,6 +206,16 @@ impl Config {
                 .label("no samples")
                 .hint("ask for samples, or leave the check out: `output.self_check = false`"));
         }
+        if let Some(at) = self.evaluation.tasks.iter().position(|task| task.data.is_none()) {
+            let kind = self.evaluation.tasks[at].kind;
+            let message = format!(
+                "`calibration.samples` is 0, but the {kind} task without `data` measures on some of them"
+            );
+            return Err(Problem::new("calibration.samples", message)
+                .label("no samples")
+                .related(format!("evaluation.tasks.{at}"), "the task")
+                .hint("ask for samples, give the task `data`, or write `evaluation.tasks = []`"));
+        }
         Ok(())
     }
 

@@ -1,23 +1,26 @@
 //! One block over some rows.
 
+mod stage;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use zeropoint_core::{QuantParams, Symmetry};
+use zeropoint_core::Symmetry;
 use zeropoint_kernels::{
-    AlignedMemory, AttentionScratch, CachedInput, HeadCache, HeadInput, Isa, NonFinite, PackedWeights,
-    add_in_place, attend, attend_cached, quantize_measured,
+    AttentionScratch, CachedInput, HeadCache, HeadInput, Isa, NonFinite, attend, attend_cached,
+    quantize_measured,
 };
 use zeropoint_models::{
-    ActivationFn, ActivationQuantizer, BlockNorms, BlockSpec, FeedForward, INT8_ATTENTION, LinearId,
-    ModelSpec, Norm, NormPlacement, Positions, Projection, SiteId, apply_gate,
+    ActivationFn, ActivationQuantizer, BlockNorms, BlockSpec, FeedForward, INT8_ATTENTION, ModelSpec, Norm,
+    NormPlacement, Positions, Projection, SiteId, apply_gate,
 };
 
 use super::arena::{Work, room_for_params};
 use super::{Batch, ROWS};
-use crate::IntegerLinear;
 use crate::site::{IntegerSite, params_of, quantize_rows};
+
+use stage::{Output, Stage};
 
 /// Rows that go from one operation to the next while they are in the first cache.
 const HOT_ROWS: usize = 8;
@@ -35,21 +38,6 @@ pub(super) struct Rows<'a> {
     pub(super) span: Range<usize>,
     /// Whether the products are split over threads by their outputs: rows are too few to be.
     pub(super) split: bool,
-}
-
-/// The Linears that read one activation, their outputs side by side.
-struct Stage {
-    quantizer: ActivationQuantizer,
-    inputs: usize,
-    linears: Vec<(LinearId, Arc<IntegerLinear>)>,
-    width: usize,
-}
-
-/// The Linear that ends a half of a block, and the norm of its outputs.
-struct Output {
-    quantizer: ActivationQuantizer,
-    linear: Arc<IntegerLinear>,
-    norm: Option<Norm>,
 }
 
 pub(super) struct Block {
@@ -94,112 +82,6 @@ struct Mlp {
     up: Range<usize>,
     gate: Option<(Range<usize>, ActivationFn)>,
     down: Output,
-}
-
-/// Outputs of a product of so many that one task computes where they are split over threads.
-fn split_width(outputs: usize) -> usize {
-    let even = outputs.div_ceil(rayon::current_num_threads());
-    even.next_multiple_of(PackedWeights::PANEL).max(2 * PackedWeights::PANEL)
-}
-
-fn split_columns(outputs: usize, share: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..outputs).step_by(share).map(move |start| start..outputs.min(start + share))
-}
-
-impl Stage {
-    fn new(sites: &[Option<Arc<IntegerSite>>], site: SiteId, consumers: &[LinearId]) -> Option<Self> {
-        let (quantizer, linears) = sites[site].as_ref()?.uniform()?;
-        let inputs = linears.first()?.inputs();
-        let width = linears.iter().map(|linear| linear.outputs()).sum();
-        let linears = consumers.iter().copied().zip(linears).collect();
-        Some(Self { quantizer, inputs, linears, width })
-    }
-
-    /// Where a projection stands among the outputs.
-    fn columns(&self, projection: &Projection) -> Option<Range<usize>> {
-        let mut start = 0;
-        for (id, linear) in &self.linears {
-            if *id == projection.linear {
-                return Some(start + projection.outputs.start..start + projection.outputs.end);
-            }
-            start += linear.outputs();
-        }
-        None
-    }
-
-    /// The outputs `[rows, width]` of the first rows.
-    fn run(&self, rows: usize, quantized: &[i8], params: &[QuantParams], out: &mut [f32], split: bool) {
-        let (quantized, params) =
-            (&quantized[..rows * self.inputs], params_of(self.quantizer, &params[..rows]));
-        if split && rows == 1 {
-            let share = split_width(self.width);
-            let mut parts = Vec::new();
-            let mut rest = &mut out[..self.width];
-            for (_, linear) in &self.linears {
-                for columns in split_columns(linear.outputs(), share) {
-                    let (part, behind) = rest.split_at_mut(columns.len());
-                    parts.push((linear, columns, part));
-                    rest = behind;
-                }
-            }
-            parts.into_par_iter().with_max_len(1).for_each(|(linear, columns, out)| {
-                linear.forward_columns(quantized, params, columns, out);
-            });
-            return;
-        }
-        let mut start = 0;
-        for (_, linear) in &self.linears {
-            linear.forward_into(quantized, rows, params, &mut out[start..], self.width);
-            start += linear.outputs();
-        }
-    }
-}
-
-impl Output {
-    /// `None` where several Linears read the activation, or one with an activation of its own behind it.
-    fn new(stage: Stage, norm: Option<Norm>) -> Option<Self> {
-        let Stage { quantizer, linears, .. } = stage;
-        let [(_, linear)] = <[_; 1]>::try_from(linears).ok()?;
-        linear.is_fused().then_some(Self { quantizer, linear, norm })
-    }
-
-    /// Adds the outputs of the first rows to `x`, `[rows, outputs]`; `memory` is used where they have a norm.
-    fn add(
-        &self,
-        isa: Isa,
-        quantized: &[i8],
-        params: &[QuantParams],
-        memory: &mut AlignedMemory<f32>,
-        x: &mut [f32],
-        split: bool,
-    ) {
-        let width = self.linear.outputs();
-        let rows = x.len() / width;
-        let quantized = &quantized[..rows * self.linear.inputs()];
-        let params = params_of(self.quantizer, &params[..rows]);
-        if split && rows == 1 {
-            let out = memory.room(width);
-            let share = split_width(width);
-            out.par_chunks_mut(share).with_max_len(1).enumerate().for_each(|(i, out)| {
-                let columns = i * share..i * share + out.len();
-                self.linear.forward_columns(quantized, params, columns, out);
-            });
-            if let Some(norm) = &self.norm {
-                norm.apply(out);
-            }
-            add_in_place(isa, x, out);
-            return;
-        }
-        match &self.norm {
-            None => self.linear.add_into(quantized, rows, params, x),
-            Some(norm) => {
-                let out = memory.room(x.len());
-                self.linear.forward_into(quantized, rows, params, out, width);
-                norm.apply(out);
-                add_in_place(isa, x, out);
-            }
-        }
-    }
 }
 
 impl Block {
