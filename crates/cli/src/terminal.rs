@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
@@ -17,7 +17,12 @@ pub(crate) struct Terminal {
     style: Style,
     bar: Mutex<Option<ProgressBar>>,
     live: bool,
+    /// When a line of progress was last written where there is no bar.
+    told: Mutex<Instant>,
 }
+
+/// Between two lines of progress in a log.
+const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
 impl Terminal {
     pub(crate) fn new(global: &Global) -> Self {
@@ -39,7 +44,7 @@ impl Terminal {
             .without_time()
             .log_internal_errors(false)
             .init();
-        Self { quiet: global.quiet, style, bar: Mutex::new(None), live }
+        Self { quiet: global.quiet, style, bar: Mutex::new(None), live, told: Mutex::new(Instant::now()) }
     }
 
     /// A line for the reader, unless quiet.
@@ -102,7 +107,16 @@ impl Terminal {
     }
 
     fn show(&self, done: u64, total: u64, message: String, template: &str) {
-        if self.quiet || !self.live {
+        if self.quiet {
+            return;
+        }
+        if !self.live {
+            if let Ok(mut told) = self.told.lock()
+                && told.elapsed() >= BETWEEN_LINES
+            {
+                *told = Instant::now();
+                complain(format_args!("{done}/{total} {message}\n"));
+            }
             return;
         }
         let Ok(mut bar) = self.bar.lock() else { return };
@@ -165,6 +179,14 @@ impl Events for Terminal {
             Event::StatisticsReused => self.say("Calibration: statistics of an earlier run are reused"),
             Event::Quantized { done, total } => {
                 self.progress(done as u64, total as u64, "Linears".to_owned());
+            }
+            Event::Advanced { original, done, total } => {
+                let model = if original { "original" } else { "quantised model" };
+                self.progress(
+                    done as u64,
+                    total as u64,
+                    format!("batches through the blocks of the {model}"),
+                );
             }
             Event::Evaluated { task, done, total } => {
                 self.progress(done as u64, total as u64, format!("sequences of task {task}"));

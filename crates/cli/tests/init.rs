@@ -18,6 +18,9 @@ fn a_first_config_is_a_document_to_be_read() {
     insta::assert_snapshot!("classifier", written(&scene, &["embedded"]));
     scene.copy_fixture("bert-mean", "models/bert-mean");
     insta::assert_snapshot!("encoder", written(&scene, &["models/bert-mean", "--scheme", "w8a8-static"]));
+    scene.copy_fixture("llama-causal", "models/llama");
+    insta::assert_snapshot!("decoder", written(&scene, &["models/llama"]));
+    insta::assert_snapshot!("decoder_static", written(&scene, &["models/llama", "--scheme", "w8a8-static"]));
 }
 
 #[test]
@@ -92,6 +95,7 @@ fn what_is_commented_out_is_a_config_too() {
         ("bert-tokens", "token-classification", r#"{"tokens": ["a"], "labels": ["0"]}"#),
         ("bert-qa", "question-answering", r#"{"question": "a", "context": "a b", "answers": ["b"]}"#),
         ("bert-mlm", "masked-lm", r#"{"text": "one"}"#),
+        ("llama-causal", "perplexity", "the river is on fire and it was a cold night"),
     ];
     for (name, kind, row) in cases {
         let scene = Scene::new();
@@ -107,7 +111,8 @@ fn what_is_commented_out_is_a_config_too() {
         if kind != "sts" && kind != "question-answering" {
             scene.write("texts.jsonl", "{\"text\": \"one\"}\n");
         }
-        scene.write(&format!("{kind}.jsonl"), format!("{row}\n{row}\n"));
+        let extension = if kind == "perplexity" { "txt" } else { "jsonl" };
+        scene.write(&format!("{kind}.{extension}"), format!("{row}\n{row}\n"));
         scene.succeeds(["run", "uncommented.toml", "--dry-run"]);
     }
 }

@@ -129,8 +129,8 @@ pub fn evaluate(
     });
     let temporary = std::env::temp_dir();
     let room = Room { memory: options.memory.0, dir: &temporary };
-    let original = Streamed::new(&original, room, cancel)?;
-    let quantized = Streamed::new(&quantized, room, cancel)?;
+    let original = Streamed::new(&original, true, room, events, cancel)?;
+    let quantized = Streamed::new(&quantized, false, room, events, cancel)?;
     let original =
         Original { model: &original, fingerprint: fingerprint.transpose()?, cache: &options.cache };
     if !prepared.tasks.is_empty() {

@@ -64,6 +64,16 @@ pub enum Event {
         /// Of how many.
         total: usize,
     },
+    /// A batch of a task is through a part of a model that is run part by part; what it gives comes behind the last part, as
+    /// [`Event::Evaluated`].
+    Advanced {
+        /// Whether the model is the original.
+        original: bool,
+        /// Batches that are through, one for each part.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
     /// Sequences of a task are done on both models.
     Evaluated {
         /// The task.
@@ -120,7 +130,7 @@ pub enum Event {
 }
 
 /// Receives events. Called from the thread that runs the pipeline.
-pub trait Events {
+pub trait Events: Sync {
     /// Takes one event.
     fn event(&self, event: Event);
 }

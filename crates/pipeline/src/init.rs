@@ -215,10 +215,22 @@ fn quantization(scheme: Preset, prepared: &Prepared) -> String {
         .filter_map(|table| checkpoint.get(&table.tensor))
         .map(zeropoint_formats::TensorInfo::bytes)
         .sum();
+    let is_decoder = spec.head().output == HeadOutput::CausalLm;
+    if is_decoder && scheme == Preset::W8a8Dynamic {
+        text.push_str(&commented(
+            "# activations = { symmetric = false }",
+            "decoders lose about half as much with a zero point for each token",
+        ));
+    }
     text.push_str(&commented(
         "embeddings = \"keep\"",
         &format!("embedding tables, {} bytes; \"bf16\" halves those in f32", grouped(tables)),
     ));
+    if is_decoder {
+        text.push_str(
+            "# With `lm_head = \"int8\"` the head is INT8 as well: new tokens come faster, and the model loses somewhat more.\n",
+        );
+    }
     text.push_str(
         "# Norms and biases are never INT8, embedding tables in the format \"zeropoint\" alone.\n#",
     );
@@ -249,16 +261,26 @@ fn quantization(scheme: Preset, prepared: &Prepared) -> String {
          # [[quantization.overrides]]\n# layers = [{}]\n# scheme = \"none\"",
         basic_string(example)
     );
+    if let Some((_, module)) = example.rsplit_once('.').filter(|_| is_decoder && scheme == Preset::W8a8Static)
+    {
+        let _ = writeln!(
+            text,
+            "#\n# The inputs of these have the largest outliers: dynamic, they lose much less.\n\
+             # [[quantization.overrides]]\n# layers = [{}]\n# scheme = \"w8a8-dynamic\"",
+            basic_string(&format!("re:.*\\.{module}$"))
+        );
+    }
     text
 }
 
 fn evaluation(prepared: &Prepared) -> String {
+    let spec = prepared.directory.spec();
     let mut text = "[[evaluation.tasks]]\n".to_owned();
     text.push_str(&commented(
         "kind = \"fidelity\"",
         "the INT8 outputs against the float ones, by default on the calibration texts",
     ));
-    let with_gold = match &prepared.directory.spec().head().output {
+    let with_gold = match &spec.head().output {
         HeadOutput::Embedding { .. } => Some((
             "Pairs of sentences with the similarity that people gave them say what INT8 costs where it is used:",
             "sts",
@@ -283,7 +305,13 @@ fn evaluation(prepared: &Prepared) -> String {
             "the fields text_a, text_b and score",
             "spearman",
         )),
-        HeadOutput::Classification { .. } | HeadOutput::CausalLm => None,
+        HeadOutput::CausalLm => Some((
+            "A text of the kind that it will continue says what INT8 costs where it is used:",
+            "perplexity",
+            "plain text, cut into windows",
+            "kl_mean",
+        )),
+        HeadOutput::Classification { .. } => None,
         HeadOutput::TokenClassification { .. } => Some((
             "Sentences with the label of each word say what INT8 costs where it is used:",
             "token-classification",
@@ -304,23 +332,33 @@ fn evaluation(prepared: &Prepared) -> String {
         )),
     };
     if let Some((about, kind, columns, _)) = with_gold {
+        let extension = if kind == "perplexity" { "txt" } else { "jsonl" };
         let _ = writeln!(
             text,
-            "\n# {about}\n# [[evaluation.tasks]]\n# kind = \"{kind}\"\n# data = \"{kind}.jsonl\"  # {columns}"
+            "\n# {about}\n# [[evaluation.tasks]]\n# kind = \"{kind}\"\n# data = \"{kind}.{extension}\"  # {columns}"
         );
+        if spec.head().output == HeadOutput::CausalLm {
+            let _ = writeln!(text, "# window = {}\n# windows = 40", prepared.directory.max_tokens().min(512));
+        }
     }
     // One score has no direction.
-    let head = prepared.directory.spec().head();
+    let head = spec.head();
     let nearness = if head.labels().len() == 1 && !head.is_per_token() { "pearson" } else { "cosine_mean" };
+    let unit = match &head.output {
+        HeadOutput::CausalLm => "metrics are fractions, or nats a token",
+        _ => "metrics are fractions",
+    };
     let _ = write!(
         text,
-        "\n# A gate ends the run with exit code 3 when more than this is lost; metrics are fractions:\n\
+        "\n# A gate ends the run with exit code 3 when more than this is lost; {unit}:\n\
          # [[evaluation.gate]]\n# task = \"fidelity\"\n# metric = \"{nearness}\"\n# max_drop = 0.01\n",
     );
     if let Some((_, kind, _, metric)) = with_gold {
+        // Nats a token, or a fraction.
+        let most = if metric == "kl_mean" { "0.05" } else { "0.005" };
         let _ = writeln!(
             text,
-            "#\n# [[evaluation.gate]]\n# task = \"{kind}\"\n# metric = \"{metric}\"\n# max_drop = 0.005"
+            "#\n# [[evaluation.gate]]\n# task = \"{kind}\"\n# metric = \"{metric}\"\n# max_drop = {most}"
         );
     }
     text

@@ -467,8 +467,8 @@ impl Work<'_> {
                 started = true;
             }
             let clock = Instant::now();
-            let original = Streamed::new(float, self.room(), self.cancel)?;
-            let quantized = Streamed::new(written, self.room(), self.cancel)?;
+            let original = Streamed::new(float, true, self.room(), self.events, self.cancel)?;
+            let quantized = Streamed::new(written, false, self.room(), self.events, self.cancel)?;
             let original =
                 Original { model: &original, fingerprint: Some(fingerprint), cache: &self.options.cache };
             let metrics = measure(self.prepared, task, original, &quantized, self.events, self.cancel)?;

@@ -7,7 +7,7 @@ use zeropoint_models::{
     HiddenStates, ModelError, ModelParts, ModelSpec, Outputs, PackedBatch, Part, PartModel, State,
 };
 
-use crate::events::Cancel;
+use crate::events::{Cancel, Event, Events};
 
 /// A model for tasks: all batches go through one part before any goes through the next, and outputs are made one batch at a
 /// time.
@@ -15,17 +15,21 @@ pub(crate) struct Streamed<'a> {
     model: &'a dyn ModelParts,
     isa: Isa,
     room: Room<'a>,
+    original: bool,
+    events: &'a dyn Events,
     cancel: &'a Cancel,
 }
 
 impl<'a> Streamed<'a> {
-    /// With hidden states in `room`.
+    /// With hidden states in `room`; `original` says which of both models it is.
     pub(crate) fn new(
         model: &'a dyn ModelParts,
+        original: bool,
         room: Room<'a>,
+        events: &'a dyn Events,
         cancel: &'a Cancel,
     ) -> Result<Self, ModelError> {
-        Ok(Self { model, isa: Isa::active()?, room, cancel })
+        Ok(Self { model, isa: Isa::active()?, room, original, events, cancel })
     }
 
     /// The hidden states of all batches before the output, and what makes outputs of them.
@@ -33,13 +37,15 @@ impl<'a> Streamed<'a> {
         let mut states = HiddenStates::new(batches.len(), self.room.memory, self.room.dir);
         let parts = self.model.parts();
         let (last, before) = parts.split_last().unwrap_or((&Part::Whole, &[]));
-        for &part in before {
+        for (at, &part) in before.iter().enumerate() {
             let model = self.model.load(part)?;
             for (index, batch) in batches.iter().enumerate() {
                 if self.cancel.is_requested() {
                     return Err(ModelError::Sample { reason: "the run was stopped".to_owned() });
                 }
                 states.update(index, |state| model.advance(batch, state))?;
+                let (done, total) = (at * batches.len() + index + 1, before.len() * batches.len());
+                self.events.event(Event::Advanced { original: self.original, done, total });
             }
             tracing::debug!(%part, batches = batches.len(), "all batches are through");
         }

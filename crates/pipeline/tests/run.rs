@@ -147,6 +147,33 @@ fn the_events_tell_every_stage_and_its_progress() {
     assert_eq!(evaluated.last(), Some(&(1000, 1000)), "fidelity takes the first 1000 calibration texts");
 }
 
+#[test]
+fn an_evaluation_part_by_part_tells_how_far_both_models_are() {
+    let decoder = repository().join("tests/fixtures/llama-causal").display().to_string();
+    let dir = directory();
+    let changes =
+        ["calibration.samples=4", "evaluation.tasks=[{kind='fidelity'}]", "evaluation.batch_size=2"];
+    let prepared = prepared(dir.path(), &decoder, &changes);
+    let cancel = Cancel::default();
+    let recorder = Recorder::new(&cancel, Stage::Load, |_, _| false);
+    run(&prepared, &RunOptions { memory: Memory(0), ..OPTIONS }, &recorder, &cancel)
+        .expect("the run succeeds");
+    let events = recorder.events.into_inner().expect("no thread has panicked");
+    for of_original in [true, false] {
+        let told: Vec<_> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Advanced { original, done, total } if *original == of_original => {
+                    Some((*done, *total))
+                }
+                _ => None,
+            })
+            .collect();
+        // Two batches through the input and two blocks; the output comes with the metrics.
+        assert_eq!(told, (1..=6).map(|done| (done, 6)).collect::<Vec<_>>(), "{of_original}");
+    }
+}
+
 /// The product of a run: everything of which the bytes are promised.
 fn product(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files: Vec<PathBuf> =

@@ -428,22 +428,29 @@ fn float_experts(spec: &ModelSpec, linears: &[LinearPlan]) -> Option<String> {
     })
 }
 
-/// vLLM fuses Linears that read one activation; a site whose readers differ loads in `transformers` alone.
+/// vLLM fuses Linears that read one activation; a site whose readers differ loads in `transformers` alone. Sites whose names
+/// differ in numbers alone are told together.
 fn split_sites(spec: &ModelSpec, linears: &[LinearPlan]) -> Vec<String> {
     let differs = |site: &&zeropoint_models::Site| {
         let mut seen = site.consumers.iter().map(|&id| linears[id].scheme().map(as_read));
         let first = seen.next().flatten();
         seen.any(|scheme| scheme != first)
     };
-    spec.sites
-        .iter()
-        .filter(differs)
-        .map(|site| {
-            let names: Vec<&str> = site.consumers.iter().map(|&id| linears[id].path.as_str()).collect();
-            format!(
-                "{} read one activation but are quantised differently; vLLM, which fuses them, cannot load the result",
-                names.join(", ")
-            )
-        })
-        .collect()
+    let mut alike: Vec<(String, String, usize)> = Vec::new();
+    for site in spec.sites.iter().filter(differs) {
+        let names: Vec<&str> = site.consumers.iter().map(|&id| linears[id].path.as_str()).collect();
+        let names = names.join(", ");
+        let pattern: String = names.chars().filter(|c| !c.is_ascii_digit()).collect();
+        match alike.iter_mut().find(|(other, ..)| *other == pattern) {
+            Some((.., more)) => *more += 1,
+            None => alike.push((pattern, names, 0)),
+        }
+    }
+    let told = |(_, names, more): (String, String, usize)| {
+        let more = if more == 0 { String::new() } else { format!(" (and {more} more such groups)") };
+        format!(
+            "{names}{more} read one activation but are quantised differently; vLLM, which fuses them, cannot load the result"
+        )
+    };
+    alike.into_iter().map(told).collect()
 }

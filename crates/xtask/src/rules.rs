@@ -1,5 +1,6 @@
 //! What `check` asks of the repository beside the generated files.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use serde_json::Value;
@@ -18,6 +19,7 @@ const IGNORE_REASON: &str = "#[ignore = \"needs ZEROPOINT_";
 pub(crate) fn violations(root: &Path) -> Result<Vec<String>, Error> {
     let mut problems = embedded_model(&root.join(EMBEDDED))?;
     ignored_tests(root, Path::new("crates"), &mut problems)?;
+    unmerged_files(root, Path::new(""), &mut problems)?;
     problems.sort();
     Ok(problems)
 }
@@ -70,6 +72,33 @@ fn ignored_tests(root: &Path, dir: &Path, problems: &mut Vec<String>) -> Result<
     Ok(())
 }
 
+/// No text of the repository holds what a merge could not decide.
+fn unmerged_files(root: &Path, dir: &Path, problems: &mut Vec<String>) -> Result<(), Error> {
+    const TEXTS: [&str; 6] = ["md", "toml", "py", "sh", "jinja", "json"];
+    for entry in std::fs::read_dir(root.join(dir))? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name(), dir.join(entry.file_name()));
+        let is_built = name == "target" || name.to_string_lossy().starts_with('.');
+        if entry.file_type()?.is_dir() {
+            if !is_built {
+                unmerged_files(root, &path, problems)?;
+            }
+        } else if path.extension().and_then(OsStr::to_str).is_some_and(|extension| TEXTS.contains(&extension))
+        {
+            for line in conflicts(&std::fs::read_to_string(root.join(&path))?) {
+                problems.push(format!("{}:{line}: a merge left both sides here; choose", path.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lines, from 1, that mark where a side of a conflict begins or ends.
+fn conflicts(text: &str) -> Vec<usize> {
+    let is_mark = |line: &str| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> ");
+    text.lines().enumerate().filter(|(_, line)| is_mark(line)).map(|(index, _)| index + 1).collect()
+}
+
 /// Lines, from 1, with an `ignore` attribute that does not say what the test needs.
 fn unexplained_ignores(text: &str) -> Vec<usize> {
     text.lines()
@@ -82,6 +111,12 @@ fn unexplained_ignores(text: &str) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_merge_could_not_decide_is_found() {
+        let text = "a\n<<<<<<< HEAD\nb\n=======\nc\n>>>>>>> main\n<<<<<<<\n    >>>>>>> \n";
+        assert_eq!(conflicts(text), [2, 6]);
+    }
 
     #[test]
     fn the_repository_keeps_its_rules() {

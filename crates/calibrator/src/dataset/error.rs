@@ -262,9 +262,16 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// A missing field, which could have been in several places, with the nearest of the names that are there.
+    /// A missing field, which could have been in several places, with the nearest of the names that are there; or one that is there
+    /// and null.
     pub(super) fn missing<'a>(wanted: &[&FieldRef], present: impl Iterator<Item = &'a str>) -> Self {
         let present: Vec<String> = present.map(str::to_owned).collect();
+        let is_wanted = |name: &&String| {
+            wanted.iter().any(|field| matches!(field, FieldRef::Name(wanted) if wanted == *name))
+        };
+        if let Some(name) = present.iter().find(is_wanted) {
+            return Self::WrongKind { field: format!("`{name}`"), found: "null", expected: "a value" };
+        }
         let likeness = |name: &String| {
             let name = name.to_lowercase();
             let of = |wanted: &&FieldRef| match wanted {

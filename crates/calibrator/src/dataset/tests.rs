@@ -205,6 +205,7 @@ fn errors_name_the_file_the_line_and_the_way_out() {
             "{}",
             "data:1: the field `text_a` or `text` is missing; the fields here are none",
         ),
+        Case(Format::Jsonl, "{\"text\": null}", "data:1: the field `text` holds null; a value is expected"),
         Case(Format::Jsonl, "{\"text\": 1}", "data:1: the field `text` holds a number; a string is expected"),
         Case(
             Format::Jsonl,

@@ -134,7 +134,7 @@ pub enum Positions {
     /// Queries and keys are rotated (Su et al. 2021, "`RoFormer`: Enhanced Transformer with Rotary Position Embedding"):
     /// channels `i` and `i + channels / 2` turn by `position * theta^(-2i / channels)`.
     Rotary(Rotary),
-    /// [`Tower::relative_bias`] is added.
+    /// [`Tower::relative_bias`](super::Tower::relative_bias) is added.
     RelativeBias,
 }
 
@@ -278,7 +278,7 @@ pub struct ExpertsSpec {
 pub struct MlpSpec {
     /// The activation that `up` and `gate` read.
     pub input: SiteId,
-    /// Widening projection; without a gate, the non-linearity is its [`LinearSpec::activation`].
+    /// Widening projection; without a gate, the non-linearity is its [`LinearSpec::activation`](super::LinearSpec::activation).
     pub up: Projection,
     /// What the widened values are multiplied with.
     pub gate: Option<Gate>,
