@@ -180,6 +180,13 @@ impl Events for Terminal {
             Event::Quantized { done, total } => {
                 self.progress(done as u64, total as u64, "Linears".to_owned());
             }
+            Event::Propagated { done, total } => {
+                self.progress(
+                    done as u64,
+                    total as u64,
+                    "batches through what is quantised so far".to_owned(),
+                );
+            }
             Event::Advanced { original, done, total } => {
                 let model = if original { "original" } else { "quantised model" };
                 self.progress(

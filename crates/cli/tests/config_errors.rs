@@ -113,7 +113,22 @@ fn schemes() {
             "[quantization]\nscheme = 'w8a8-static'\n\n[quantization.activations]\nobserver = 'percentile'\n\
              percentile = 0.999\n",
         ),
-        ("an algorithm that is not here", "[quantization]\nalgorithm = { kind = 'gptq', damping = 0.01 }\n"),
+        ("an algorithm that is not here", "[quantization]\nalgorithm = { kind = 'awq' }\n"),
+        ("damping of rounding to nearest", "[quantization]\nalgorithm = { kind = 'rtn', damping = 0.01 }\n"),
+        ("a transform that is not here", "[[quantization.transforms]]\nkind = 'spinquant'\n"),
+        ("a rotation that the model does not take", "[[quantization.transforms]]\nkind = 'rotation'\n"),
+        (
+            "a smoothing where it is not exact",
+            "[[quantization.transforms]]\nkind = 'smoothquant'\nlayers = ['re:.*query']\n",
+        ),
+        (
+            "a transform of layers that are not there",
+            "[[quantization.transforms]]\nkind = 'smoothquant'\nlayers = ['re:nowhere']\n",
+        ),
+        (
+            "an online rotation in a portable directory",
+            "[[quantization.transforms]]\nkind = 'online-rotation'\n",
+        ),
         ("a pattern without an expression", "[quantization]\nignore = ['classifier', 're:']\n"),
         ("an override of nothing", "[[quantization.overrides]]\nlayers = []\nscheme = 'none'\n"),
         ("an override without layers", "[[quantization.overrides]]\nscheme = 'none'\n"),

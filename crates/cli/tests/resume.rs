@@ -164,6 +164,26 @@ fn a_decoder_that_is_killed_after_any_part_goes_on_at_the_next_one() {
     }
 }
 
+/// The original is observed, then the model with its transforms; weights are rounded for what the parts before give.
+#[test]
+fn transforms_and_gptq_outlive_a_kill_after_any_line() {
+    const LINES: usize = 15;
+    let quantization = "quantization.transforms = [{ kind = 'smoothquant', search = true }]\n\
+                        quantization.algorithm = { kind = 'gptq' }\n";
+    let scene = decoder_of("llama-causal", quantization);
+    scene.succeeds(["run", "config.toml", "--no-cache", "--out", "reference"]);
+    let expected = product(&scene, "reference");
+    assert!(expected.0.contains_key("statistics-original.safetensors"));
+    for lines in 2..LINES {
+        killed_after(&scene, lines, &BY_PARTS);
+        if !scene.path("out").exists() {
+            scene.succeeds(RUN.iter().chain(&BY_PARTS));
+        }
+        assert_same(&product(&scene, "out"), &expected);
+        std::fs::remove_dir_all(scene.path("out")).expect("it is there");
+    }
+}
+
 /// Kills runs at random moments, replacing an older output, until so many have died; each is then run to its end.
 /// The head is made of the table, which the first part has, and runs in the last one.
 #[test]

@@ -18,6 +18,9 @@ const FORMAT: &str = "format";
 const VERSION: u64 = 1;
 /// The Linears of our own format, in the words of compressed-tensors.
 const LINEARS: &str = "linears";
+/// Of our own format: activations that are rotated before they are quantised.
+const ROTATIONS: &str = "rotations";
+const DIVIDED: &str = "divided";
 /// Our own section of config.json. Other loaders keep it and do nothing with it.
 const SECTION: &str = "zeropoint";
 const HEAD: &str = "lm_head";
@@ -49,10 +52,29 @@ pub struct DeployedConfig {
     pub format: DirectoryFormat,
     /// The INT8 Linears.
     pub linears: QuantizationConfig,
+    /// Activations that are rotated before Linears read them, quantised or not; of Zeropoint's own format alone.
+    pub rotations: Vec<InputRotation>,
     /// Whether the matrix of a decoder's logits, which is its word embedding table, multiplies in INT8. A table in floats is
     /// rounded with the scales of [`read_head_scales`] when it is loaded; an INT8 one is multiplied as it is.
     pub int8_head: bool,
 }
+
+/// An activation that is rotated before some Linears, all that read it, do so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputRotation {
+    /// Their module paths, in order.
+    pub linears: Vec<String>,
+    /// Whether its channels are divided by [`input_divisors`] of the first one before.
+    pub divided: bool,
+}
+
+/// The name of the divisors of a Linear's input channels, F32 `[inputs]`; `tensor` is that of the Linear without its last part.
+pub fn input_divisors(tensor: &str) -> String {
+    format!("{tensor}.{INPUT_DIVISORS}")
+}
+
+/// How that name ends.
+pub const INPUT_DIVISORS: &str = "input_divisors";
 
 impl DeployedConfig {
     /// Reads config.json; `None` where it has no `quantization_config`, as that of a float model.
@@ -65,11 +87,11 @@ impl DeployedConfig {
             return Ok(None);
         };
         let format = format_of(config);
-        let linears = match format {
-            DirectoryFormat::CompressedTensors => QuantizationConfig::from_json(quantization)?,
-            DirectoryFormat::Zeropoint => own_linears(quantization)?,
+        let (linears, rotations) = match format {
+            DirectoryFormat::CompressedTensors => (QuantizationConfig::from_json(quantization)?, Vec::new()),
+            DirectoryFormat::Zeropoint => (own_linears(quantization)?, rotations(quantization)?),
         };
-        Ok(Some(Self { format, linears, int8_head: int8_head(config)? }))
+        Ok(Some(Self { format, linears, rotations, int8_head: int8_head(config)? }))
     }
 
     /// Puts it into config.json, in place of what is there.
@@ -77,7 +99,14 @@ impl DeployedConfig {
         let linears = self.linears.to_json();
         let quantization = match self.format {
             DirectoryFormat::CompressedTensors => linears,
-            DirectoryFormat::Zeropoint => json!({ FORMAT: SECTION, "version": VERSION, LINEARS: linears }),
+            DirectoryFormat::Zeropoint => {
+                let mut own = json!({ FORMAT: SECTION, "version": VERSION, LINEARS: linears });
+                if !self.rotations.is_empty() {
+                    let rotation = |rotation: &InputRotation| json!({ LINEARS: rotation.linears, DIVIDED: rotation.divided });
+                    own[ROTATIONS] = self.rotations.iter().map(rotation).collect();
+                }
+                own
+            }
         };
         config.insert(QUANTIZATION.to_owned(), quantization);
         config.remove(SECTION);
@@ -107,7 +136,7 @@ const LATER: &str = "it is not known: a later version of zeropoint may have writ
 fn own_linears(quantization: &Value) -> Result<QuantizationConfig, FormatError> {
     let path = |key: &str| format!("{QUANTIZATION}.{}", key.escape_debug());
     for (key, value) in quantization.as_object().into_iter().flatten() {
-        if ![FORMAT, "version", LINEARS].contains(&key.as_str()) {
+        if ![FORMAT, "version", LINEARS, ROTATIONS].contains(&key.as_str()) {
             return Err(refused(path(key), value, LATER));
         }
     }
@@ -116,6 +145,31 @@ fn own_linears(quantization: &Value) -> Result<QuantizationConfig, FormatError> 
         return Err(refused(path("version"), version, "only 1 is allowed: later versions write others"));
     }
     QuantizationConfig::from_json(quantization.get(LINEARS).unwrap_or(&Value::Null))
+}
+
+/// What our format says of rotations.
+fn rotations(quantization: &Value) -> Result<Vec<InputRotation>, FormatError> {
+    let Some(value) = quantization.get(ROTATIONS).filter(|value| !value.is_null()) else {
+        return Ok(Vec::new());
+    };
+    let path = |index: usize| format!("{QUANTIZATION}.{ROTATIONS}.{index}");
+    let Some(list) = value.as_array() else {
+        return Err(refused(format!("{QUANTIZATION}.{ROTATIONS}"), value, "a list is needed"));
+    };
+    let rotation = |(index, value): (usize, &Value)| {
+        const NEEDED: &str = "`linears`, a list of module paths, and `divided`, true or false, are needed";
+        let bad = || refused(path(index), value, NEEDED);
+        let keys = value.as_object().ok_or_else(bad)?;
+        if let Some((key, value)) = keys.iter().find(|(key, _)| ![LINEARS, DIVIDED].contains(&key.as_str())) {
+            return Err(refused(format!("{}.{}", path(index), key.escape_debug()), value, LATER));
+        }
+        let linears = keys.get(LINEARS).and_then(Value::as_array).ok_or_else(bad)?;
+        let linears: Option<Vec<String>> =
+            linears.iter().map(|path| path.as_str().map(str::to_owned)).collect();
+        let divided = keys.get(DIVIDED).and_then(Value::as_bool).ok_or_else(bad)?;
+        Ok(InputRotation { linears: linears.filter(|l| !l.is_empty()).ok_or_else(bad)?, divided })
+    };
+    list.iter().enumerate().map(rotation).collect()
 }
 
 /// What our section says of the head.
@@ -225,7 +279,12 @@ mod tests {
 
     fn config(format: DirectoryFormat, int8_head: bool) -> DeployedConfig {
         let linears = QuantizationConfig::for_modules([("a", INT8_HEAD)], ["lm_head"]);
-        DeployedConfig { format, linears, int8_head }
+        let rotation = |divided| InputRotation { linears: vec!["a".to_owned()], divided };
+        let rotations = match format {
+            DirectoryFormat::CompressedTensors => Vec::new(),
+            DirectoryFormat::Zeropoint => vec![rotation(true), rotation(false)],
+        };
+        DeployedConfig { format, linears, rotations, int8_head }
     }
 
     #[test]
@@ -261,6 +320,26 @@ mod tests {
                 "`quantization_config.version` is 2; only 1 is allowed",
             ),
             ("/quantization_config/linears", json!({}), "missing"),
+            (
+                "/quantization_config/rotations",
+                json!({}),
+                "`quantization_config.rotations` is {}; a list is needed",
+            ),
+            (
+                "/quantization_config/rotations/1",
+                json!({ "linears": [], "divided": true }),
+                "rotations.1` is",
+            ),
+            (
+                "/quantization_config/rotations/0",
+                json!({ "linears": ["a"] }),
+                "`divided`, true or false, are needed",
+            ),
+            (
+                "/quantization_config/rotations/0",
+                json!({ "linears": ["a"], "divided": true, "order": 4 }),
+                "`quantization_config.rotations.0.order` is 4; it is not known",
+            ),
         ] {
             let mut changed = text.clone();
             *changed.pointer_mut(place).unwrap() = value;

@@ -25,6 +25,14 @@ pub enum FormatError {
         /// The system's answer.
         reason: io::Error,
     },
+    /// A tensor that is made when it is read cannot be.
+    #[error("tensor `{tensor}` cannot be made: {reason}")]
+    Overlay {
+        /// Its name.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
     /// A file is not well-formed safetensors.
     #[error("{} is not a well-formed safetensors file: {reason}; fetch or write it again", .path.display())]
     Malformed {

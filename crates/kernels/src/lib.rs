@@ -38,6 +38,7 @@
 mod aarch64;
 mod activation;
 mod attention;
+mod compensate;
 mod gemm;
 mod heap;
 mod isa;
@@ -47,6 +48,7 @@ mod norm;
 mod pack;
 mod pages;
 mod quantize;
+mod rotation;
 mod scalar;
 mod simd;
 mod statistics;
@@ -63,6 +65,7 @@ pub use attention::{
     AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, KvPrecision, attend,
     attend_cached,
 };
+pub use compensate::{ROUNDED_ROWS, round_and_compensate};
 pub use gemm::gemm_i32;
 pub use heap::keep_freed_memory;
 pub use isa::{Isa, IsaError};
@@ -76,6 +79,7 @@ pub use pages::with_large_pages;
 pub use quantize::{
     NonFinite, RowMagnitudes, dequantize, quantize_measured, quantize_static, quantize_tokens,
 };
+pub use rotation::ChannelRotation;
 pub use statistics::{
     Extremes, LogBins, channel_absmax, count_columns, extremes, histogram, row_extremes, sum_squared_error,
 };

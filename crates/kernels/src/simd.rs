@@ -105,6 +105,20 @@ pub(crate) trait Simd: Copy {
     /// Sixteen vectors as the rows of a square, and its columns as vectors.
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
 
+    /// Lanes `i` and `i + distance` become their sum and the first less the second, at distances 1, 2, 4 and 8 in that order.
+    #[inline(always)]
+    fn butterflies(self, a: Self::F) -> Self::F {
+        let mut lanes = [0.0; LANES];
+        self.store(a, &mut lanes);
+        for distance in [1, 2, 4, 8] {
+            for i in (0..LANES).filter(|i| i & distance == 0) {
+                (lanes[i], lanes[i + distance]) =
+                    (lanes[i] + lanes[i + distance], lanes[i] - lanes[i + distance]);
+            }
+        }
+        self.load(&lanes)
+    }
+
     fn zero_f64(self) -> Self::D;
     /// `sum + (a - b)^2` in f64, each operation rounded.
     fn add_square_of_difference(self, sum: Self::D, a: Self::F, b: Self::F) -> Self::D;

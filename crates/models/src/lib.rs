@@ -28,6 +28,7 @@ mod pooling;
 mod positions;
 mod prompts;
 mod read;
+mod rotation;
 mod score;
 mod sentence;
 mod sites;
@@ -51,6 +52,7 @@ pub use ops::{Norm, apply_activation, apply_gate, rows_of};
 pub use parts::{FloatParts, Hidden, ModelParts, Part, PartModel, State};
 pub use positions::{BiasTable, PositionTables, Rotation};
 pub use prompts::{PromptChoice, Prompts, TextRef};
+pub use rotation::is_divisor;
 pub use sites::{
     ActivationQuantizer, FloatLinear, FloatSite, LARGE_MATRIX, QuantizedActivation, SimulatedLinear,
     SimulatedReader, SimulatedSite, SiteOp, WIDEST_MATRIX,
@@ -60,7 +62,7 @@ pub use spec::{
     ActivationFn, AttentionSpec, BlockSpec, Edge, EmbeddingRole, EmbeddingTable, ExpertsSpec, FeedForward,
     Gate, ImageInput, InputSpec, LinearId, LinearRole, LinearSpec, MlpSpec, ModelSpec, NormKind,
     NormPlacement, NormSpec, Positions, Projection, Reach, RelativeBias, Rotary, RotaryScaling, Site, SiteId,
-    TextInput, Tower,
+    SiteRotation, TextInput, Tower,
 };
 pub use states::HiddenStates;
 pub use tables::{Int8Table, TableFactory, TableRows, Tables};

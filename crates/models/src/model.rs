@@ -3,10 +3,11 @@
 mod pass;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use zeropoint_formats::Checkpoint;
-use zeropoint_kernels::{AttentionPrecision, Isa, KvPrecision};
+use zeropoint_kernels::{AttentionPrecision, ChannelRotation, Isa, KvPrecision};
 
 use crate::ModelError;
 use crate::awake::awake;
@@ -20,7 +21,7 @@ use crate::positions::BiasTable;
 use crate::read::{check_copies, read_finite};
 use crate::sites::{FloatSite, SiteOp};
 use crate::source::ModelDirectory;
-use crate::spec::{BlockSpec, InputSpec, LinearId, ModelSpec, NormSpec, SiteId, Tower};
+use crate::spec::{BlockSpec, InputSpec, LinearId, ModelSpec, NormSpec, Site, SiteId, Tower};
 use crate::tables::Tables;
 
 pub(crate) use pass::Pass;
@@ -137,6 +138,8 @@ pub struct Model {
     towers: Vec<TowerParts>,
     /// `None` where the part has no use for it.
     sites: Vec<Option<Box<dyn SiteOp>>>,
+    /// By the site.
+    rotations: Vec<Option<Arc<ChannelRotation>>>,
     logit_scale: Option<f32>,
     attention: AttentionPrecision,
 }
@@ -183,11 +186,15 @@ impl Model {
                 }))
             })
             .collect::<Result<_, ModelError>>()?;
+        let rotation = |(site, spec): (SiteId, &Site)| {
+            if wanted.contains(&site) { spec.read_rotation(checkpoint) } else { Ok(None) }
+        };
+        let rotations = spec.sites.iter().enumerate().map(rotation).collect::<Result<_, ModelError>>()?;
         let logit_scale =
             spec.logit_scale.as_deref().map(|name| read_finite(checkpoint, name)).transpose()?;
         let logit_scale = logit_scale.and_then(|values| values.first().map(|value| value.exp()));
         let attention = AttentionPrecision::F32;
-        Ok(Self { spec: spec.clone(), isa, part, towers, sites, logit_scale, attention })
+        Ok(Self { spec: spec.clone(), isa, part, towers, sites, rotations, logit_scale, attention })
     }
 
     /// What of the model is loaded.
@@ -327,7 +334,12 @@ impl Model {
         hidden.into_tensor(tower.hidden)
     }
 
-    /// The outputs of one site's Linears for an activation `[rows, channels]`.
+    /// What rotates the activation of a site that is loaded before its Linears read it.
+    pub fn rotation(&self, site: SiteId) -> Option<&Arc<ChannelRotation>> {
+        self.rotations[site].as_ref()
+    }
+
+    /// The outputs of one site's Linears for an activation `[rows, channels]`, rotated already where the site rotates it.
     pub fn run_site(&self, site: SiteId, input: &Tensor) -> Result<Vec<Tensor>, ModelError> {
         Ok(self.site(site)?.forward(input)?)
     }

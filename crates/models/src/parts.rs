@@ -185,6 +185,18 @@ impl Model {
     }
 }
 
+impl Model {
+    /// Shows every site's activation of a batch to `sink`, as [`Model::observe`] does, where the state behind is of no use: what
+    /// nothing reads is not computed.
+    pub fn show(&self, batch: &PackedBatch, state: State, sink: &mut dyn SiteSink) -> Result<(), ModelError> {
+        let mut sink = Some(sink);
+        let mut pass = Pass::new(self, &mut sink);
+        pass.observes_only = true;
+        pass.drops_states = matches!(self.part(), Part::Block(_));
+        self.step(batch, state, pass, false).map(|_| ())
+    }
+}
+
 /// A part that was loaded for its use alone, or one of a model that stays in memory.
 pub enum PartModel<'a> {
     /// It is dropped with this.

@@ -1,15 +1,19 @@
 //! Where a model comes from, and its directory once it is there.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tempfile::TempDir;
 use zeropoint_formats::Checkpoint;
+use zeropoint_formats::deployed::InputRotation;
+use zeropoint_formats::safetensors::Overlay;
 
 use crate::embedded::EMBEDDED;
 use crate::families::{self, FamilyInput};
 use crate::heads::Task;
+use crate::rotation::named_rotations;
 use crate::sentence::{TransformerConfig, read_modules};
 use crate::tokenizer::TokenizerSettings;
 use crate::{ImageProcessor, ModelError, ModelSpec, Tokenizer};
@@ -94,6 +98,7 @@ pub struct ModelDirectory {
     spec: ModelSpec,
     max_tokens: usize,
     tokenizer: TokenizerSettings,
+    task: Task,
     /// Holds the embedded model's files while they are in use.
     _unpacked: Option<TempDir>,
 }
@@ -134,15 +139,31 @@ impl ModelDirectory {
         }
         let config: Value = read_json(&dir.join("config.json"))?;
         let checkpoint = Checkpoint::open(&dir)?;
+        let rotations = named_rotations(&config)?;
+        let parts = (config, checkpoint, rotations.as_slice());
+        Self::assemble(dir, name, task, parts, unpacked)
+    }
+
+    /// A directory with this config.json, weights and rotations.
+    fn assemble(
+        dir: PathBuf,
+        name: String,
+        task: Task,
+        (config, checkpoint, rotations): (Value, Checkpoint, &[InputRotation]),
+        unpacked: Option<TempDir>,
+    ) -> Result<Self, ModelError> {
         let sentence = read_modules(&dir, &config)?;
-        let spec = families::describe(&FamilyInput {
+        let mut spec = families::describe(&FamilyInput {
             dir: &dir,
             config: &config,
             checkpoint: &checkpoint,
             task,
             sentence,
-            quantized: quantization_config(&config).is_some(),
+            quantized: quantization_config(&config).is_some() || !rotations.is_empty(),
         })?;
+        spec.rotate(rotations)
+            .and_then(|()| spec.check_divisors(&checkpoint))
+            .map_err(|reason| ModelError::Config { path: dir.join("config.json"), reason })?;
         tracing::info!(
             dir = %dir.display(),
             architecture = spec.architecture,
@@ -155,7 +176,29 @@ impl ModelDirectory {
         let positions = spec.text().map(|(_, text)| text.max_positions);
         let all = [sentence.max_seq_length, tokenizer.max_length(), positions];
         let max_tokens = all.into_iter().flatten().min().unwrap_or(1);
-        Ok(Self { dir, name, config, checkpoint, spec, max_tokens, tokenizer, _unpacked: unpacked })
+        Ok(Self { dir, name, config, checkpoint, spec, max_tokens, tokenizer, task, _unpacked: unpacked })
+    }
+
+    /// This model with other tensors in place of some of its own and beside them, and with activations that are rotated. An
+    /// untied one has a matrix of its own for its logits, which the overlay holds. It lives no longer than this.
+    pub fn with_overlay(
+        &self,
+        overlay: Arc<dyn Overlay>,
+        untied: bool,
+        rotations: &[InputRotation],
+    ) -> Result<Self, ModelError> {
+        const TIED: &str = "tie_word_embeddings";
+        let mut config = self.config.clone();
+        if untied && let Value::Object(config) = &mut config {
+            config.insert(TIED.to_owned(), Value::Bool(false));
+            // Models of texts and images keep a config of each.
+            if let Some(Value::Object(text)) = config.get_mut("text_config") {
+                text.insert(TIED.to_owned(), Value::Bool(false));
+            }
+        }
+        let checkpoint = Checkpoint::open(&self.dir)?.with_overlay(overlay);
+        let parts = (config, checkpoint, rotations);
+        Self::assemble(self.dir.clone(), self.name.clone(), self.task, parts, None)
     }
 
     /// The directory on disk.

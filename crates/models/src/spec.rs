@@ -71,6 +71,15 @@ pub struct Site {
     pub channels: usize,
     /// The Linears that read it, in the order of their outputs.
     pub consumers: Vec<LinearId>,
+    /// What happens to it before they do. Whoever watches the site sees what they read.
+    pub rotation: Option<SiteRotation>,
+}
+
+/// The channels of an activation rotated by [`zeropoint_kernels::ChannelRotation`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteRotation {
+    /// Tensor of what each channel is divided by before, `[channels]`, where there is one.
+    pub divisors: Option<String>,
 }
 
 /// How operators feed each other. Transforms fold scales along these.

@@ -7,7 +7,7 @@ use zeropoint_evaluator::tasks::TaskError;
 #[cfg(feature = "hub")]
 use zeropoint_hub::HubError;
 use zeropoint_models::ModelError;
-use zeropoint_quantizer::PlanError;
+use zeropoint_quantizer::{PlanError, TransformError};
 
 use crate::PipelineError;
 use crate::config::{Column, Config, DataSource};
@@ -38,7 +38,8 @@ pub(crate) fn model(error: PipelineError, config: &Config) -> PipelineError {
 pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
     let quantization = &config.quantization;
     let (keys, label) = match &error {
-        PipelineError::Plan(PlanError::NoMatch { place, pattern, .. }) => {
+        PipelineError::Plan(PlanError::NoMatch { place, pattern, .. })
+        | PipelineError::Transform(TransformError::Pattern(PlanError::NoMatch { place, pattern, .. })) => {
             (pattern_keys(config, place, pattern), "matches no Linear")
         }
         PipelineError::Plan(PlanError::OnlyIgnored { place, pattern, .. }) => {
@@ -57,6 +58,15 @@ pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
         PipelineError::Plan(PlanError::NoLanguageHead { .. }) => {
             (vec!["quantization.lm_head".to_owned()], "this model has none")
         }
+        PipelineError::Plan(PlanError::OnlineRotation) => {
+            (vec!["quantization.transforms".to_owned()], "not in this format")
+        }
+        PipelineError::Transform(TransformError::Impossible { place, .. }) => {
+            (vec![place.clone()], "not exact in this model")
+        }
+        PipelineError::Transform(TransformError::Layer { place, .. }) => {
+            (vec![place.clone()], "not exact there")
+        }
         PipelineError::Plan(PlanError::Int8Tables) => {
             (vec!["quantization.embeddings".to_owned()], "not in this format")
         }
@@ -73,10 +83,16 @@ pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
 
 /// The pattern itself in the list at `place`, else the list.
 fn pattern_keys(config: &Config, place: &str, pattern: &str) -> Vec<String> {
-    let overrides = &config.quantization.overrides;
-    let list = match place.strip_prefix("quantization.overrides.").and_then(|rest| rest.split_once('.')) {
-        Some((index, _)) => index.parse().ok().and_then(|index: usize| Some(&overrides.get(index)?.layers)),
-        None => config.quantization.ignore.as_ref(),
+    let quantization = &config.quantization;
+    let index_behind = |list: &str| -> Option<usize> {
+        place.strip_prefix(list)?.split_once('.').and_then(|(index, _)| index.parse().ok())
+    };
+    let list = if let Some(index) = index_behind("quantization.overrides.") {
+        quantization.overrides.get(index).map(|other| &other.layers)
+    } else if let Some(index) = index_behind("quantization.transforms.") {
+        quantization.transforms.get(index).and_then(|transform| transform.layers.as_ref())
+    } else {
+        quantization.ignore.as_ref()
     };
     let index = list.and_then(|list| list.iter().position(|known| known.as_str() == pattern));
     index.map(|index| format!("{place}.{index}")).into_iter().chain([place.to_owned()]).collect()

@@ -40,7 +40,7 @@ pub(crate) fn simulate(
     float: &Model,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<Model, PipelineError> {
-    let (spec, checkpoint) = (prepared.directory.spec(), prepared.directory.checkpoint());
+    let (spec, checkpoint) = (prepared.graph().spec(), prepared.graph().checkpoint());
     let mut factory = |site: SiteId| -> Result<Option<Box<dyn SiteOp>>, ModelError> {
         let consumers = &spec.sites[site].consumers;
         if consumers.iter().all(|id| !deployed.contains_key(id)) {
@@ -83,7 +83,7 @@ fn probes(prepared: &Prepared) -> Vec<Vec<(usize, &ModelInput)>> {
     let order: Vec<usize> = prepared.calibration.plan.batches().concat();
     let is_image = |i: &usize| matches!(inputs[*i], ModelInput::Image(_));
     let (images, texts): (Vec<usize>, Vec<usize>) = order.into_iter().partition(is_image);
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let choose = |order: Vec<usize>| {
         let step = order.len().div_ceil(SAMPLES).max(1);
         // From the short end, so that long samples are left out first when tokens run out.
@@ -101,9 +101,16 @@ fn probes(prepared: &Prepared) -> Vec<Vec<(usize, &ModelInput)>> {
     [texts, images].into_iter().filter(|order| !order.is_empty()).map(choose).collect()
 }
 
+/// Those samples in a batch for each tower.
+pub(crate) fn probe_batches(prepared: &Prepared) -> Result<Vec<PackedBatch>, PipelineError> {
+    let batch =
+        |probes: Vec<(usize, &ModelInput)>| PackedBatch::new(probes.into_iter().map(|(_, input)| input));
+    Ok(probes(prepared).into_iter().map(batch).collect::<Result<_, ModelError>>()?)
+}
+
 /// The lengths of the samples that the check runs as one batch, in tokens.
 pub(crate) fn probe_lengths(prepared: &Prepared) -> Vec<usize> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let lengths = probes(prepared).into_iter();
     let lengths = lengths.map(|probes| probes.into_iter().map(|(_, input)| input.rows(spec)).collect());
     lengths.max_by_key(|lengths: &Vec<usize>| lengths.iter().sum::<usize>()).unwrap_or_default()
@@ -148,7 +155,7 @@ impl<'a> PartCheck<'a> {
             let before = std::mem::replace(state, State::Begin);
             let found = written.advance(batch, before.clone())?;
             *state = simulated.advance(batch, before)?;
-            let hidden = self.prepared.directory.spec().towers[0].hidden;
+            let hidden = self.prepared.graph().spec().towers[0].hidden;
             agreement.add(samples, &by_sample(state, hidden), &by_sample(&found, hidden));
             if let State::Done(_) = state {
                 // Logits of a vocabulary are large.
@@ -204,7 +211,7 @@ impl<'a> PartCheck<'a> {
         };
         let offsets: Vec<Vec<usize>> = self.batches.iter().chain(&self.batches).map(of_batch).collect();
         let mut all = HiddenStates::new(offsets.len(), u64::MAX, Path::new(""));
-        all.load(path, &offsets, self.prepared.directory.spec().towers[0].hidden)?;
+        all.load(path, &offsets, self.prepared.graph().spec().towers[0].hidden)?;
         for (index, state) in self.float.iter_mut().chain(&mut self.simulated).enumerate() {
             *state = all.take(index)?;
         }
@@ -286,7 +293,7 @@ pub(crate) fn unrun_linears(
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<(), PipelineError> {
     for (id, done) in deployed {
-        let linear = &prepared.directory.spec().linears[*id];
+        let linear = &prepared.graph().spec().linears[*id];
         if linear.site.is_some() {
             continue;
         }

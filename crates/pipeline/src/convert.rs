@@ -5,12 +5,15 @@ use zeropoint_core::Scheme;
 use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{PromptChoice, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
+use zeropoint_quantizer::transform::Strength;
 use zeropoint_quantizer::{
     EmbeddingPrecision, HeadPrecision, LayerOverride, LayerScheme, Pattern, PatternError, PlanRequest,
+    Transform, WeightAlgorithm,
 };
 
 use crate::config::{
-    self, ActivationObserver, Column, DataFormat, DataSource, Embeddings, LmHead, ModelTask, OutputFormat,
+    self, ActivationObserver, AlgorithmKind, Column, DataFormat, DataSource, Embeddings, LmHead, ModelTask,
+    OutputFormat, TransformKind,
 };
 
 pub(crate) fn task(task: ModelTask) -> Task {
@@ -23,6 +26,29 @@ pub(crate) fn task(task: ModelTask) -> Task {
         ModelTask::CausalLm => Task::CausalLm,
         ModelTask::QuestionAnswering => Task::QuestionAnswering,
     }
+}
+
+/// The transforms of a config.
+pub(crate) fn transforms(quantization: &config::Quantization) -> Result<Vec<Transform>, PatternError> {
+    let transform = |transform: &config::Transform| {
+        let layers = transform.layers.iter().flatten();
+        let layers = layers.map(|pattern| Pattern::parse(pattern.as_str())).collect::<Result<_, _>>()?;
+        let strength = match transform.search {
+            Some(true) => Some(Strength::Search),
+            _ => transform.strength.map(Strength::Fixed),
+        };
+        Ok(match transform.kind {
+            TransformKind::Smoothquant => {
+                Transform::SmoothQuant { strength: strength.unwrap_or(Strength::Search), layers }
+            }
+            TransformKind::Rotation => Transform::Rotation {
+                residual: transform.residual.unwrap_or(true),
+                heads: transform.heads.unwrap_or(true),
+            },
+            TransformKind::OnlineRotation => Transform::OnlineRotation { smoothing: strength, layers },
+        })
+    };
+    quantization.transforms.iter().map(transform).collect()
 }
 
 pub(crate) fn plan_request(config: &config::Config) -> Result<PlanRequest, PatternError> {
@@ -43,6 +69,12 @@ pub(crate) fn plan_request(config: &config::Config) -> Result<PlanRequest, Patte
                 })
             })
             .collect::<Result<_, PatternError>>()?,
+        algorithm: match quantization.algorithm.kind {
+            AlgorithmKind::Rtn => WeightAlgorithm::Rtn,
+            AlgorithmKind::Gptq => {
+                WeightAlgorithm::Gptq { damping: quantization.algorithm.damping.unwrap_or(0.01) }
+            }
+        },
         embeddings: match quantization.embeddings {
             Embeddings::Keep => EmbeddingPrecision::Keep,
             Embeddings::Bf16 => EmbeddingPrecision::Bf16,

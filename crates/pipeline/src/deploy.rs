@@ -27,7 +27,7 @@ use fate::{Fate, Fates, specs_of};
 use linear::{finite_into, quantize_linear};
 
 pub(crate) use fate::{largest_copy, output_specs, planned_output};
-pub(crate) use linear::{DeployedLinear, Write, check_finite, finite, input_quantizer};
+pub(crate) use linear::{Curvatures, DeployedLinear, Write, check_finite, finite, input_quantizer};
 
 /// The deployable directory inside a run directory.
 pub const MODEL_DIR: &str = "model";
@@ -80,17 +80,17 @@ impl<'a> Deployment<'a> {
         parts: &[Part],
         max_shard_bytes: u64,
     ) -> Result<Self, PipelineError> {
-        let spec = prepared.directory.spec();
+        let spec = prepared.graph().spec();
         let places = spec.tensors_by_part(parts);
         let first = parts.first().copied().unwrap_or(Part::Whole);
         let mut tensors: BTreeMap<Part, Vec<&TensorInfo>> = BTreeMap::new();
-        for info in prepared.directory.checkpoint().tensors() {
+        for info in prepared.graph().checkpoint().tensors() {
             let part = places.get(info.name.as_str()).copied().unwrap_or(first);
             tensors.entry(part).or_default().push(info);
         }
         let writer = CheckpointWriter::in_place(dir, output_specs(prepared), max_shard_bytes)?;
         write_config(prepared, dir)?;
-        let source = prepared.directory.path();
+        let source = prepared.graph().path();
         // Runs of ours that lie inside the source, this one among them, are not a part of it.
         copy_companions(source, dir, |path| path == Path::new("README.md") || is_output(source, path))?;
         for folder in dense_folders(prepared) {
@@ -152,13 +152,13 @@ impl<'a> Deployment<'a> {
     pub(crate) fn part(
         &mut self,
         part: Part,
-        statistics: &StatisticsFile,
+        found: (&StatisticsFile, &Curvatures),
         events: &dyn Events,
         cancel: &Cancel,
     ) -> Result<DeployedPart, PipelineError> {
         let mut deployed = DeployedPart::default();
         let tensors = self.tensors.remove(&part).unwrap_or_default();
-        let (checkpoint, hashes) = (self.prepared.directory.checkpoint(), self.hashes);
+        let (checkpoint, hashes) = (self.prepared.graph().checkpoint(), self.hashes);
         let mut hasher = RangesHasher::default();
         std::thread::scope(|scope| {
             let (send, receive) = std::sync::mpsc::sync_channel(0);
@@ -182,7 +182,7 @@ impl<'a> Deployment<'a> {
                 let Ok(read) = receive.recv() else { return Err(PipelineError::Cancelled) };
                 let (hash, bytes) = read?;
                 deployed.sources.extend(hash.map(|hash| (info.name.clone(), hash)));
-                self.tensor(info, &bytes, statistics, &mut deployed.linears, &mut hasher, events)?;
+                self.tensor(info, &bytes, found, &mut deployed.linears, &mut hasher, events)?;
                 if bytes.capacity() <= MOST_KEPT {
                     // After the last tensor nobody takes it.
                     let _ = give_back.send(bytes);
@@ -205,13 +205,13 @@ impl<'a> Deployment<'a> {
         &mut self,
         info: &TensorInfo,
         bytes: &[u8],
-        statistics: &StatisticsFile,
+        found: (&StatisticsFile, &Curvatures),
         deployed: &mut BTreeMap<usize, DeployedLinear>,
         hasher: &mut RangesHasher,
         events: &dyn Events,
     ) -> Result<(), PipelineError> {
         let (prepared, isa, total) = (self.prepared, self.isa, self.total);
-        let spec = prepared.directory.spec();
+        let spec = prepared.graph().spec();
         let (writer, done) = (&mut self.writer, &mut self.done);
         let mut write = |name: &str, bytes: &[u8]| {
             writer.write(name, bytes)?;
@@ -223,7 +223,7 @@ impl<'a> Deployment<'a> {
         let mut quantize = |id: usize, scheme: &LayerScheme, values: &[f32], write: &mut Write<'_>| {
             let linear = &spec.linears[id];
             let weight = linear.weight_among(values);
-            deployed.insert(id, quantize_linear(prepared, statistics, isa, linear, scheme, &weight, write)?);
+            deployed.insert(id, quantize_linear(prepared, found, isa, linear, scheme, &weight, write)?);
             *done += 1;
             events.event(Event::Quantized { done: *done, total });
             Ok::<(), PipelineError>(())
@@ -282,7 +282,7 @@ pub(crate) const DENSE_WEIGHTS: &str = "model.safetensors";
 
 /// The folders of dense modules, which keep weights of their own.
 pub(crate) fn dense_folders(prepared: &Prepared) -> impl Iterator<Item = &str> {
-    let after = match &prepared.directory.spec().head().output {
+    let after = match &prepared.graph().spec().head().output {
         HeadOutput::Embedding { after, .. } => after.as_slice(),
         _ => &[],
     };
@@ -337,7 +337,8 @@ pub(crate) mod tests {
         max_shard_bytes: u64,
     ) -> BTreeMap<usize, DeployedLinear> {
         let mut deployment = Deployment::begin(prepared, isa, dir, &[Part::Whole], max_shard_bytes).unwrap();
-        let deployed = deployment.part(Part::Whole, statistics, &(), &Cancel::default()).unwrap();
+        let deployed =
+            deployment.part(Part::Whole, (statistics, &Curvatures::new()), &(), &Cancel::default()).unwrap();
         deployment.finish().unwrap();
         deployed.linears
     }

@@ -34,8 +34,8 @@ pub(crate) fn needed(prepared: &Prepared, memory: Memory, passes: &Passes<'_>) -
     /// Text about each Linear in the journal, report.json and report.md.
     const TEXT_PER_LINEAR: u64 = 4 << 10;
     const TEXT: u64 = 256 << 10;
-    let spec = prepared.directory.spec();
-    let source = prepared.directory.path();
+    let spec = prepared.graph().spec();
+    let source = prepared.graph().path();
     let output = planned_output(prepared);
     let dense: u64 = dense_files(prepared, source)?.values().map(SafetensorsFile::file_bytes).sum();
     let companions = companion_files(source, |path| is_output(source, path))?
@@ -43,7 +43,10 @@ pub(crate) fn needed(prepared: &Prepared, memory: Memory, passes: &Passes<'_>) -
         .map(|path| fs::metadata(source.join(path)).map_or(0, |found| found.len()))
         .fold(0u64, u64::saturating_add);
     let text = TEXT + TEXT_PER_LINEAR * spec.linears.len() as u64;
-    let statistics = statistics(prepared);
+    let mut statistics = statistics(prepared);
+    if prepared.observing_passes() > 1 {
+        statistics *= 2;
+    }
     let mut observing = if passes.observes { 2 * statistics } else { 0 };
     // What is beside the written model.
     let mut beside = 0;
@@ -59,6 +62,11 @@ pub(crate) fn needed(prepared: &Prepared, memory: Memory, passes: &Passes<'_>) -
         if prepared.config.output.self_check {
             // Of the original and the simulation.
             beside = 2 * 2 * states(probe_lengths(prepared).iter().sum());
+        }
+        if prepared.is_sequential() {
+            let of_batch = |batch: &Vec<usize>| batch.iter().map(|&i| set.inputs[i].rows(spec)).sum();
+            let batches: Vec<u64> = set.plan.batches().iter().map(of_batch).map(states).collect();
+            beside += spilled(memory, &batches);
         }
         for task in passes.evaluation {
             let batches: Vec<u64> = task.iter().map(|lengths| states(lengths.iter().sum())).collect();
@@ -83,7 +91,7 @@ fn spilled(memory: Memory, batches: &[u64]) -> u64 {
 
 /// The lengths of the inputs of each evaluation task, in the batches that they are run in.
 pub(crate) fn evaluation_batches(prepared: &Prepared) -> Result<Vec<Vec<Vec<usize>>>, PipelineError> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let of_task = |task: &Task| {
         let lengths = task.lengths(spec, &prepared.inputs)?;
         let plan = batch_plan(spec, &lengths, prepared.options.batch_size);
@@ -94,7 +102,7 @@ pub(crate) fn evaluation_batches(prepared: &Prepared) -> Result<Vec<Vec<Vec<usiz
 
 /// Bytes that a run needs: one whose statistics are given neither observes nor evaluates.
 pub(crate) fn needed_by(prepared: &Prepared, memory: Memory, is_given: bool) -> Result<u64, PipelineError> {
-    let evaluates = !is_given && memory.parts(prepared.directory.spec()).is_some();
+    let evaluates = !is_given && memory.parts(prepared.graph().spec()).is_some();
     let evaluation = if evaluates { evaluation_batches(prepared)? } else { Vec::new() };
     needed(prepared, memory, &Passes { observes: !is_given, evaluation: &evaluation })
 }
@@ -105,7 +113,7 @@ pub(crate) fn statistics(prepared: &Prepared) -> u64 {
     const HEADER: u64 = 4 << 10;
     /// The count of the rows that are routed to an expert.
     const ROUTED: u64 = 8;
-    let sites = &prepared.directory.spec().sites;
+    let sites = &prepared.graph().spec().sites;
     let routed = ROUTED * sites.len() as u64;
     let sites = sites.iter().map(|site| (site.id.as_str(), site.channels));
     HEADER + routed + StatisticsFile::planned_bytes(sites, prepared.calibration.inputs.len())

@@ -111,7 +111,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         }
         _ => None,
     };
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let evaluation = disk::evaluation_batches(prepared)?;
     let latency =
         if prepared.config.report.latency { bench::combinations(&prepared.directory)? } else { Vec::new() };
@@ -141,7 +141,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         layers: layers.collect(),
         samples: prepared.calibration.inputs.len(),
         tokens: prepared.calibration.tokens(),
-        passes: usize::from(!prepared.calibration.inputs.is_empty()),
+        passes: prepared.observing_passes(),
         cached: is_likely_cached(prepared, &options.cache),
         tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.data.len())).collect(),
         latency: latency.len(),
@@ -198,11 +198,17 @@ fn seconds(
     const PRODUCT_SHARE: f64 = 0.6;
     /// The INT8 model takes about a third of the float one's time.
     const BOTH_MODELS: f64 = 1.35;
+    /// GPTQ runs the float model, takes second moments, and runs the integers behind.
+    const GPTQ: f64 = 2.0;
     let spec = prepared.directory.spec();
     let (weights, observed) =
         (spec.weights_per_row(&spec.towers[0]), spec.weights_per_observed_row(&spec.towers[0]));
     let samples = prepared.calibration.inputs.iter().map(|input| input.rows(spec));
-    let calibration = operations(prepared, observed, samples);
+    let mut passes = prepared.observing_passes() as f64;
+    if prepared.is_sequential() {
+        passes += GPTQ;
+    }
+    let calibration = passes * operations(prepared, observed, samples);
     let evaluation: f64 =
         evaluation.iter().map(|task| operations(prepared, weights, task.iter().flatten().copied())).sum();
     let pace = operations_per_second().map_err(ModelError::from)? * PRODUCT_SHARE;

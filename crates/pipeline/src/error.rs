@@ -13,7 +13,7 @@ use zeropoint_formats::FormatError;
 use zeropoint_hub::HubError;
 use zeropoint_models::ModelError;
 use zeropoint_observer::StatisticsFileError;
-use zeropoint_quantizer::{PatternError, PlanError};
+use zeropoint_quantizer::{PatternError, PlanError, TransformError};
 use zeropoint_runtime::RuntimeError;
 
 use crate::config::{Config, ConfigError, Excerpt};
@@ -32,6 +32,9 @@ pub enum PipelineError {
     /// The plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The transforms.
+    #[error(transparent)]
+    Transform(#[from] TransformError),
     /// A pattern of the plan.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -402,10 +405,17 @@ impl PipelineError {
             Self::Absent { .. } | Self::Model(ModelError::NotFound { .. }) => {
                 "a relative path starts at the current directory"
             }
-            Self::Plan(PlanError::NoMatch { nearest, .. }) => {
+            Self::Plan(PlanError::NoMatch { nearest, .. })
+            | Self::Transform(TransformError::Pattern(PlanError::NoMatch { nearest, .. })) => {
                 return Some(format!(
                     "the nearest names are {nearest}; `zeropoint inspect MODEL` lists every one"
                 ));
+            }
+            Self::Transform(TransformError::Impossible { .. }) => {
+                "leave it out; `{ kind = \"online-rotation\" }` with `output.formats = [\"zeropoint\"]` is exact in every model"
+            }
+            Self::Transform(TransformError::Layer { .. }) => {
+                "take such Linears out of `layers`, or leave `layers` out: what cannot be smoothed is passed over then"
             }
             Self::Plan(PlanError::OnlyIgnored { .. }) => "`ignore = []` leaves no Linear float",
             Self::Plan(PlanError::NeverObserved { .. }) => "`model.task` decides what the model runs",
@@ -483,6 +493,7 @@ impl PipelineError {
             Self::Interrupted { source, .. } => source.is_usage(),
             Self::Config(_)
             | Self::Plan(_)
+            | Self::Transform(_)
             | Self::Pattern(_)
             | Self::Gate { .. }
             | Self::EmptyTower { .. }

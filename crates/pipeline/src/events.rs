@@ -64,6 +64,14 @@ pub enum Event {
         /// Of how many.
         total: usize,
     },
+    /// A batch of the calibration set is through a part of the model that is quantised for what it is given: once in floats, once as
+    /// it was written.
+    Propagated {
+        /// Batches that are through, two for each part.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
     /// A batch of a task is through a part of a model that is run part by part; what it gives comes behind the last part, as
     /// [`Event::Evaluated`].
     Advanced {

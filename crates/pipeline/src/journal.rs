@@ -186,6 +186,8 @@ pub(crate) struct TaskDone {
 #[serde(tag = "done", rename_all = "kebab-case")]
 pub(crate) enum Entry {
     Checkpoint(CheckpointDone),
+    /// Those of the original, where a pass over the transformed model follows.
+    Untransformed(StatisticsDone),
     Statistics(StatisticsDone),
     Part(PartDone),
     Model(ModelDone),
@@ -196,6 +198,8 @@ pub(crate) enum Entry {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Done {
     pub(crate) checkpoint: Option<CheckpointDone>,
+    /// Of the original, where those of a graph follow.
+    pub(crate) untransformed: Option<StatisticsDone>,
     pub(crate) statistics: Option<StatisticsDone>,
     pub(crate) parts: Vec<PartDone>,
     pub(crate) model: Option<ModelDone>,
@@ -213,6 +217,9 @@ impl Done {
                     if written(&entry.file) && entry.states.iter().all(written) {
                         done.checkpoint = Some(entry);
                     }
+                }
+                Entry::Untransformed(entry) if done.statistics.is_none() && written(&entry.file) => {
+                    (done.checkpoint, done.untransformed) = (None, Some(entry));
                 }
                 Entry::Statistics(entry) if written(&entry.file) => {
                     (done.checkpoint, done.statistics) = (None, Some(entry));
@@ -252,18 +259,26 @@ impl Done {
 
     fn entries(&self) -> Vec<Entry> {
         let checkpoint = self.checkpoint.clone().map(Entry::Checkpoint);
+        let untransformed = self.untransformed.clone().map(Entry::Untransformed);
         let statistics = self.statistics.clone().map(Entry::Statistics);
         let parts = self.parts.iter().cloned().map(Entry::Part);
         let model = self.model.clone().map(Entry::Model);
         let tasks = self.tasks.values().cloned().map(Entry::Task);
-        checkpoint.into_iter().chain(statistics).chain(parts).chain(model).chain(tasks).collect()
+        untransformed
+            .into_iter()
+            .chain(checkpoint)
+            .chain(statistics)
+            .chain(parts)
+            .chain(model)
+            .chain(tasks)
+            .collect()
     }
 
     /// Whether a file of the partial directory belongs to what is done.
     pub(crate) fn holds(&self, path: &Path) -> bool {
         let own = self.checkpoint.iter().flat_map(|done| [Some(&done.file), done.states.as_ref()]).flatten();
         let files = own
-            .chain(self.statistics.iter().map(|done| &done.file))
+            .chain(self.untransformed.iter().chain(&self.statistics).map(|done| &done.file))
             .chain(self.parts.last().and_then(|done| done.probes.as_ref()))
             .chain(self.model.iter().flat_map(|done| &done.files));
         let paths: BTreeSet<&Path> = files.map(|file| Path::new(&file.path)).collect();

@@ -54,11 +54,14 @@ pub(crate) fn peak(
     evaluation: &[Vec<Vec<usize>>],
     latency: &[[usize; 2]],
 ) -> u64 {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let mut stages = match memory.parts(spec) {
         Some(parts) => by_parts(prepared, memory, &parts, evaluation),
         None => whole(prepared, evaluation),
     };
+    if prepared.is_sequential() {
+        stages.extend(sequential(prepared, memory));
+    }
     if !latency.is_empty() {
         // Both models as wholes, one of them at work.
         let batches: Vec<_> = latency.iter().map(|&[batch, tokens]| vec![tokens; batch]).collect();
@@ -76,7 +79,7 @@ fn statistics(prepared: &Prepared) -> usize {
 
 /// Each stage of a run whose models are whole in memory.
 fn whole(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> Vec<usize> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let model = Weights::of(prepared, Part::Whole);
     let (float, integers) = (model.float() + statistics(prepared), model.integers());
     let written = model.left(true) + integers;
@@ -95,6 +98,30 @@ fn whole(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> Vec<usize> {
     stages
 }
 
+/// What rounding for inputs takes besides, for each part: its float weights with the second moments of what they read, and those while they
+/// are factorised, one site a thread.
+fn sequential(prepared: &Prepared, memory: Memory) -> Vec<usize> {
+    const F64: usize = 8;
+    let spec = prepared.graph().spec();
+    let parts = Part::of(spec).unwrap_or_else(|| vec![Part::Whole]);
+    let limit = usize::try_from(memory.0).unwrap_or(usize::MAX);
+    let states = (batches(prepared).flatten().sum::<usize>() * spec.towers[0].hidden * F32).min(limit);
+    let activations = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max().unwrap_or(0);
+    let quantized: BTreeSet<LinearId> = prepared.plan.quantized().map(|(plan, _)| plan.linear).collect();
+    let of_part = |part: Part| {
+        let sites = part.sites(spec).into_iter().map(|site| &spec.sites[site]);
+        let sites = sites.filter(|site| site.consumers.iter().any(|id| quantized.contains(id)));
+        let mut squares: Vec<usize> = sites.map(|site| site.channels * site.channels).collect();
+        squares.sort_unstable_by(|a, b| b.cmp(a));
+        let moments = squares.iter().sum::<usize>() * F32;
+        // The matrix and its factor, of which the inverse is another.
+        let factorised = squares.iter().take(rayon::current_num_threads()).sum::<usize>() * 3 * F64;
+        let model = Weights::of(prepared, part);
+        statistics(prepared) + states + model.float() + moments + activations.max(factorised)
+    };
+    parts.into_iter().map(of_part).collect()
+}
+
 /// Each stage of a run of which one part of a model is in memory at a time, for the part that takes most.
 fn by_parts(
     prepared: &Prepared,
@@ -102,7 +129,7 @@ fn by_parts(
     parts: &[Part],
     evaluation: &[Vec<Vec<usize>>],
 ) -> Vec<usize> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let hidden = spec.towers[0].hidden;
     let calibrates = !prepared.calibration.inputs.is_empty();
     let statistics = statistics(prepared);
@@ -157,13 +184,13 @@ struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     fn of(prepared: &'a Prepared, part: Part) -> Self {
-        let spec = prepared.directory.spec();
+        let spec = prepared.graph().spec();
         let quantized = prepared.plan.quantized().map(|(plan, _)| plan.linear).collect();
         Self { prepared, part, sites: part.sites(spec), quantized }
     }
 
     fn spec(&self) -> &'a ModelSpec {
-        self.prepared.directory.spec()
+        self.prepared.graph().spec()
     }
 
     /// Its Linears that are run, and whether each is quantised.
@@ -183,7 +210,7 @@ impl<'a> Weights<'a> {
 
     /// Bytes of a weight of that tensor: four, or two of a large table or last Linear in bfloat16.
     fn of_weight(&self, tensor: &str, weights: usize, written: bool) -> usize {
-        let found = self.prepared.directory.checkpoint().get(tensor).map(|info| info.dtype);
+        let found = self.prepared.graph().checkpoint().get(tensor).map(|info| info.dtype);
         let rounded = written
             && self.prepared.plan.embeddings == EmbeddingPrecision::Bf16
             && self.spec().tables().any(|table| table.tensor == tensor);
@@ -247,7 +274,7 @@ fn is_last(linear: &LinearSpec) -> bool {
 /// Lengths of the sequences of each batch of the observing pass.
 fn batches(prepared: &Prepared) -> impl Iterator<Item = Vec<usize>> + '_ {
     let set = &prepared.calibration;
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     set.plan.batches().iter().map(|batch| batch.iter().map(|&i| set.inputs[i].rows(spec)).collect())
 }
 
@@ -287,7 +314,7 @@ fn in_blocks(spec: &ModelSpec, lengths: &[usize]) -> usize {
 /// What the self-check of a part holds besides weights. In blocks one layer after the other is compared, its input and output in
 /// float, in steps, as whole sums and simulated; at the end the outputs are.
 fn checked(prepared: &Prepared, model: &Weights<'_>) -> usize {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let lengths = probe_lengths(prepared);
     let tokens: usize = lengths.iter().sum();
     let blocks = match model.part {

@@ -1,14 +1,17 @@
 //! Everything that can be known before long work starts: the model described, the plan made, all data read and checked.
 
+use std::collections::BTreeSet;
+
 use zeropoint_calibrator::dataset::{self, Record, Sample};
 use zeropoint_calibrator::{CalibrationSet, Inputs};
 use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
 use zeropoint_formats::DirectoryFormat;
-use zeropoint_models::{ActivationFn, HeadOutput, ModelDirectory, ModelSpec};
-use zeropoint_quantizer::Plan;
+use zeropoint_models::{ActivationFn, HeadOutput, LinearId, ModelDirectory, ModelSpec};
+use zeropoint_quantizer::{Plan, TransformPlan, WeightAlgorithm};
 
 use crate::PipelineError;
 use crate::config::{self, Config};
+use crate::graph::Graph;
 use crate::modality::fit_samples;
 use crate::samples::{
     CalibrationSamples, Conversations, calibration_samples, longest, prompts, read_source, sequences,
@@ -23,6 +26,8 @@ pub struct Prepared {
     pub config: Config,
     /// The float model's directory; no weight has been read.
     pub directory: ModelDirectory,
+    /// The model that is quantised, where transforms make it another.
+    pub(crate) transformed: Option<Graph>,
     /// What happens to every Linear.
     pub plan: Plan,
     /// Cuts at the calibration's length.
@@ -54,11 +59,15 @@ impl Prepared {
         pin_data(&mut config, sources)?;
         let (model, directory) =
             open_model(&config, sources).map_err(|error| blame::model(error, &config))?;
-        let plan = convert::plan_request(&config)
-            .map_err(PipelineError::from)
-            .and_then(|request| Ok(Plan::new(directory.spec(), &request)?))
-            .map_err(|error| blame::plan(error, &config))?;
+        let (plan, transformed) =
+            plan_with_transforms(&config, &directory).map_err(|error| blame::plan(error, &config))?;
         let mut warnings = plan.warnings.clone();
+        if let Some(graph) = &transformed {
+            warnings.extend(graph.plan.notes.iter().cloned());
+            warnings.extend(graph.untied_bytes().map(|bytes| {
+                format!("the output matrix is no longer the embedding table: it is written as a tensor of its own, {bytes} bytes more in floats")
+            }));
+        }
         if let Some(commit) = &model.commit {
             config.model.revision = Some(commit.clone());
         } else if config.model.revision.is_some() {
@@ -124,6 +133,7 @@ impl Prepared {
             inputs,
             config,
             directory,
+            transformed,
             plan,
             calibration,
             tasks,
@@ -131,6 +141,29 @@ impl Prepared {
             warnings,
             model,
         })
+    }
+
+    /// The model that is quantised: with its transforms, of which no tensor can be read before their factors are chosen.
+    pub(crate) fn graph(&self) -> &ModelDirectory {
+        self.transformed.as_ref().map_or(&self.directory, |graph| &graph.directory)
+    }
+
+    /// Observing passes over the calibration set: of the model that is quantised, and where static ranges are those of a model whose
+    /// smoothing is chosen from the original's, of the original before.
+    pub(crate) fn observing_passes(&self) -> usize {
+        let smooths = self.transformed.as_ref().is_some_and(|graph| graph.plan.needs_statistics());
+        if self.calibration.inputs.is_empty() {
+            0
+        } else if smooths && self.plan.needs_statistics() {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// Whether weights are rounded for what the calibration texts give behind the integers before them.
+    pub(crate) fn is_sequential(&self) -> bool {
+        self.plan.algorithm != WeightAlgorithm::Rtn
     }
 
     /// The scheme for reports: the preset, and what the config made of it.
@@ -152,6 +185,12 @@ impl Prepared {
         if quantization.lm_head == config::LmHead::Int8 {
             name.push_str(", lm_head int8");
         }
+        if quantization.algorithm.kind == config::AlgorithmKind::Gptq {
+            name.push_str(", gptq");
+        }
+        for transform in &quantization.transforms {
+            name = name + ", " + &transform.in_words();
+        }
         if self.plan.format == DirectoryFormat::Zeropoint {
             name.push_str(", format zeropoint");
         }
@@ -162,6 +201,26 @@ impl Prepared {
         }
         name
     }
+}
+
+/// The plan, and the graph that it is for where there are transforms.
+fn plan_with_transforms(
+    config: &Config,
+    directory: &ModelDirectory,
+) -> Result<(Plan, Option<Graph>), PipelineError> {
+    let request = convert::plan_request(config)?;
+    let transforms = convert::transforms(&config.quantization)?;
+    let plan = Plan::new(directory.spec(), &request)?;
+    if transforms.is_empty() {
+        return Ok((plan, None));
+    }
+    let quantized: BTreeSet<LinearId> = plan.quantized().map(|(linear, _)| linear.linear).collect();
+    let transform_plan =
+        TransformPlan::new(directory.spec(), &transforms, &|linear| quantized.contains(&linear))?;
+    let graph = Graph::new(directory, transform_plan, &quantized)?;
+    // An output matrix that is no table any more, and inputs that are rotated, change what can be planned.
+    let plan = Plan::new(graph.directory.spec(), &request)?;
+    Ok((plan, Some(graph)))
 }
 
 fn open_model(config: &Config, sources: &Sources<'_>) -> Result<(LocalModel, ModelDirectory), PipelineError> {

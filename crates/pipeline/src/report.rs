@@ -41,7 +41,7 @@ pub(crate) struct LayerFacts {
 pub(crate) struct Findings<'a> {
     pub(crate) model: Fingerprint,
     pub(crate) statistics: &'a StatisticsFile,
-    pub(crate) observed: bool,
+    pub(crate) passes: u32,
     pub(crate) layers: &'a BTreeMap<usize, LayerFacts>,
     pub(crate) output: &'a Checkpoint,
     pub(crate) self_check: Option<SelfCheck>,
@@ -52,10 +52,10 @@ pub(crate) struct Findings<'a> {
 }
 
 pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Report, PipelineError> {
-    let Findings { model, statistics, observed, layers, output, self_check, metrics, gates, latency, timing } =
+    let Findings { model, statistics, passes, layers, output, self_check, metrics, gates, latency, timing } =
         findings;
     let checkpoint = prepared.directory.checkpoint();
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let parameters =
         checkpoint.tensors().filter(|info| info.dtype.is_float()).map(|info| info.elements() as u64).sum();
     let dense = dense_files(prepared, output.dir())?;
@@ -80,7 +80,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
             tokens: prepared.calibration.tokens() as u64,
             fingerprint: Some(prepared.calibration.fingerprint()),
             seed: prepared.config.calibration.seed,
-            passes: u32::from(observed),
+            passes,
         },
         size: Size::new(
             weight_bytes(checkpoint, &source_dense),
@@ -143,13 +143,13 @@ fn observed<'a>(
     statistics: &'a StatisticsFile,
     linear: usize,
 ) -> Option<&'a ActivationStatistics> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     statistics.sites.get(&spec.sites[spec.linears[linear].site?].id)
 }
 
 fn layer(prepared: &Prepared, statistics: &StatisticsFile, id: usize, facts: &LayerFacts) -> Layer {
     let LayerFacts { scheme, quantizer, done } = facts;
-    let linear = &prepared.directory.spec().linears[id];
+    let linear = &prepared.graph().spec().linears[id];
     let observed = observed(prepared, statistics, id);
     let mut outlier_channels = observed.map(outliers).unwrap_or_default();
     let outlier_count = outlier_channels.len() as u64;
@@ -212,7 +212,8 @@ fn source_bytes(prepared: &Prepared, linear: &LinearSpec) -> Option<u64> {
 /// copied as it is, or the scales of an INT8 table, which are new.
 fn float_source_bytes(prepared: &Prepared, info: &TensorInfo) -> u64 {
     let of_a_table = prepared.plan.embeddings == EmbeddingPrecision::Int8 && info.name.ends_with("_scale");
-    let unnamed = if of_a_table { 0 } else { info.bytes() };
+    let is_new = prepared.transformed.as_ref().is_some_and(|graph| graph.is_new(&info.name));
+    let unnamed = if of_a_table || is_new { 0 } else { info.bytes() };
     prepared.directory.checkpoint().get(&info.name).map_or(unnamed, TensorInfo::bytes)
 }
 
@@ -222,7 +223,7 @@ fn not_quantized(
     output: &Checkpoint,
     dense: &BTreeMap<&str, SafetensorsFile>,
 ) -> Vec<NotQuantized> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let int8_tables = prepared.plan.embeddings == EmbeddingPrecision::Int8;
     let mut reasons: BTreeMap<String, String> = BTreeMap::new();
     for table in spec.tables() {
@@ -427,7 +428,7 @@ mod tests {
         let findings = Findings {
             model: Fingerprint::builder("model").finish(),
             statistics: &statistics,
-            observed: true,
+            passes: 1,
             layers: &BTreeMap::new(),
             output: &output,
             self_check: Some(SelfCheck { samples: 0, cosine_min: 1.0 }),

@@ -16,7 +16,7 @@ use zeropoint_runtime::{QuantizedModel, QuantizedParts};
 
 use crate::cadence::Cadence;
 use crate::check::{LayerErrors, PartCheck, unrun_linears};
-use crate::deploy::{Deployment, MODEL_DIR, input_quantizer};
+use crate::deploy::{Curvatures, Deployment, MODEL_DIR, input_quantizer};
 use crate::evaluate::{Original, gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::experts::{expert_rows, unused_warning};
@@ -27,6 +27,7 @@ use crate::journal::{
 };
 use crate::report::{Findings, LayerFacts, build, card, details};
 use crate::run::RunOptions;
+use crate::sequence::Sequence;
 use crate::statistics::{Origin, Pass, cached, keep, observe};
 use crate::streamed::Streamed;
 use crate::system::peak_memory;
@@ -35,6 +36,17 @@ use crate::{PipelineError, Prepared, bench, convert};
 /// What the names of files begin with that hold how far the samples of the self-check are.
 const PROBES: &str = "self-check-";
 const STATISTICS: &str = "statistics.safetensors";
+/// Those of the original, from which the factors of transforms are chosen, where the transformed model is observed too.
+const UNTRANSFORMED: &str = "statistics-original.safetensors";
+
+/// A pass over the calibration set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Observing {
+    /// The only one, or that of the transformed model.
+    Last,
+    /// Of the original, another follows.
+    First,
+}
 
 /// A run at work in its partial directory.
 pub(crate) struct Work<'a> {
@@ -75,9 +87,11 @@ impl Work<'_> {
         let clock = Instant::now();
         events.event(Event::Started(Stage::Load));
         // Without statistics nothing asks for the weights before they are quantised: they are read once.
-        let calibrates = self.statistics.is_some() || !prepared.calibration.inputs.is_empty();
+        // Those of a transformed model are read in another form.
+        let calibrates = self.statistics.is_some()
+            || !prepared.calibration.inputs.is_empty()
+            || prepared.transformed.is_some();
         let weights = calibrates.then(|| model_weights(prepared)).transpose()?;
-        let origin = weights.map(|weights| Origin::of(prepared, weights)).transpose()?;
         let identity = Identity::of(prepared, weights, self.statistics)?;
         let fingerprinted = clock.elapsed().as_secs_f64();
         let (mut journal, mut done) = Journal::open(&self.dir, &identity)?;
@@ -89,7 +103,7 @@ impl Work<'_> {
         let float = FloatParts::new(&prepared.directory, self.options.memory.whole())?;
         let report = staged.retain(|path| done.holds(path)).map_err(PipelineError::from).and_then(|()| {
             self.write("config.toml", prepared.config.to_toml())?;
-            self.stages(&float, &identity, origin, &mut journal, &mut done, fingerprinted)
+            self.stages(&float, &identity, weights, &mut journal, &mut done, fingerprinted)
         });
         *progress = if journal.has_entries { Progress::Something } else { Progress::Nothing };
         report
@@ -99,7 +113,7 @@ impl Work<'_> {
         &self,
         float: &FloatParts<'_>,
         identity: &Identity,
-        origin: Option<Origin>,
+        weights: Option<Fingerprint>,
         journal: &mut Journal,
         done: &mut Done,
         fingerprinted: f64,
@@ -111,14 +125,30 @@ impl Work<'_> {
             float.load(Part::Whole)?;
         }
         let loaded = clock.elapsed().as_secs_f64();
-        let (statistics, statistics_done) = self.statistics(float, origin, journal, done)?;
-        let unused = unused_warning(&expert_rows(prepared.directory.spec(), &statistics));
+        let transformed;
+        let graph = match &prepared.transformed {
+            None => float,
+            Some(graph) => {
+                transformed = FloatParts::new(&graph.directory, self.options.memory.whole())?;
+                &transformed
+            }
+        };
+        // What is rounded for its inputs goes part by part, whatever the memory.
+        let sequential;
+        let quantized_by = if self.prepared.is_sequential() {
+            sequential = FloatParts::new(prepared.graph(), 0)?;
+            &sequential
+        } else {
+            graph
+        };
+        let (statistics, statistics_done) = self.all_statistics(float, graph, weights, journal, done)?;
+        let unused = unused_warning(&expert_rows(prepared.graph().spec(), &statistics));
         if let Some(warning) = unused {
             self.events.event(Event::Warning(warning));
         }
-        let (made, sources) = self.model(float, &statistics, journal, done)?;
+        let (made, sources) = self.model(quantized_by, &statistics, journal, done)?;
         let MadeModel { layers, self_check, cost: model_cost, written } = made;
-        let weights = match origin {
+        let weights = match weights {
             Some(_) => None,
             None => Some(self.prepared.directory.checkpoint().fingerprint_of(&sources)?),
         };
@@ -146,7 +176,7 @@ impl Work<'_> {
             Findings {
                 model,
                 statistics: &statistics,
-                observed: statistics_done.observed,
+                passes: self.passes(&statistics_done),
                 layers: &layers,
                 output: &output,
                 self_check,
@@ -166,26 +196,76 @@ impl Work<'_> {
         Ok(report)
     }
 
-    /// The statistics: from the journal, the file that was given, the cache, or the observing pass.
+    /// The statistics of the model that is quantised, and the factors of its transforms settled.
+    ///
+    /// Factors come from statistics of the original, and static ranges from those of the model with its transforms: then there are
+    /// two passes. What a dynamic scheme reports is seen in the first.
+    fn all_statistics(
+        &self,
+        float: &FloatParts<'_>,
+        transformed: &FloatParts<'_>,
+        weights: Option<Fingerprint>,
+        journal: &mut Journal,
+        done: &mut Done,
+    ) -> Result<(StatisticsFile, StatisticsDone), PipelineError> {
+        let prepared = self.prepared;
+        let origin = weights.map(|weights| Origin::of(prepared, weights)).transpose()?;
+        let Some(graph) = &prepared.transformed else {
+            return self.statistics(float, origin, Observing::Last, journal, done);
+        };
+        let of_graph = || weights.map(|weights| Origin::of_graph(prepared, weights)).transpose();
+        if !graph.plan.needs_statistics() {
+            return self.statistics(transformed, of_graph()?, Observing::Last, journal, done);
+        }
+        if !prepared.plan.needs_statistics() {
+            let found = self.statistics(float, origin, Observing::Last, journal, done)?;
+            graph.settle(prepared, float, &found.0, self.cancel)?;
+            return Ok(found);
+        }
+        let (first, first_done) = self.statistics(float, origin, Observing::First, journal, done)?;
+        graph.settle(prepared, float, &first, self.cancel)?;
+        drop(first);
+        let (statistics, mut last) =
+            self.statistics(transformed, of_graph()?, Observing::Last, journal, done)?;
+        last.cost.seconds += first_done.cost.seconds;
+        last.cost.peak_rss_bytes = last.cost.peak_rss_bytes.max(first_done.cost.peak_rss_bytes);
+        Ok((statistics, last))
+    }
+
+    /// Observing passes of this run.
+    fn passes(&self, last: &StatisticsDone) -> u32 {
+        if last.observed { u32::try_from(self.prepared.observing_passes()).unwrap_or(0) } else { 0 }
+    }
+
+    /// The statistics of a model: from the journal, the file that was given, the cache, or the observing pass.
     fn statistics(
         &self,
         float: &FloatParts<'_>,
         origin: Option<Origin>,
+        observing: Observing,
         journal: &mut Journal,
         done: &mut Done,
     ) -> Result<(StatisticsFile, StatisticsDone), PipelineError> {
-        let path = self.dir.join(STATISTICS);
+        let (name, known) = match observing {
+            Observing::Last => (STATISTICS, &mut done.statistics),
+            Observing::First => (UNTRANSFORMED, &mut done.untransformed),
+        };
+        let path = self.dir.join(name);
         let cache = &self.options.cache;
-        if let Some(done) = done.statistics.take() {
+        if let Some(done) = known.take() {
             return Ok((StatisticsFile::load(&path)?, done));
         }
         let clock = Instant::now();
         let Some(origin) = origin else {
             let file = StatisticsFile { header: BTreeMap::new(), sites: BTreeMap::new() };
-            let done = self.statistics_done(&file, false, cost(clock, Cost::default()), journal)?;
+            let done =
+                self.statistics_done(&file, observing, false, cost(clock, Cost::default()), journal)?;
             return Ok((file, done));
         };
-        let given = self.statistics.map(|path| given_statistics(path, origin)).transpose()?;
+        // What is given is of the first pass.
+        let is_first = observing == Observing::First || self.prepared.observing_passes() < 2;
+        let given = self.statistics.filter(|_| is_first);
+        let given = given.map(|path| given_statistics(path, origin)).transpose()?;
         let at_hand = given.or_else(|| cached(self.prepared, origin, cache, self.events));
         let (file, observed, before) = if let Some(file) = at_hand {
             (file, false, Cost::default())
@@ -194,7 +274,7 @@ impl Work<'_> {
             let before = checkpoint.as_ref().map_or(Cost::default(), |done| done.cost);
             (self.observe(float, origin, checkpoint, journal)?, true, before)
         };
-        let statistics = self.statistics_done(&file, observed, cost(clock, before), journal)?;
+        let statistics = self.statistics_done(&file, observing, observed, cost(clock, before), journal)?;
         // Not earlier: a run that dies in between would find its own statistics there and take them for another's.
         if observed {
             keep(&file, origin, cache, self.events);
@@ -207,14 +287,19 @@ impl Work<'_> {
     fn statistics_done(
         &self,
         file: &StatisticsFile,
+        observing: Observing,
         observed: bool,
         cost: Cost,
         journal: &mut Journal,
     ) -> Result<StatisticsDone, PipelineError> {
-        file.save(self.dir.join(STATISTICS))?;
-        let written = WrittenFile::of(&self.dir, STATISTICS)?;
+        let name = if observing == Observing::First { UNTRANSFORMED } else { STATISTICS };
+        file.save(self.dir.join(name))?;
+        let written = WrittenFile::of(&self.dir, name)?;
         let statistics = StatisticsDone { observed, file: written, cost };
-        journal.append(&Entry::Statistics(statistics.clone()))?;
+        journal.append(&match observing {
+            Observing::First => Entry::Untransformed(statistics.clone()),
+            Observing::Last => Entry::Statistics(statistics.clone()),
+        })?;
         Ok(statistics)
     }
 
@@ -366,16 +451,32 @@ impl Work<'_> {
         if let (Some(check), Some(probes)) = (&mut check, done.last().and_then(|part| part.probes.as_ref())) {
             check.load(&self.dir.join(&probes.path))?;
         }
+        let whole = if self.prepared.is_sequential() { 0 } else { self.options.memory.whole() };
+        let mut sequence = Sequence::begin(prepared, parts.len(), self.room(), events, self.cancel)?;
+        if let Some(sequence) = sequence.as_mut().filter(|_| !done.is_empty()) {
+            let written = QuantizedParts::open(dir, task, whole)?;
+            for &part in &parts[..done.len()] {
+                sequence.skip();
+                if !part.has_output() {
+                    sequence.advance(&*written.load(part)?)?;
+                }
+            }
+        }
         for (index, &part) in parts.iter().enumerate().skip(done.len()) {
             let clock = Instant::now();
-            let deployed = deployment.part(part, statistics, events, self.cancel)?;
+            let curvatures = match &mut sequence {
+                None => Curvatures::new(),
+                Some(sequence) => sequence.curvatures(&*float.load(part)?)?,
+            };
+            let deployed = deployment.part(part, (statistics, &curvatures), events, self.cancel)?;
+            drop(curvatures);
             let (mut errors, mut self_check, mut probes) = (LayerErrors::default(), None, None);
             if let Some(check) = &mut check {
                 if parts.len() == 1 {
                     events.event(Event::Started(Stage::SelfCheck));
                 }
                 // What was written is read as any loader would, a part at a time.
-                let written = QuantizedParts::open(dir, task, self.options.memory.whole())?;
+                let written = QuantizedParts::open(dir, task, whole)?;
                 unrun_linears(prepared, written.directory(), &deployed.linears)?;
                 let (float, written) = (float.load(part)?, written.load(part)?);
                 (errors, self_check) = check.part(&float, &written, &deployed.linears)?;
@@ -385,7 +486,11 @@ impl Work<'_> {
                     probes = Some(WrittenFile::of(&self.dir, &name)?);
                 }
             }
-            let spec = prepared.directory.spec();
+            if let Some(sequence) = sequence.as_mut().filter(|_| !part.has_output()) {
+                let written = QuantizedParts::open(dir, task, whole)?;
+                sequence.advance(&*written.load(part)?)?;
+            }
+            let spec = prepared.graph().spec();
             let linears = deployed.linears.iter().map(|(id, linear)| LinearDone {
                 path: spec.linears[*id].path.clone(),
                 bytes: linear.bytes,
@@ -431,7 +536,7 @@ impl Work<'_> {
         statistics: &StatisticsFile,
         linears: Vec<LinearDone>,
     ) -> Result<BTreeMap<usize, LayerFacts>, PipelineError> {
-        let spec = self.prepared.directory.spec();
+        let spec = self.prepared.graph().spec();
         let mut facts = BTreeMap::new();
         let mut linears: BTreeMap<String, LinearDone> =
             linears.into_iter().map(|done| (done.path.clone(), done)).collect();

@@ -62,6 +62,17 @@ impl Origin {
         })
     }
 
+    /// As [`Origin::of`], of the model with its transforms.
+    pub(crate) fn of_graph(prepared: &Prepared, weights: Fingerprint) -> Result<Self, PipelineError> {
+        let origin = Self::of(prepared, weights)?;
+        let Some(graph) = &prepared.transformed else { return Ok(origin) };
+        let transformed = Fingerprint::builder("transformed")
+            .field(GRAPH, origin.graph.to_string())
+            .field("transforms", graph.fingerprint().to_string())
+            .finish();
+        Ok(Self { graph: transformed, ..origin })
+    }
+
     /// The header of statistics of the whole set, or of a shard.
     fn header(&self, prepared: &Prepared, shard: Option<ShardHeader>) -> StatisticsHeader {
         StatisticsHeader {

@@ -32,10 +32,10 @@ pub(crate) struct TableFate<'a> {
 impl<'a> TableFate<'a> {
     /// Every table of which something becomes, by its tensor.
     pub(crate) fn all(prepared: &'a Prepared) -> BTreeMap<&'a str, Self> {
-        let spec = prepared.directory.spec();
+        let spec = prepared.graph().spec();
         let head = prepared.plan.tied_head(spec);
         let fate = |table: &'a EmbeddingTable| {
-            let dtype = prepared.directory.checkpoint().get(&table.tensor)?.dtype;
+            let dtype = prepared.graph().checkpoint().get(&table.tensor)?.dtype;
             let is_wide = matches!(dtype, Dtype::F32 | Dtype::F64);
             let stored = match prepared.plan.embeddings {
                 EmbeddingPrecision::Bf16 if is_wide => Stored::Bf16,
@@ -102,8 +102,7 @@ impl<'a> TableFate<'a> {
         if self.head.is_none() {
             return Ok(None);
         }
-        let mut values =
-            finite(prepared, isa, info, &prepared.directory.checkpoint().read_bytes(&info.name)?)?;
+        let mut values = finite(prepared, isa, info, &prepared.graph().checkpoint().read_bytes(&info.name)?)?;
         if self.stored == Stored::Bf16 {
             values = from_bf16(&bf16_bytes(&values), values);
         }
@@ -120,7 +119,7 @@ impl<'a> TableFate<'a> {
         dir: &Path,
     ) -> Result<Option<(usize, DeployedLinear)>, PipelineError> {
         let Some((id, scheme)) = self.head else { return Ok(None) };
-        let linear = &prepared.directory.spec().linears[id];
+        let linear = &prepared.graph().spec().linears[id];
         let weight = match integers {
             Some(weight) => weight,
             None => round(prepared, isa, &linear.path, values, linear.outputs, linear.inputs)?,
@@ -173,7 +172,7 @@ pub(crate) fn simulated(
     table: &EmbeddingTable,
     deployed: &BTreeMap<usize, DeployedLinear>,
 ) -> Result<Arc<dyn TableRows>, PipelineError> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let head = prepared
         .plan
         .tied_head(spec)
@@ -181,8 +180,8 @@ pub(crate) fn simulated(
     let (values, scales) = if let Some(head) = head {
         (head.weight.values.clone(), head.weight.scales.clone())
     } else {
-        let info = prepared.directory.checkpoint().require(&table.tensor)?;
-        let bytes = prepared.directory.checkpoint().read_bytes(&table.tensor)?;
+        let info = prepared.graph().checkpoint().require(&table.tensor)?;
+        let bytes = prepared.graph().checkpoint().read_bytes(&table.tensor)?;
         let values = finite(prepared, isa, info, &bytes)?;
         let weight = round(prepared, isa, &table.tensor, &values, table.rows, table.width)?;
         (weight.values, weight.scales)
@@ -192,7 +191,7 @@ pub(crate) fn simulated(
 
 /// The weight files of the own folder with their bytes; none where nothing lies there.
 pub(crate) fn own_files(prepared: &Prepared) -> Vec<(String, u64)> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let head = prepared.plan.tied_head(spec).filter(|_| prepared.plan.embeddings != EmbeddingPrecision::Int8);
     head.into_iter()
         .flat_map(|(id, _)| {

@@ -159,7 +159,7 @@ type OwnCase = (&'static str, &'static str, OutputFormat, &'static [&'static str
 const PORTABLE: OutputFormat = OutputFormat::CompressedTensors;
 const OWN: OutputFormat = OutputFormat::Zeropoint;
 
-const OWN_CASES: [OwnCase; 11] = [
+const OWN_CASES: [OwnCase; 20] = [
     ("neox-causal", "lm_head = 'int8'", PORTABLE, &[]),
     ("llama-causal", "lm_head = 'int8'", PORTABLE, &[]),
     ("llama-scaled", "lm_head = 'int8'", PORTABLE, &[]),
@@ -171,10 +171,45 @@ const OWN_CASES: [OwnCase; 11] = [
     ("bert-mlm", "embeddings = 'int8'", OWN, &["cls.predictions.transform.dense", "cls.predictions.decoder"]),
     ("gpt2-causal", "scheme = 'w8a8-static'", OWN, &["lm_head"]),
     ("gpt2-causal", "embeddings = 'int8'\nlm_head = 'int8'", OWN, &[]),
+    (
+        "llama-causal",
+        "transforms = [{ kind = 'smoothquant', search = true }, { kind = 'rotation' }]\nalgorithm.kind = 'gptq'",
+        PORTABLE,
+        &["lm_head"],
+    ),
+    (
+        "qwen2-causal",
+        "scheme = 'w8a8-static'\ntransforms = [{ kind = 'smoothquant' }, { kind = 'rotation' }]",
+        PORTABLE,
+        &["lm_head"],
+    ),
+    ("gemma-causal", "lm_head = 'int8'\ntransforms = [{ kind = 'rotation' }]", PORTABLE, &[]),
+    ("mistral-causal", "lm_head = 'int8'\nalgorithm = { kind = 'gptq', damping = 0.1 }", PORTABLE, &[]),
+    (
+        "phi3-causal",
+        "scheme = 'w8a8-static'\n\
+         transforms = [{ kind = 'rotation' }, { kind = 'online-rotation', layers = ['re:.*down_proj'] }]",
+        OWN,
+        &["lm_head"],
+    ),
+    (
+        "gpt2-causal",
+        "scheme = 'w8a8-static'\ntransforms = [{ kind = 'online-rotation' }]\nalgorithm.kind = 'gptq'",
+        OWN,
+        &["lm_head"],
+    ),
+    (
+        "bert-mean",
+        "scheme = 'w8a8-static'\ntransforms = [{ kind = 'online-rotation', search = true }]",
+        OWN,
+        &["pooler.dense"],
+    ),
+    ("modernbert-mean", "transforms = [{ kind = 'online-rotation', smooth = false }]", OWN, &[]),
+    ("albert-mean", "transforms = [{ kind = 'online-rotation' }]\nalgorithm.kind = 'gptq'", OWN, &["pooler"]),
 ];
 
 #[test]
-fn int8_heads_tables_and_conv1d_go_the_whole_way() {
+fn int8_heads_tables_conv1d_transforms_and_gptq_go_the_whole_way() {
     for (name, quantization, format, float) in OWN_CASES {
         let about = format!("{name}, {quantization}, {format:?}");
         let dir = tempfile::tempdir().expect("a temporary directory");

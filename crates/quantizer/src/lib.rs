@@ -6,15 +6,19 @@
 //! opens a file or talks to a terminal.
 
 mod activations;
+mod gptq;
 mod plan;
 mod simulate;
+pub mod transform;
 mod weights;
 
 pub use activations::{ActivationError, site_params, site_quantizer};
+pub use gptq::{Curvature, CurvatureError, quantize_weight_gptq};
 pub use plan::{
     Decision, EmbeddingPrecision, HeadPrecision, LayerOverride, LayerScheme, LinearPlan, Plan, PlanError,
-    PlanRequest,
+    PlanRequest, WeightAlgorithm,
 };
 pub use simulate::simulated_linear;
+pub use transform::{Transform, TransformError, TransformPlan};
 pub use weights::{QuantizedWeight, WeightError, quantize_weight};
 pub use zeropoint_formats::compressed_tensors::{Pattern, PatternError};

@@ -11,6 +11,19 @@ use zeropoint_observer::{RangeObserver, WeightObserver};
 
 use crate::Pattern;
 
+/// How weights are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum WeightAlgorithm {
+    /// To nearest.
+    #[default]
+    Rtn,
+    /// GPTQ: for the inputs that calibration shows.
+    Gptq {
+        /// What is added to the diagonal of the second moments, as a fraction of its mean.
+        damping: f64,
+    },
+}
+
 /// A scheme with the observers that choose its ranges.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerScheme {
@@ -60,6 +73,8 @@ pub struct PlanRequest {
     pub ignore: Option<Vec<Pattern>>,
     /// Per-layer exceptions; the last one that matches wins.
     pub overrides: Vec<LayerOverride>,
+    /// How weights are rounded.
+    pub algorithm: WeightAlgorithm,
     /// How embedding tables are stored.
     pub embeddings: EmbeddingPrecision,
     /// How logits over a vocabulary are made; decides for that Linear whatever else is said of it.
@@ -106,6 +121,8 @@ impl LinearPlan {
 pub struct Plan {
     /// One for each Linear, by [`LinearId`].
     pub linears: Vec<LinearPlan>,
+    /// How weights are rounded, those of tables apart, which are rounded to nearest.
+    pub algorithm: WeightAlgorithm,
     /// How embedding tables are stored.
     pub embeddings: EmbeddingPrecision,
     /// Of the directory that is written.
@@ -182,6 +199,13 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
+    /// Rotated inputs in a format that does not carry them.
+    #[error(
+        "`quantization.transforms` rotates inputs when the model runs, which compressed-tensors does not carry; write \
+         `output.formats = [\"zeropoint\"]` for a directory that only Zeropoint loads, or take `kind = \"rotation\"`, which goes \
+         into the weights"
+    )]
+    OnlineRotation,
     /// Nothing at all can be quantised.
     #[error(
         "none of the {count} Linears can be quantised, such as `{path}`: {reason}; choose another model, or measure this one as it is"
@@ -216,6 +240,11 @@ impl Plan {
         let format = request.format;
         if request.embeddings == EmbeddingPrecision::Int8 && format == DirectoryFormat::CompressedTensors {
             return Err(PlanError::Int8Tables);
+        }
+        if spec.sites.iter().any(|site| site.rotation.is_some())
+            && format == DirectoryFormat::CompressedTensors
+        {
+            return Err(PlanError::OnlineRotation);
         }
         let head = match request.lm_head {
             HeadPrecision::Keep => None,
@@ -289,7 +318,8 @@ impl Plan {
                     .to_owned(),
             );
         }
-        Ok(Self { linears, embeddings: request.embeddings, format, warnings })
+        let algorithm = request.algorithm;
+        Ok(Self { linears, algorithm, embeddings: request.embeddings, format, warnings })
     }
 
     /// The Linears that become INT8, with their schemes.
@@ -329,7 +359,7 @@ fn decided_by_head(head: &str, linears: &[LinearPlan], request: &PlanRequest) ->
     ))
 }
 
-fn check_patterns<'a>(
+pub(crate) fn check_patterns<'a>(
     paths: &[&str],
     place: &str,
     patterns: impl IntoIterator<Item = &'a Pattern>,

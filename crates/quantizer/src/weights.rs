@@ -84,6 +84,36 @@ pub fn quantize_weight(
     scheme: WeightScheme,
     observer: WeightObserver,
 ) -> Result<QuantizedWeight, WeightError> {
+    check_weight(isa, weight, outputs, inputs)?;
+    let scales = chosen_scales(weight, inputs, scheme, observer)?;
+    let mut values = vec![0i8; weight.len()];
+    let rows: Vec<(f64, f64)> = values
+        .par_chunks_exact_mut(inputs)
+        .zip(weight.par_chunks_exact(inputs))
+        .enumerate()
+        .map_init(
+            || vec![0f32; inputs],
+            |real, (row, (q, weight))| {
+                let scale = if scales.len() == 1 { scales[0] } else { scales[row] };
+                let params = QuantParams { scale, zero_point: 0 };
+                quantize_static(isa, weight, inputs, params, q).expect("every weight is finite");
+                dequantize(isa, q, params, real);
+                let (noise, signal) = sum_squared_error(isa, weight, real);
+                (signal, noise)
+            },
+        )
+        .collect();
+    let (signal, noise) = rows.iter().fold((0.0, 0.0), |(s, n), row| (s + row.0, n + row.1));
+    Ok(QuantizedWeight { values, scales, outputs, inputs, signal, noise })
+}
+
+/// Whether a weight is as long as its shape says, and finite.
+pub(crate) fn check_weight(
+    isa: Isa,
+    weight: &[f32],
+    outputs: usize,
+    inputs: usize,
+) -> Result<(), WeightError> {
     if inputs == 0 || outputs.checked_mul(inputs) != Some(weight.len()) {
         return Err(WeightError::Shape { len: weight.len(), outputs, inputs });
     }
@@ -94,31 +124,24 @@ pub fn quantize_weight(
         let column = values.iter().position(|w| !w.is_finite()).unwrap_or_default();
         return Err(WeightError::NotFinite { row, column, value: values[column] });
     }
-    let params_of = |values: &[f32]| QuantParams::symmetric(observer.absmax(values));
-    let shared = match (scheme.bits, scheme.granularity) {
-        (WeightBits::Eight, Granularity::Tensor) => Some(params_of(weight)?),
-        (WeightBits::Eight, Granularity::Channel) => None,
-        _ => return Err(WeightError::Scheme { scheme }),
+    Ok(())
+}
+
+/// The scale of each row of a weight, or the one of all.
+pub(crate) fn chosen_scales(
+    weight: &[f32],
+    inputs: usize,
+    scheme: WeightScheme,
+    observer: WeightObserver,
+) -> Result<Vec<f32>, WeightError> {
+    let scale_of = |values: &[f32]| -> Result<f32, ParamsError> {
+        Ok(QuantParams::symmetric(observer.absmax(values))?.scale)
     };
-    let mut values = vec![0i8; weight.len()];
-    let rows: Vec<(f32, f64, f64)> = values
-        .par_chunks_exact_mut(inputs)
-        .zip(weight.par_chunks_exact(inputs))
-        .map_init(
-            || vec![0f32; inputs],
-            |real, (q, row)| {
-                let params = shared.map_or_else(|| params_of(row), Ok)?;
-                quantize_static(isa, row, inputs, params, q).expect("every weight is finite");
-                dequantize(isa, q, params, real);
-                let (noise, signal) = sum_squared_error(isa, row, real);
-                Ok((params.scale, signal, noise))
-            },
-        )
-        .collect::<Result<_, ParamsError>>()?;
-    let scales = match shared {
-        Some(params) => vec![params.scale],
-        None => rows.iter().map(|row| row.0).collect(),
-    };
-    let (signal, noise) = rows.iter().fold((0.0, 0.0), |(s, n), row| (s + row.1, n + row.2));
-    Ok(QuantizedWeight { values, scales, outputs, inputs, signal, noise })
+    match (scheme.bits, scheme.granularity) {
+        (WeightBits::Eight, Granularity::Tensor) => Ok(vec![scale_of(weight)?]),
+        (WeightBits::Eight, Granularity::Channel) => {
+            Ok(weight.par_chunks_exact(inputs).map(scale_of).collect::<Result<_, ParamsError>>()?)
+        }
+        _ => Err(WeightError::Scheme { scheme }),
+    }
 }

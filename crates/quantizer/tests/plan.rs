@@ -8,7 +8,7 @@ use zeropoint_models::{ModelDirectory, ModelSpec, SourceRef, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
 use zeropoint_quantizer::{
     Decision, EmbeddingPrecision, HeadPrecision, LayerOverride, LayerScheme, Pattern, Plan, PlanError,
-    PlanRequest,
+    PlanRequest, WeightAlgorithm,
 };
 
 const BLOCK_LINEARS: [&str; 6] = [
@@ -46,6 +46,7 @@ fn request(mode: ActivationMode) -> PlanRequest {
         scheme: scheme(mode),
         ignore: None,
         overrides: Vec::new(),
+        algorithm: WeightAlgorithm::Rtn,
         embeddings: EmbeddingPrecision::Keep,
         lm_head: HeadPrecision::Keep,
         format: DirectoryFormat::CompressedTensors,

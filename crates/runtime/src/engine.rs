@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rayon::prelude::*;
 use zeropoint_formats::Checkpoint;
-use zeropoint_kernels::{HeadCache, Isa, NonFinite};
+use zeropoint_kernels::{ChannelRotation, HeadCache, Isa, NonFinite};
 use zeropoint_models::{
     BiasTable, BlockNorms, BlockRunner, BlockSpec, KvCache, ModelError, ModelSpec, Norm, NormSpec,
     PositionTables, Tower,
@@ -38,6 +38,13 @@ pub(crate) struct Engine {
     tables: RwLock<Arc<PositionTables>>,
     /// Memory of calls that have ended, for the next ones.
     arenas: Mutex<Vec<Arena>>,
+}
+
+/// The sites of a whole model: those that are integer, and what rotates their activations.
+#[derive(Clone, Copy)]
+pub(crate) struct Sites<'a> {
+    pub(crate) integer: &'a [Option<Arc<IntegerSite>>],
+    pub(crate) rotations: &'a [Option<Arc<ChannelRotation>>],
 }
 
 /// The float parts of blocks and what follows them.
@@ -67,14 +74,13 @@ impl BlockParts {
 }
 
 impl Engine {
-    /// `sites` are those of the whole model, where they are integer. `None` where a block has a Linear that is not, or
-    /// Linears that read one activation quantised in different ways.
+    /// `None` where a block has a Linear that is not integer, or Linears that read one activation quantised in different ways.
     pub(crate) fn new(
         isa: Isa,
         spec: &ModelSpec,
         tower: &Tower,
         parts: BlockParts,
-        sites: &[Option<Arc<IntegerSite>>],
+        sites: Sites<'_>,
     ) -> Option<Self> {
         let blocks = tower.blocks.iter().zip(parts.norms);
         let blocks =

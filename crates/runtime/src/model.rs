@@ -13,7 +13,7 @@ use zeropoint_models::{
     ModelParts, ModelSpec, Outputs, PackedBatch, Part, PartModel, SiteOp, SourceRef, Tables, Task, Tower,
 };
 
-use crate::engine::{BlockParts, Engine};
+use crate::engine::{BlockParts, Engine, Sites};
 use crate::head;
 use crate::site::{IntegerSite, Reader};
 use crate::{IntegerLinear, WeightOnlyLinear};
@@ -192,7 +192,9 @@ fn load_part(
         }
         let tower = Tower { blocks: tower.blocks[blocks].to_vec(), ..tower.clone() };
         let parts = BlockParts::read(&tower, directory.checkpoint(), isa, part.has_output())?;
-        if let Some(engine) = Engine::new(isa, spec, &tower, parts, &sites) {
+        let rotations = (0..sites.len()).map(|site| model.rotation(site).cloned()).collect::<Vec<_>>();
+        let all = Sites { integer: &sites, rotations: &rotations };
+        if let Some(engine) = Engine::new(isa, spec, &tower, parts, all) {
             model.set_block_runner(i, Box::new(engine));
         } else {
             tracing::info!(tower = i, %part, "not all Linears of the blocks are INT8: they run one by one");

@@ -1,9 +1,11 @@
 //! One quantised Linear for models that are built by hand on candle.
 
+use std::sync::Arc;
+
 use candle_core::{Module, Result, Tensor};
 use zeropoint_core::Scheme;
 use zeropoint_formats::DeployedConfig;
-use zeropoint_kernels::Isa;
+use zeropoint_kernels::{ChannelRotation, Isa};
 use zeropoint_models::{ModelDirectory, ModelError, SiteOp};
 
 use crate::RuntimeError;
@@ -27,6 +29,8 @@ use crate::site::IntegerSite;
 /// ```
 pub struct Int8Linear {
     site: IntegerSite,
+    isa: Isa,
+    rotation: Option<Arc<ChannelRotation>>,
     outputs: usize,
     scheme: Scheme,
 }
@@ -55,7 +59,9 @@ impl Int8Linear {
             .ok_or_else(|| bad("is not quantised; candle_nn::Linear runs it".to_owned()))?;
         let isa = Isa::active().map_err(ModelError::from)?;
         let readers = vec![reader(directory, isa, linear, Some(scheme))?];
-        Ok(Self { site: IntegerSite::new(isa, readers), outputs: linear.outputs, scheme })
+        let site = linear.site.map(|site| &directory.spec().sites[site]);
+        let rotation = site.map(|site| site.read_rotation(directory.checkpoint())).transpose()?.flatten();
+        Ok(Self { site: IntegerSite::new(isa, readers), isa, rotation, outputs: linear.outputs, scheme })
     }
 
     /// How weights and activations are quantised.
@@ -71,7 +77,15 @@ impl Module for Int8Linear {
         let Some(inputs) = dims.pop() else {
             candle_core::bail!("a Linear takes [.., inputs], not a scalar")
         };
-        let rows = input.contiguous()?.reshape(((), inputs))?;
+        let mut rows = input.contiguous()?.reshape(((), inputs))?;
+        if let Some(rotation) = &self.rotation {
+            if rotation.order() != inputs {
+                candle_core::bail!("the Linear has {} inputs, not {inputs}", rotation.order());
+            }
+            let mut values = rows.flatten_all()?.to_vec1::<f32>()?;
+            rotation.apply(self.isa, &mut values);
+            rows = Tensor::from_vec(values, rows.shape(), rows.device())?;
+        }
         let mut outputs = self.site.forward(&rows)?;
         dims.push(self.outputs);
         outputs.remove(0).reshape(dims)

@@ -8,6 +8,7 @@ use super::linear::{
     linear_tensor_specs,
 };
 use super::packed::{row_words, unpack};
+use crate::deployed::INPUT_DIVISORS;
 use crate::{Checkpoint, Dtype, FormatError, TensorInfo};
 
 const WEIGHT_ZERO_POINT: &str = "weight_zero_point";
@@ -20,7 +21,8 @@ const BIAS: &str = "bias";
 /// Scales may be F32, BF16 or F16, those of channels `[N, 1]` or `[N]`. Zero points of what is symmetric may be there as
 /// zeros. Refused: wrong dtypes and shapes, scales that are not positive and normal, groups that are not whole, a
 /// `weight_shape` that `weight_packed` cannot have, static activations without `input_scale` (and `input_zero_point`, where asymmetric), and
-/// tensors under the path that neither the scheme nor a bias accounts for: they would change the result.
+/// tensors under the path that neither the scheme nor a bias accounts for: they would change the result. Divisors of a rotated input
+/// are the business of who describes the model.
 pub fn read_linear(
     checkpoint: &Checkpoint,
     path: &str,
@@ -232,7 +234,8 @@ impl<'a> Reader<'a> {
     fn refuse_extra(&self, outputs: usize, inputs: usize) -> Result<(), FormatError> {
         let prefix = format!("{}.", self.path);
         let expected = linear_tensor_specs(self.path, outputs, inputs, self.scheme);
-        let mut allowed = vec![BIAS, WEIGHT_ZERO_POINT];
+        // Who describes the model knows whether its input is rotated, and what divides it then.
+        let mut allowed = vec![BIAS, WEIGHT_ZERO_POINT, INPUT_DIVISORS];
         match self.scheme.activations {
             None => allowed.push(WEIGHT_GROUPS),
             Some(_) if self.scheme.is_static() => allowed.push(INPUT_ZERO_POINT),

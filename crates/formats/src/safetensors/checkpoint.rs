@@ -5,24 +5,38 @@ use std::{
     fs,
     ops::{Bound, Range},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::Deserialize;
 use zeropoint_core::Fingerprint;
 
-use super::{INDEX_FILE, MAX_HEADER_BYTES, SINGLE_FILE, SafetensorsFile, TensorInfo, header::UniqueMap};
+use super::overlay::{Made, Overlay};
+use super::{
+    INDEX_FILE, MAX_HEADER_BYTES, SINGLE_FILE, SafetensorsFile, TensorInfo, element, header::UniqueMap,
+};
 use crate::FormatError;
 use crate::staged::fingerprint;
 
-/// The tensors of a model directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+/// The tensors of a model directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names. An
+/// [`Overlay`] may stand in for some of them.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<SafetensorsFile>,
     paths: Vec<PathBuf>,
-    /// Name -> index into `files`.
-    tensors: BTreeMap<String, usize>,
+    tensors: BTreeMap<String, Place>,
     sharded: bool,
+    made: Option<Made>,
+}
+
+/// Where a tensor comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The file of that index.
+    File(usize),
+    /// The overlay.
+    Made,
 }
 
 #[derive(Deserialize)]
@@ -41,8 +55,9 @@ impl Checkpoint {
         let index = dir.join(INDEX_FILE);
         if exists(&single)? {
             let file = SafetensorsFile::open(&single)?;
-            let tensors = file.tensors().map(|info| (info.name.clone(), 0)).collect();
-            Ok(Self { dir: dir.to_owned(), files: vec![file], paths: vec![single], tensors, sharded: false })
+            let tensors = file.tensors().map(|info| (info.name.clone(), Place::File(0))).collect();
+            let (files, paths) = (vec![file], vec![single]);
+            Ok(Self { dir: dir.to_owned(), files, paths, tensors, sharded: false, made: None })
         } else if exists(&index)? {
             Self::open_sharded(dir, &index)
         } else {
@@ -79,18 +94,27 @@ impl Checkpoint {
             }
         }
         let places: BTreeMap<&String, usize> = names.iter().copied().zip(0..).collect();
-        let tensors: BTreeMap<String, usize> =
-            map.iter().map(|(name, file)| (name.clone(), places[file])).collect();
-        for (name, &place) in &tensors {
-            if files[place].get(name).is_none() {
-                let (tensor, file) = (name.escape_debug(), files[place].path().display());
+        for (name, file) in &map {
+            let file = &files[places[file]];
+            if file.get(name).is_none() {
+                let (tensor, file) = (name.escape_debug(), file.path().display());
                 return Err(refused(format!(
                     "it places tensor `{tensor}` in {file}, which does not hold it"
                 )));
             }
         }
+        let tensors = map.iter().map(|(name, file)| (name.clone(), Place::File(places[file]))).collect();
         let paths = files.iter().map(|file| file.path().to_owned()).collect();
-        Ok(Self { dir: dir.to_owned(), files, paths, tensors, sharded: true })
+        Ok(Self { dir: dir.to_owned(), files, paths, tensors, sharded: true, made: None })
+    }
+
+    /// The same checkpoint in which the tensors of `overlay` stand in for those of their names, or beside them.
+    #[must_use]
+    pub fn with_overlay(mut self, overlay: Arc<dyn Overlay>) -> Self {
+        let made = Made::new(overlay);
+        self.tensors.extend(made.tensors.keys().map(|name| (name.clone(), Place::Made)));
+        self.made = Some(made);
+        self
     }
 
     /// The directory it was opened by.
@@ -115,7 +139,7 @@ impl Checkpoint {
 
     /// All tensors, in the order of their names.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.tensors.iter().filter_map(|(name, &file)| self.files[file].get(name))
+        self.tensors.iter().filter_map(|(name, place)| self.info_at(name, *place))
     }
 
     /// The tensors whose names begin with `prefix`, in the order of their names.
@@ -123,17 +147,28 @@ impl Checkpoint {
         self.tensors
             .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
             .take_while(move |(name, _)| name.starts_with(prefix))
-            .filter_map(|(name, &file)| self.files[file].get(name))
+            .filter_map(|(name, place)| self.info_at(name, *place))
     }
 
-    /// The tensor of that name.
+    fn info_at(&self, name: &str, place: Place) -> Option<&TensorInfo> {
+        match place {
+            Place::File(file) => self.files[file].get(name),
+            Place::Made => self.made.as_ref()?.tensors.get(name),
+        }
+    }
+
+    /// The tensor of that name. Of one that an overlay makes, the offsets count from its own first byte.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        self.file_of(name).ok()?.get(name)
+        self.info_at(name, *self.tensors.get(name)?)
     }
 
     /// As [`get`](Self::get), with an error that names the directory.
     pub fn require(&self, name: &str) -> Result<&TensorInfo, FormatError> {
-        self.file_of(name)?.require(name)
+        self.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> FormatError {
+        FormatError::MissingTensor { path: self.dir.clone(), tensor: name.to_owned() }
     }
 
     /// Whether there is a tensor of that name.
@@ -141,10 +176,18 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// The file that holds a tensor.
+    /// The file that holds a tensor; an error where there is none, or an overlay makes it.
     pub fn file_of(&self, name: &str) -> Result<&SafetensorsFile, FormatError> {
-        let missing = || FormatError::MissingTensor { path: self.dir.clone(), tensor: name.to_owned() };
-        self.tensors.get(name).map(|&file| &self.files[file]).ok_or_else(missing)
+        match self.tensors.get(name) {
+            Some(Place::File(file)) => Ok(&self.files[*file]),
+            Some(Place::Made) | None => Err(self.missing(name)),
+        }
+    }
+
+    /// The overlay, where it makes that tensor.
+    fn maker(&self, name: &str) -> Option<(&Made, &TensorInfo)> {
+        let made = self.made.as_ref()?;
+        Some((made, made.tensors.get(name)?))
     }
 
     /// Where a tensor is or would be, for messages.
@@ -154,25 +197,43 @@ impl Checkpoint {
 
     /// All bytes of a tensor: little-endian, row-major.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, FormatError> {
-        self.file_of(name)?.read_bytes(name)
+        match self.maker(name) {
+            Some((made, info)) => made.read(info),
+            None => self.file_of(name)?.read_bytes(name),
+        }
     }
 
     /// As [`read_bytes`](Self::read_bytes), into memory that is there already; what was in it is gone.
     pub fn read_bytes_into(&self, name: &str, bytes: &mut Vec<u8>) -> Result<(), FormatError> {
-        self.file_of(name)?.read_bytes_into(name, bytes)
+        match self.maker(name) {
+            Some((made, info)) => {
+                *bytes = made.read(info)?;
+                Ok(())
+            }
+            None => self.file_of(name)?.read_bytes_into(name, bytes),
+        }
     }
 
     /// Some bytes of a tensor; the range counts from its first byte.
     pub fn read_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FormatError> {
-        self.file_of(name)?.read_range(name, range)
+        match self.maker(name) {
+            Some((made, info)) => made.read_range(&self.dir, info, range),
+            None => self.file_of(name)?.read_range(name, range),
+        }
     }
 
     /// The elements of a floating-point tensor (F32, F16, BF16, F64) as f32; other dtypes are an error.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, FormatError> {
-        self.file_of(name)?.read_f32(name)
+        let Some((made, info)) = self.maker(name) else { return self.file_of(name)?.read_f32(name) };
+        element::floats_from_bytes(info.dtype, &made.read(info)?).ok_or_else(|| FormatError::WrongDtype {
+            path: self.dir.clone(),
+            tensor: name.to_owned(),
+            dtype: info.dtype,
+            allowed: "F32, F16, BF16 or F64",
+        })
     }
 
-    /// The elements of an I8 tensor; other dtypes are an error.
+    /// The elements of an I8 tensor; other dtypes are an error. An overlay makes none.
     pub fn read_i8(&self, name: &str) -> Result<Vec<i8>, FormatError> {
         self.file_of(name)?.read_i8(name)
     }
@@ -180,7 +241,7 @@ impl Checkpoint {
     /// A fingerprint of every tensor's name, dtype, shape and data. It reads all weights, block by block, and does not
     /// depend on how they are split over files.
     pub fn content_fingerprint(&self) -> Result<Fingerprint, FormatError> {
-        self.fingerprint_with(|info| self.file_of(&info.name)?.hash(info))
+        self.fingerprint_with(|info| self.hash(info))
     }
 
     /// The same fingerprint where the BLAKE3 of every tensor's bytes is known already.
@@ -194,8 +255,14 @@ impl Checkpoint {
 
     /// BLAKE3 of one tensor's bytes.
     pub fn tensor_hash(&self, name: &str) -> Result<Fingerprint, FormatError> {
-        let file = self.file_of(name)?;
-        Ok(fingerprint(file.hash(file.require(name)?)?))
+        Ok(fingerprint(self.hash(self.require(name)?)?))
+    }
+
+    fn hash(&self, info: &TensorInfo) -> Result<blake3::Hash, FormatError> {
+        match self.maker(&info.name) {
+            Some((made, info)) => Ok(blake3::hash(&made.read(info)?)),
+            None => self.file_of(&info.name)?.hash(info),
+        }
     }
 
     fn fingerprint_with(
@@ -203,8 +270,8 @@ impl Checkpoint {
         hash: impl Fn(&TensorInfo) -> Result<blake3::Hash, FormatError>,
     ) -> Result<Fingerprint, FormatError> {
         let mut builder = Fingerprint::builder("checkpoint");
-        for (name, &file) in &self.tensors {
-            let info = self.files[file].require(name)?;
+        for name in self.tensors.keys() {
+            let info = self.require(name)?;
             let shape: Vec<u8> = info.shape.iter().flat_map(|&d| (d as u64).to_le_bytes()).collect();
             builder.field("name", name).field("dtype", info.dtype.name()).field("shape", shape);
             builder.field("data", hash(info)?.as_bytes());

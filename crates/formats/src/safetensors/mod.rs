@@ -10,6 +10,7 @@ pub mod element;
 mod file;
 mod header;
 mod layout;
+mod overlay;
 mod positioned;
 mod writer;
 
@@ -19,6 +20,7 @@ pub use dtype::Dtype;
 pub use file::SafetensorsFile;
 pub use header::{MAX_HEADER_BYTES, TensorInfo};
 pub use layout::{TensorSpec, planned_bytes};
+pub use overlay::Overlay;
 pub use writer::SafetensorsWriter;
 
 /// File name of an unsharded checkpoint.

@@ -61,12 +61,15 @@ impl<P: Product> Simd for Ymm<P> {
 
     #[inline(always)]
     fn load_bf16(self, from: &[u16; LANES]) -> Self::F {
-        [0, 1].map(|half| {
+        // A loop, for a closure would be compiled without the instruction set.
+        let mut halves = self.splat(0.0);
+        for (i, half) in halves.iter_mut().enumerate() {
             intrinsics!({
-                let bits = _mm_loadu_si128(from.as_ptr().add(half * LANES / 2).cast());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
-            })
-        })
+                let bits = _mm_loadu_si128(from.as_ptr().add(i * LANES / 2).cast());
+                *half = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)));
+            });
+        }
+        halves
     }
 
     #[inline(always)]
@@ -222,7 +225,10 @@ impl<P: Product> Simd for Ymm<P> {
     #[inline(always)]
     fn exp2_i32(self, n: Self::I) -> Self::F {
         let biased = self.add_i32(n, self.splat_i32(127));
-        intrinsics!(biased.map(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(half))))
+        intrinsics!([
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased[0])),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased[1])),
+        ])
     }
 
     #[inline(always)]
@@ -233,14 +239,15 @@ impl<P: Product> Simd for Ymm<P> {
 
     #[inline(always)]
     fn bf16(self, a: Self::F) -> Self::F {
-        let rounded = a.map(|half| {
+        let mut rounded = a;
+        for half in &mut rounded {
             intrinsics!({
-                let bits = _mm256_castps_si256(half);
+                let bits = _mm256_castps_si256(*half);
                 let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
                 let sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-                _mm256_castsi256_ps(_mm256_and_si256(sum, _mm256_set1_epi32(-0x1_0000)))
-            })
-        });
+                *half = _mm256_castsi256_ps(_mm256_and_si256(sum, _mm256_set1_epi32(-0x1_0000)));
+            });
+        }
         self.select_less(self.abs(a), self.splat(f32::MIN_POSITIVE), self.splat(0.0), rounded)
     }
 
@@ -248,14 +255,15 @@ impl<P: Product> Simd for Ymm<P> {
     fn lookup(self, table: &[f32; LANES], index: Self::I) -> Self::F {
         // The permutation reads the low three bits of an index; the fourth, shifted into the sign, chooses the half.
         let [low, high] = self.load(table);
-        let half = |index| {
-            intrinsics!(_mm256_blendv_ps(
+        let mut found = [low, high];
+        for (found, index) in found.iter_mut().zip(index) {
+            *found = intrinsics!(_mm256_blendv_ps(
                 _mm256_permutevar8x32_ps(low, index),
                 _mm256_permutevar8x32_ps(high, index),
                 _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)),
-            ))
-        };
-        [half(index[0]), half(index[1])]
+            ));
+        }
+        found
     }
 
     #[inline(always)]
@@ -289,6 +297,23 @@ impl<P: Product> Simd for Ymm<P> {
     #[inline(always)]
     fn smallest(self, vector: Self::F) -> f32 {
         fold!(vector, _mm256_min_ps, _mm_min_ps)
+    }
+
+    #[inline(always)]
+    fn butterflies(self, a: Self::F) -> Self::F {
+        let mut halves = a;
+        for half in &mut halves {
+            // Beside the other lane: their sum, and in the second of a pair their difference.
+            intrinsics!({
+                let (a, b) = (*half, _mm256_permute_ps::<0b10_11_00_01>(*half));
+                let a = _mm256_blend_ps::<0b1010_1010>(_mm256_add_ps(a, b), _mm256_sub_ps(b, a));
+                let b = _mm256_permute_ps::<0b01_00_11_10>(a);
+                let a = _mm256_blend_ps::<0b1100_1100>(_mm256_add_ps(a, b), _mm256_sub_ps(b, a));
+                let b = _mm256_permute2f128_ps::<1>(a, a);
+                *half = _mm256_blend_ps::<0b1111_0000>(_mm256_add_ps(a, b), _mm256_sub_ps(b, a));
+            });
+        }
+        intrinsics!([_mm256_add_ps(halves[0], halves[1]), _mm256_sub_ps(halves[0], halves[1])])
     }
 
     #[inline(always)]

@@ -354,6 +354,21 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn butterflies(self, a: Self::F) -> Self::F {
+        // Beside the other lane: their sum, and in the second of a pair their difference.
+        intrinsics!({
+            let b = _mm512_permute_ps::<0b10_11_00_01>(a);
+            let a = _mm512_mask_sub_ps(_mm512_add_ps(a, b), 0xaaaa, b, a);
+            let b = _mm512_permute_ps::<0b01_00_11_10>(a);
+            let a = _mm512_mask_sub_ps(_mm512_add_ps(a, b), 0xcccc, b, a);
+            let b = _mm512_shuffle_f32x4::<0b10_11_00_01>(a, a);
+            let a = _mm512_mask_sub_ps(_mm512_add_ps(a, b), 0xf0f0, b, a);
+            let b = _mm512_shuffle_f32x4::<0b01_00_11_10>(a, a);
+            _mm512_mask_sub_ps(_mm512_add_ps(a, b), 0xff00, b, a)
+        })
+    }
+
+    #[inline(always)]
     fn sum(self, vector: Self::F) -> f32 {
         fold!(halves!(vector), _mm256_add_ps, _mm_add_ps)
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use zeropoint_core::WeightBits;
 use zeropoint_formats::Dtype;
 use zeropoint_formats::compressed_tensors::packed::row_words;
-use zeropoint_formats::deployed::{DirectoryFormat, format_of, table_scale};
+use zeropoint_formats::deployed::{DirectoryFormat, INPUT_DIVISORS, format_of, table_scale};
 
 use super::FamilyInput;
 use crate::ModelError;
@@ -18,8 +18,15 @@ use crate::spec::{
 };
 
 /// Tensors beside the weight of a quantised Linear. Which of them belong to a scheme is known to those who read it.
-const QUANTIZED_PARTS: [&str; 6] =
-    ["weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "input_scale", "input_zero_point"];
+const QUANTIZED_PARTS: [&str; 7] = [
+    "weight_scale",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_g_idx",
+    "input_scale",
+    "input_zero_point",
+    INPUT_DIVISORS,
+];
 
 /// A Linear about to be described.
 pub(super) struct Draft<'a> {
@@ -416,7 +423,8 @@ impl<'a> Builder<'a> {
     pub(super) fn site(&mut self, consumers: Vec<LinearId>) -> SiteId {
         let id = self.sites.len();
         let first = &self.linears[consumers[0]];
-        let site = Site { id: format!("{}.input", first.path), channels: first.inputs, consumers };
+        let (id_of_site, channels) = (format!("{}.input", first.path), first.inputs);
+        let site = Site { id: id_of_site, channels, consumers, rotation: None };
         for &consumer in &site.consumers {
             self.linears[consumer].site = Some(id);
         }

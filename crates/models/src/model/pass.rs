@@ -13,6 +13,7 @@ use crate::cache::{CachedAttention, KvCache};
 use crate::ops::{ActivateInPlace, AddInPlace, MultiplyInPlace, Norm};
 use crate::parts::{Hidden, State};
 use crate::positions::PositionTables;
+use crate::rotation::rotated;
 use crate::spec::{BlockSpec, FeedForward, LinearId, MlpSpec, NormPlacement, SiteId, Tower};
 
 /// One forward pass.
@@ -21,11 +22,13 @@ pub(crate) struct Pass<'a, 's> {
     pub(crate) sink: &'a mut Option<&'s mut dyn SiteSink>,
     /// Whether what the last Linears give is of no use.
     pub(crate) observes_only: bool,
+    /// Whether what blocks give is of no use: their last Linears do not run then, and the hidden states are none.
+    pub(crate) drops_states: bool,
 }
 
 impl<'a, 's> Pass<'a, 's> {
     pub(crate) fn new(model: &'a Model, sink: &'a mut Option<&'s mut dyn SiteSink>) -> Self {
-        Self { model, sink, observes_only: false }
+        Self { model, sink, observes_only: false, drops_states: false }
     }
 
     /// From the state before what is loaded to the hidden states behind its blocks, the final norm included where the head is
@@ -178,6 +181,11 @@ impl<'a, 's> Pass<'a, 's> {
     pub(crate) fn mlp(&mut self, spec: &MlpSpec, input: &Tensor) -> Result<Tensor, ModelError> {
         let outputs = self.site(spec.input, input)?;
         let inner = self.inner(spec, &outputs)?;
+        if self.drops_states {
+            let rotated = self.rotated(spec.inner, &inner)?;
+            self.observe(spec.inner, rotated.as_ref().unwrap_or(&inner))?;
+            return Ok(input.zeros_like()?);
+        }
         self.single(spec.inner, &inner)
     }
 
@@ -211,12 +219,20 @@ impl<'a, 's> Pass<'a, 's> {
         site: SiteId,
         input: &Tensor,
     ) -> Result<BTreeMap<LinearId, Tensor>, ModelError> {
+        let rotated = self.rotated(site, input)?;
+        let input = rotated.as_ref().unwrap_or(input);
         self.observe(site, input)?;
         let outputs = self.model.site(site)?.forward(input)?;
         Ok(self.model.spec.sites[site].consumers.iter().copied().zip(outputs).collect())
     }
 
-    /// Shows the activation of a site to the sink.
+    /// The activation of a site that is rotated.
+    fn rotated(&self, site: SiteId, input: &Tensor) -> Result<Option<Tensor>, ModelError> {
+        let rotation = self.model.rotation(site);
+        Ok(rotation.map(|rotation| rotated(self.model.isa, rotation, input)).transpose()?)
+    }
+
+    /// Shows the activation of a site, rotated where it is, to the sink.
     pub(crate) fn observe(&mut self, site: SiteId, input: &Tensor) -> Result<(), ModelError> {
         let spec = &self.model.spec.sites[site];
         if let Some(sink) = &mut self.sink {

@@ -2,8 +2,10 @@
 
 use super::error::{Problem, within};
 use super::quantization::{
-    ActivationMode, ActivationObserver, Activations, Override, Preset, Quantization, WeightObserver, Weights,
+    ActivationMode, ActivationObserver, Activations, AlgorithmKind, Override, Preset, Quantization,
+    WeightObserver, Weights,
 };
+use super::transforms::Transform;
 
 impl Quantization {
     pub(super) fn check(&self) -> Result<(), Problem> {
@@ -11,6 +13,20 @@ impl Quantization {
         self.activations.check("quantization", self.scheme)?;
         for (index, pattern) in self.ignore.iter().flatten().enumerate() {
             pattern.check(&format!("quantization.ignore.{index}"))?;
+        }
+        if let Some(damping) = self.algorithm.damping {
+            let path = "quantization.algorithm.damping";
+            if self.algorithm.kind != AlgorithmKind::Gptq {
+                let message = format!("`{path}` is given, but the algorithm is not \"gptq\"");
+                return Err(Problem::new(path, message)
+                    .label("of another algorithm")
+                    .related("quantization.algorithm.kind", "the algorithm")
+                    .hint("remove `damping`, or write `kind = \"gptq\"`"));
+            }
+            within(path, damping, 0.0..=1.0)?;
+        }
+        for (index, transform) in self.transforms.iter().enumerate() {
+            transform.check(&format!("quantization.transforms.{index}"))?;
         }
         for (index, other) in self.overrides.iter().enumerate() {
             other.check(&format!("quantization.overrides.{index}"))?;
@@ -25,6 +41,18 @@ impl Quantization {
         let is_static = |preset: Preset| preset.scheme().activations.mode == ActivationMode::Static;
         is_static(self.scheme)
             || self.overrides.iter().filter_map(|other| other.scheme.preset()).any(is_static)
+    }
+}
+
+impl Quantization {
+    /// The key of an algorithm or transform that goes by calibration, if there is one.
+    pub(super) fn calibrated_key(&self) -> Option<String> {
+        if self.algorithm.kind == AlgorithmKind::Gptq {
+            return Some("quantization.algorithm".to_owned());
+        }
+        let smooths = |transform: &Transform| transform.search.is_some() && transform.smooth != Some(false);
+        let index = self.transforms.iter().position(smooths)?;
+        Some(format!("quantization.transforms.{index}"))
     }
 }
 

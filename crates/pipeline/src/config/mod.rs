@@ -34,6 +34,7 @@ mod refine;
 mod report;
 mod set;
 mod size;
+mod transforms;
 mod tree;
 mod written;
 
@@ -63,6 +64,7 @@ pub use quantization::{
 };
 pub use report::Report;
 pub use size::byte_size;
+pub use transforms::{Transform, TransformKind};
 
 use error::Problem;
 use excerpt::Source;
@@ -199,6 +201,13 @@ impl Config {
                 .label("no samples")
                 .related("quantization.scheme", "what has static activations")
                 .hint("ask for samples, or write `scheme = \"w8a8-dynamic\"`"));
+        }
+        if let Some(place) = self.quantization.calibrated_key() {
+            let message = format!("`calibration.samples` is 0, but `{place}` goes by what calibration shows");
+            return Err(Problem::new("calibration.samples", message)
+                .label("no samples")
+                .related(place, "what needs some")
+                .hint("ask for samples, or leave that out"));
         }
         if self.output.self_check {
             let message = "`calibration.samples` is 0, but the self-check runs some of them";

@@ -6,6 +6,7 @@ use zeropoint_core as core;
 
 use super::pattern::Pattern;
 use super::refine::QuantizationKeys;
+use super::transforms::Transform;
 
 /// `[quantization]`: how weights and activations become INT8.
 ///
@@ -25,6 +26,8 @@ pub struct Quantization {
     pub embeddings: Embeddings,
     /// What becomes of the output matrix of a decoder.
     pub lm_head: LmHead,
+    /// What is done to weights before they are rounded, and to activations with them.
+    pub transforms: Vec<Transform>,
     /// How weights are rounded.
     pub algorithm: Algorithm,
     /// Other schemes for some layers; where several match, the last one holds.
@@ -182,11 +185,31 @@ pub enum LmHead {
 }
 
 /// How weights are rounded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "AlgorithmKeys")]
 pub struct Algorithm {
     /// Which algorithm.
     pub kind: AlgorithmKind,
+    /// gptq: what is added to the diagonal of the second moments, as a fraction of its mean; `None` of others.
+    pub damping: Option<f64>,
+}
+
+/// An algorithm as it is written.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct AlgorithmKeys {
+    /// Which algorithm.
+    kind: AlgorithmKind,
+    /// gptq: what is added to the diagonal of the second moments of a Linear's inputs, as a fraction of its mean. Default: 0.01.
+    #[schemars(range(min = 0, max = 1))]
+    damping: Option<f64>,
+}
+
+impl From<AlgorithmKeys> for Algorithm {
+    fn from(AlgorithmKeys { kind, damping }: AlgorithmKeys) -> Self {
+        const DAMPING: f64 = 0.01;
+        Self { kind, damping: damping.or((kind == AlgorithmKind::Gptq).then_some(DAMPING)) }
+    }
 }
 
 /// Which rounding algorithm.
@@ -196,6 +219,8 @@ pub enum AlgorithmKind {
     /// Round to nearest.
     #[default]
     Rtn,
+    /// GPTQ: column by column, each error made good by the columns behind it, for the inputs that calibration shows.
+    Gptq,
 }
 
 /// Another scheme for some layers.

@@ -9,6 +9,7 @@ use super::quantization::{
     LayerScheme, LmHead, Override, OverrideScheme, Preset, Quantization, WeightGranularity, WeightObserver,
     Weights,
 };
+use super::transforms::Transform;
 
 /// The percentile when an observer of activations is called for without one.
 const PERCENTILE: f64 = 99.99;
@@ -41,6 +42,8 @@ pub(super) struct QuantizationKeys {
     embeddings: Embeddings,
     /// What becomes of the output matrix of a decoder.
     lm_head: LmHead,
+    /// Changes of the weights that leave what the model computes as it is and make it easier to quantise.
+    transforms: Vec<Transform>,
     /// How weights are rounded.
     algorithm: Algorithm,
     /// Other schemes for some layers; where several match, the last one holds.
@@ -209,6 +212,7 @@ impl From<QuantizationKeys> for Quantization {
             ignore: keys.ignore,
             embeddings: keys.embeddings,
             lm_head: keys.lm_head,
+            transforms: keys.transforms,
             algorithm: keys.algorithm,
             overrides: keys.overrides.into_iter().map(|keys| keys.refine(all)).collect(),
         }

@@ -31,7 +31,7 @@ pub(super) struct Fates<'a>(BTreeMap<&'a str, Fate<'a>>);
 
 impl<'a> Fates<'a> {
     pub(super) fn of(prepared: &'a Prepared) -> Self {
-        let spec = prepared.directory.spec();
+        let spec = prepared.graph().spec();
         let mut fates = BTreeMap::new();
         let tables = TableFate::all(prepared);
         // A table that the file holds twice is rounded twice: loaders would untie what differs.
@@ -74,13 +74,13 @@ impl<'a> Fates<'a> {
 /// Every tensor of the output, known before any weight is read.
 pub(crate) fn output_specs(prepared: &Prepared) -> Vec<TensorSpec> {
     let fates = Fates::of(prepared);
-    let tensors = prepared.directory.checkpoint().tensors();
+    let tensors = prepared.graph().checkpoint().tensors();
     tensors.flat_map(|info| specs_of(prepared, fates.get(&info.name), info)).collect()
 }
 
 /// What a tensor of the source becomes.
 pub(super) fn specs_of(prepared: &Prepared, fate: &Fate<'_>, info: &TensorInfo) -> Vec<TensorSpec> {
-    let spec = prepared.directory.spec();
+    let spec = prepared.graph().spec();
     let quantized = |id: usize, scheme: &LayerScheme| {
         let linear = &spec.linears[id];
         linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, scheme.scheme)
@@ -118,7 +118,7 @@ pub(crate) fn planned_output(prepared: &Prepared) -> PlannedCheckpoint {
 
 /// Bytes of memory for the largest tensor on its way into the output.
 pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
-    let (tensors, fates) = (prepared.directory.checkpoint().tensors(), Fates::of(prepared));
+    let (tensors, fates) = (prepared.graph().checkpoint().tensors(), Fates::of(prepared));
     let bytes = tensors.map(|info| match fates.get(&info.name) {
         // As it is read, and the next one; in f32, and what it is rounded to.
         Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => {

@@ -1,15 +1,18 @@
 //! A Linear on its way into the output: decoded, looked through, quantised, written.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use zeropoint_formats::TensorInfo;
 use zeropoint_formats::compressed_tensors::{QuantizedLinear, linear_tensor_bytes};
 use zeropoint_formats::safetensors::element::{decode_floats, floats_from_bytes};
 use zeropoint_kernels::{Isa, extremes};
-use zeropoint_models::{ActivationQuantizer, LinearSpec, ModelError};
+use zeropoint_models::{ActivationQuantizer, LinearSpec, ModelError, SiteId};
 use zeropoint_observer::StatisticsFile;
-use zeropoint_quantizer::{LayerScheme, QuantizedWeight, quantize_weight, site_quantizer};
+use zeropoint_quantizer::{
+    Curvature, LayerScheme, QuantizedWeight, quantize_weight, quantize_weight_gptq, site_quantizer,
+};
 
 use crate::distribution::WeightDistribution;
 use crate::{PipelineError, Prepared};
@@ -26,13 +29,16 @@ pub(crate) struct DeployedLinear {
     pub(crate) distribution: Option<WeightDistribution>,
 }
 
+/// What the inputs of sites say of the weights that read them, where weights are rounded for them.
+pub(crate) type Curvatures = BTreeMap<SiteId, Curvature>;
+
 /// Writes a tensor.
 pub(crate) type Write<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PipelineError> + 'a;
 
 /// Quantises the weight `float`, `[outputs, inputs]`, and writes its tensors.
 pub(super) fn quantize_linear(
     prepared: &Prepared,
-    statistics: &StatisticsFile,
+    (statistics, curvatures): (&StatisticsFile, &Curvatures),
     isa: Isa,
     linear: &LinearSpec,
     scheme: &LayerScheme,
@@ -40,14 +46,12 @@ pub(super) fn quantize_linear(
     write: &mut Write<'_>,
 ) -> Result<DeployedLinear, PipelineError> {
     let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
-    let weight = quantize_weight(
-        isa,
-        float,
-        linear.outputs,
-        linear.inputs,
-        scheme.scheme.weights,
-        scheme.weight_observer,
-    )
+    let (outputs, inputs) = (linear.outputs, linear.inputs);
+    let (weights, observer) = (scheme.scheme.weights, scheme.weight_observer);
+    let weight = match linear.site.and_then(|site| curvatures.get(&site)) {
+        Some(curvature) => quantize_weight_gptq(isa, float, outputs, inputs, (weights, observer), curvature),
+        None => quantize_weight(isa, float, outputs, inputs, weights, observer),
+    }
     .map_err(|error| failed(error.to_string()))?;
     let distribution = WeightDistribution::of(isa, float, &weight);
     let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
@@ -81,7 +85,7 @@ pub(crate) fn input_quantizer(
     scheme: &LayerScheme,
 ) -> Result<Option<ActivationQuantizer>, PipelineError> {
     let observed =
-        linear.site.and_then(|site| statistics?.sites.get(&prepared.directory.spec().sites[site].id));
+        linear.site.and_then(|site| statistics?.sites.get(&prepared.graph().spec().sites[site].id));
     match (linear.site, scheme.scheme.is_static()) {
         (None, false) => Ok(None),
         _ => site_quantizer(observed, scheme)
@@ -140,7 +144,7 @@ pub(crate) fn check_finite(
     match bad {
         None => Ok(()),
         Some((at, value)) => {
-            Err(ModelError::not_finite(prepared.directory.path(), &info.name, at, value).into())
+            Err(ModelError::not_finite(prepared.graph().path(), &info.name, at, value).into())
         }
     }
 }

@@ -3,7 +3,6 @@
 mod stage;
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 use zeropoint_core::Symmetry;
@@ -17,8 +16,8 @@ use zeropoint_models::{
 };
 
 use super::arena::{Work, room_for_params};
-use super::{Batch, ROWS};
-use crate::site::{IntegerSite, params_of, quantize_rows};
+use super::{Batch, ROWS, Sites};
+use crate::site::{params_of, quantize_rows};
 
 use stage::{Output, Stage};
 
@@ -91,7 +90,7 @@ impl Block {
         spec: &BlockSpec,
         norms: BlockNorms,
         model: &ModelSpec,
-        sites: &[Option<Arc<IntegerSite>>],
+        sites: Sites<'_>,
     ) -> Option<Self> {
         let stage = |site: SiteId| Stage::new(sites, site, &model.sites[site].consumers);
         let (attention, FeedForward::Dense(mlp)) = (&spec.attention, &spec.mlp) else { return None };
@@ -217,12 +216,12 @@ impl Block {
 
     fn attention_input(&self) -> Input<'_> {
         let norm = self.attention_norm.as_ref().filter(|_| self.placement != NormPlacement::Post);
-        Input { norm, quantizer: Some(self.attention.input.quantizer) }
+        Input { norm, stage: Some(&self.attention.input) }
     }
 
     fn mlp_input(&self) -> Input<'_> {
         let norm = (self.placement != NormPlacement::Post).then_some(&self.mlp_norm);
-        Input { norm, quantizer: Some(self.mlp.input.quantizer) }
+        Input { norm, stage: Some(&self.mlp.input) }
     }
 
     /// Queries, keys and values of the rows whose input stands in `work`, queries and keys normalised and turned to their
@@ -312,6 +311,9 @@ impl Block {
                 attend(rows.isa, &input, &mut work.attention, out, width);
             }
         }
+        if let Some(rotation) = &output.rotation {
+            rotation.apply(rows.isa, context);
+        }
         let quantized = work.quantized.room(count * width);
         let params = room_for_params(&mut work.params, count);
         quantize_rows(rows.isa, output.quantizer, context, width, quantized, params)?;
@@ -396,7 +398,13 @@ impl Block {
         let params = room_for_params(&mut work.inner_params, count);
         match &input.linears[..] {
             // The product itself leaves what the next one reads.
-            [(_, widen)] if gate.is_none() && *up == (0..input.width) && widen.is_fused() && !rows.split => {
+            [(_, widen)]
+                if gate.is_none()
+                    && *up == (0..input.width)
+                    && widen.is_fused()
+                    && down.rotation.is_none()
+                    && !rows.split =>
+            {
                 let a = &work.quantized[..count * input.inputs];
                 let read = params_of(input.quantizer, &work.params[..count]);
                 let memory = (&mut work.wide, &mut work.magnitudes);
@@ -419,6 +427,9 @@ impl Block {
         let quantized = work.inner.room(count * inner);
         let params = room_for_params(&mut work.inner_params, count);
         if gate.is_none() && *up == (0..input.width) {
+            if let Some(rotation) = &down.rotation {
+                rotation.apply(isa, wide);
+            }
             quantize_rows(isa, down.quantizer, wide, inner, quantized, params)?;
         } else {
             let gated = work.gated.room(inner);
@@ -435,8 +446,13 @@ impl Block {
                         apply_gate(isa, gate, up, *activation, gated, &mut work.magnitudes)
                     }
                 };
+                if let Some(rotation) = &down.rotation {
+                    rotation.apply(isa, gated);
+                }
                 match (magnitude, down.quantizer) {
-                    (Some(magnitude), ActivationQuantizer::Dynamic(Symmetry::Symmetric)) => {
+                    (Some(magnitude), ActivationQuantizer::Dynamic(Symmetry::Symmetric))
+                        if down.rotation.is_none() =>
+                    {
                         quantize_measured(isa, gated, inner, magnitude, quantized, params)
                     }
                     (_, quantizer) => quantize_rows(isa, quantizer, gated, inner, quantized, params),
@@ -448,15 +464,15 @@ impl Block {
     }
 }
 
-/// What a half reads: the stream, normalised or not, quantised.
+/// What a half reads: the stream, normalised or not, rotated or not, quantised.
 struct Input<'a> {
     norm: Option<&'a Norm>,
-    quantizer: Option<ActivationQuantizer>,
+    stage: Option<&'a Stage>,
 }
 
 impl Input<'_> {
     /// Nothing reads the stream.
-    const NONE: Self = Self { norm: None, quantizer: None };
+    const NONE: Self = Self { norm: None, stage: None };
 
     /// Normalises the stream `x` where `after` says so, and leaves what a half reads of it in `work`.
     fn settle(
@@ -477,18 +493,23 @@ impl Input<'_> {
             if let Some(norm) = after {
                 norm.apply(x);
             }
-            let Some(quantizer) = self.quantizer else { continue };
+            let Some(Stage { quantizer, rotation, .. }) = self.stage else { continue };
             let (quantized, params) = (&mut quantized[values], &mut params[rows]);
-            match self.norm {
-                None => quantize_rows(isa, quantizer, x, hidden, quantized, params),
-                Some(norm) => {
-                    let normed = work.normed.room(x.len());
-                    normed.copy_from_slice(x);
-                    norm.apply(normed);
-                    quantize_rows(isa, quantizer, normed, hidden, quantized, params)
+            let read = if self.norm.is_none() && rotation.is_none() {
+                &*x
+            } else {
+                let changed = work.normed.room(x.len());
+                changed.copy_from_slice(x);
+                if let Some(norm) = self.norm {
+                    norm.apply(changed);
                 }
-            }
-            .map_err(|error| NonFinite { row: start + error.row })?;
+                if let Some(rotation) = rotation {
+                    rotation.apply(isa, changed);
+                }
+                &*changed
+            };
+            quantize_rows(isa, *quantizer, read, hidden, quantized, params)
+                .map_err(|error| NonFinite { row: start + error.row })?;
         }
         Ok(())
     }

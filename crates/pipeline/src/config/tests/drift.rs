@@ -41,7 +41,21 @@ activations = { bits = 8, mode = "static", granularity = "tensor", symmetric = t
 ignore = ["pooler.dense"]
 embeddings = "bf16"
 lm_head = "int8"
-algorithm = { kind = "rtn" }
+algorithm = { kind = "gptq", damping = 0.05 }
+[[quantization.transforms]]
+kind = "smoothquant"
+search = false
+strength = 0.75
+layers = ['re:.*']
+[[quantization.transforms]]
+kind = "rotation"
+residual = true
+heads = false
+[[quantization.transforms]]
+kind = "online-rotation"
+smooth = true
+strength = 0.25
+layers = []
 [[quantization.overrides]]
 layers = ['re:.*output']
 scheme = "w8a8-static"

@@ -42,14 +42,54 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "did you mean `samples`? allowed: `data`, `samples`, `sequences`, `max_length`, `batch_size`, `seed`",
         },
         Case {
-            text: "[quantization]\ntransforms = [{ kind = 'smoothquant' }]",
-            display: "c.toml:2:1: unknown key `transforms` in `quantization`",
-            hint: "allowed: `scheme`, `weights`, `activations`, ",
+            text: "[quantization]\ntransform = [{ kind = 'smoothquant' }]",
+            display: "c.toml:2:1: unknown key `transform` in `quantization`",
+            hint: "did you mean `transforms`? allowed: `scheme`, `weights`, `activations`, ",
         },
         Case {
-            text: "[quantization]\nalgorithm = { kind = 'gptq' }",
-            display: "c.toml:2:22: `quantization.algorithm.kind` cannot be `gptq`",
-            hint: "allowed: `rtn`",
+            text: "[quantization]\nalgorithm = { kind = 'awq' }",
+            display: "c.toml:2:22: `quantization.algorithm.kind` cannot be `awq`",
+            hint: "allowed: `rtn`, `gptq`",
+        },
+        Case {
+            text: "model.source = 'm'\n[quantization]\nalgorithm = { kind = 'rtn', damping = 0.1 }",
+            display: "c.toml:3:39: `quantization.algorithm.damping` is given, but the algorithm is not \"gptq\"",
+            hint: "remove `damping`, or write `kind = \"gptq\"`",
+        },
+        Case {
+            text: "model.source = 'm'\n[quantization]\nalgorithm = { kind = 'gptq', damping = 2 }",
+            display: "c.toml:3:40: `quantization.algorithm.damping` must be between 0 and 1, but is 2",
+            hint: "write a number of this range",
+        },
+        Case {
+            text: "model.source = 'm'\n[calibration]\nsamples = 0\n[quantization]\nalgorithm.kind = 'gptq'",
+            display: "c.toml:3:11: `calibration.samples` is 0, but `quantization.algorithm` goes by what calibration shows",
+            hint: "ask for samples",
+        },
+        Case {
+            text: "model.source = 'm'\n[calibration]\nsamples = 0\n[[quantization.transforms]]\nkind = 'smoothquant'",
+            display: "c.toml:3:11: `calibration.samples` is 0, but `quantization.transforms.0` goes by what calibration shows",
+            hint: "ask for samples",
+        },
+        Case {
+            text: "model.source = 'm'\n[[quantization.transforms]]\nkind = 'rotation'\nlayers = ['a']",
+            display: "c.toml:4:10: `quantization.transforms.0.layers` is given, but the transform is \"rotation\"",
+            hint: "remove `layers`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[quantization.transforms]]\nkind = 'rotation'\nresidual = false\nheads = false",
+            display: "c.toml:2:1: `quantization.transforms.0` rotates nothing: `residual` and `heads` are both false",
+            hint: "remove it",
+        },
+        Case {
+            text: "model.source = 'm'\n[[quantization.transforms]]\nkind = 'online-rotation'\nsmooth = false\nstrength = 0.5",
+            display: "c.toml:5:12: `quantization.transforms.0.strength` is given, but `smooth` is false",
+            hint: "remove `strength` or `smooth`",
+        },
+        Case {
+            text: "model.source = 'm'\n[[quantization.transforms]]\nkind = 'smoothquant'\nstrength = 1.5",
+            display: "c.toml:4:12: `quantization.transforms.0.strength` must be between 0 and 1, but is 1.5",
+            hint: "write a number of this range",
         },
         Case {
             text: "model.source = 'm'\n[[evaluation.tasks]]\nkind = 'perplexity'\ndata = 'a.csv'",

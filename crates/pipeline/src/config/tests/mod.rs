@@ -35,6 +35,7 @@ seed = 42
 scheme = "w8a8-dynamic"
 embeddings = "keep"
 lm_head = "keep"
+transforms = []
 overrides = []
 
 [quantization.weights]

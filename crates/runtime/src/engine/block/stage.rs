@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use zeropoint_core::QuantParams;
-use zeropoint_kernels::{AlignedMemory, Isa, PackedWeights, add_in_place};
+use zeropoint_kernels::{AlignedMemory, ChannelRotation, Isa, PackedWeights, add_in_place};
 use zeropoint_models::{ActivationQuantizer, LinearId, Norm, Projection, SiteId};
 
 use crate::IntegerLinear;
-use crate::site::{IntegerSite, params_of};
+use crate::engine::Sites;
+use crate::site::params_of;
 
 /// The Linears that read one activation, their outputs side by side.
 pub(super) struct Stage {
     pub(super) quantizer: ActivationQuantizer,
+    /// Of the activation, before it is quantised.
+    pub(super) rotation: Option<Arc<ChannelRotation>>,
     pub(super) inputs: usize,
     pub(super) linears: Vec<(LinearId, Arc<IntegerLinear>)>,
     pub(super) width: usize,
@@ -22,6 +25,8 @@ pub(super) struct Stage {
 /// The Linear that ends a half of a block, and the norm of its outputs.
 pub(super) struct Output {
     pub(super) quantizer: ActivationQuantizer,
+    /// Of what it reads, before that is quantised.
+    pub(super) rotation: Option<Arc<ChannelRotation>>,
     pub(super) linear: Arc<IntegerLinear>,
     pub(super) norm: Option<Norm>,
 }
@@ -37,16 +42,12 @@ fn split_columns(outputs: usize, share: usize) -> impl Iterator<Item = Range<usi
 }
 
 impl Stage {
-    pub(super) fn new(
-        sites: &[Option<Arc<IntegerSite>>],
-        site: SiteId,
-        consumers: &[LinearId],
-    ) -> Option<Self> {
-        let (quantizer, linears) = sites[site].as_ref()?.uniform()?;
+    pub(super) fn new(sites: Sites<'_>, site: SiteId, consumers: &[LinearId]) -> Option<Self> {
+        let (quantizer, linears) = sites.integer[site].as_ref()?.uniform()?;
         let inputs = linears.first()?.inputs();
         let width = linears.iter().map(|linear| linear.outputs()).sum();
         let linears = consumers.iter().copied().zip(linears).collect();
-        Some(Self { quantizer, inputs, linears, width })
+        Some(Self { quantizer, rotation: sites.rotations[site].clone(), inputs, linears, width })
     }
 
     /// Where a projection stands among the outputs.
@@ -99,9 +100,9 @@ impl Stage {
 impl Output {
     /// `None` where several Linears read the activation, or one with an activation of its own behind it.
     pub(super) fn new(stage: Stage, norm: Option<Norm>) -> Option<Self> {
-        let Stage { quantizer, linears, .. } = stage;
+        let Stage { quantizer, rotation, linears, .. } = stage;
         let [(_, linear)] = <[_; 1]>::try_from(linears).ok()?;
-        linear.is_fused().then_some(Self { quantizer, linear, norm })
+        linear.is_fused().then_some(Self { quantizer, rotation, linear, norm })
     }
 
     /// Adds the outputs of the first rows to `x`, `[rows, outputs]`; `memory` is used where they have a norm.

@@ -1,0 +1,218 @@
+//! The strength of smoothing, searched for each site by what it leaves of the error of the Linears that read it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{Device, Tensor};
+use zeropoint_core::{ActivationMode, QuantParams};
+use zeropoint_kernels::{ChannelRotation, Isa};
+use zeropoint_models::{
+    ActivationQuantizer, FloatParts, ModelError, ModelParts, SiteId, SiteSink, State, rows_of,
+};
+use zeropoint_observer::WeightObserver;
+use zeropoint_quantizer::transform::{Edit, EditedRows, Smoothing, Strength, edit_weight, smoothing_factors};
+use zeropoint_quantizer::{LayerScheme, quantize_weight};
+
+use crate::check::probe_batches;
+use crate::events::Cancel;
+use crate::graph::Graph;
+use crate::{PipelineError, Prepared};
+
+/// Those that are tried. Beyond them one side has next to nothing of the other's range.
+const STRENGTHS: [f64; 8] = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+/// Rows of a site that are looked at.
+const ROWS: usize = 256;
+
+/// The largest magnitudes of the activations and of the weights of a smoothing.
+type Maxima<'a> = dyn Fn(&Smoothing) -> Result<[Vec<f32>; 2], PipelineError> + 'a;
+
+/// The strength of each smoothing of the graph: as it is asked for, or the best one for the inputs that a few calibration samples
+/// have in the original.
+pub(crate) fn strengths(
+    prepared: &Prepared,
+    graph: &Graph,
+    float: &FloatParts<'_>,
+    maxima: &Maxima<'_>,
+    cancel: &Cancel,
+) -> Result<Vec<f64>, PipelineError> {
+    let all = &graph.plan.smoothings;
+    let mut found: Vec<f64> = all
+        .iter()
+        .map(|smoothing| if let Strength::Fixed(fixed) = smoothing.strength { fixed } else { 0.5 })
+        .collect();
+    let searched = |index: &usize| all[*index].strength == Strength::Search;
+    let wanted: BTreeSet<SiteId> = (0..all.len()).filter(searched).map(|index| all[index].site).collect();
+    if wanted.is_empty() {
+        return Ok(found);
+    }
+    let batches = probe_batches(prepared)?;
+    let mut states: Vec<State> = batches.iter().map(|_| State::Begin).collect();
+    for &part in float.parts() {
+        let model = float.load(part)?;
+        let mut sink = Rows { wanted: &wanted, sites: BTreeMap::new() };
+        for (batch, state) in batches.iter().zip(&mut states) {
+            let before = std::mem::replace(state, State::Begin);
+            *state = model.observe(batch, before, &mut sink)?;
+        }
+        for (index, smoothing) in all.iter().enumerate().filter(|(index, _)| searched(index)) {
+            let Some(rows) = sink.sites.get(&smoothing.site) else { continue };
+            if cancel.is_requested() {
+                return Err(PipelineError::Cancelled);
+            }
+            let [activations, weights] = maxima(smoothing)?;
+            let trial = Trial { prepared, graph, smoothing, index, rows };
+            found[index] = trial.best(&activations, &weights)?;
+            let site = &prepared.directory.spec().sites[smoothing.site].id;
+            tracing::debug!(site, strength = found[index], "strength of smoothing chosen");
+        }
+    }
+    Ok(found)
+}
+
+/// Some rows of sites.
+struct Rows<'a> {
+    wanted: &'a BTreeSet<SiteId>,
+    sites: BTreeMap<SiteId, Vec<f32>>,
+}
+
+impl SiteSink for Rows<'_> {
+    fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String> {
+        if self.wanted.contains(&site) {
+            let rows = self.sites.entry(site).or_default();
+            let step = (values.len() / channels).div_ceil(ROWS).max(1);
+            for row in
+                values.chunks_exact(channels).step_by(step).take(ROWS - (rows.len() / channels).min(ROWS))
+            {
+                rows.extend_from_slice(row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One smoothing and what it is tried on.
+struct Trial<'a> {
+    prepared: &'a Prepared,
+    graph: &'a Graph,
+    smoothing: &'a Smoothing,
+    index: usize,
+    /// `[rows, channels]`.
+    rows: &'a [f32],
+}
+
+impl Trial<'_> {
+    /// The strength with the least squared error of the outputs.
+    fn best(&self, activations: &[f32], weights: &[f32]) -> Result<f64, PipelineError> {
+        let linears = self.linears()?;
+        let mut best = (f64::INFINITY, 0.5);
+        for strength in STRENGTHS {
+            let factors = smoothing_factors(strength, activations, weights);
+            let mut error = 0.0;
+            for linear in &linears {
+                error += self.error(&factors, linear)?;
+            }
+            if error < best.0 {
+                best = (error, strength);
+            }
+        }
+        Ok(best.1)
+    }
+
+    /// The Linears that become integers, with their weights and float outputs.
+    fn linears(&self) -> Result<Vec<Reader<'_>>, PipelineError> {
+        let (spec, plan) = (self.prepared.directory.spec(), &self.prepared.plan);
+        let checkpoint = self.prepared.directory.checkpoint();
+        let mut readers = Vec::new();
+        for id in &self.smoothing.linears {
+            let Some(scheme) = plan.linears[*id].scheme() else { continue };
+            let linear = &spec.linears[*id];
+            let weight = linear.read_weight(checkpoint)?;
+            let output = product(self.rows, &weight, linear.inputs).map_err(ModelError::from)?;
+            let edits = self.graph.plan.linears.get(id).map_or(&[][..], Vec::as_slice);
+            // Of columns: what is done to rows leaves the error of the input as it is.
+            let edits = edits.iter().filter(|edit| match edit {
+                Edit::ScaleColumns { smoothing } => *smoothing == self.index,
+                Edit::RotateColumns { .. } => true,
+                _ => false,
+            });
+            readers.push(Reader {
+                scheme,
+                edits: edits.cloned().collect(),
+                weight,
+                output,
+                inputs: linear.inputs,
+                path: &linear.path,
+            });
+        }
+        Ok(readers)
+    }
+
+    /// The squared error of a Linear's outputs, smoothed with these factors and rounded.
+    fn error(&self, factors: &[f32], reader: &Reader<'_>) -> Result<f64, PipelineError> {
+        let isa = Isa::active().map_err(ModelError::from)?;
+        let Reader { scheme, edits, weight, output, inputs, path } = reader;
+        let failed = |reason: String| PipelineError::Layer { path: (*path).to_owned(), reason };
+        let mut all = vec![Vec::new(); self.graph.plan.smoothings.len()];
+        all[self.index] = factors.to_vec();
+        let (mut x, mut w) = (self.rows.to_vec(), weight.clone());
+        let outputs = w.len() / inputs;
+        let part = EditedRows { values: &mut w, rows: 0..outputs, inputs: *inputs };
+        edit_weight(isa, &self.graph.plan, edits, (&all, &[]), part);
+        for edit in edits {
+            match edit {
+                Edit::ScaleColumns { .. } => x.chunks_exact_mut(*inputs).for_each(|row| {
+                    for (channel, x) in row.iter_mut().enumerate() {
+                        *x /= factors[self.smoothing.factor_of(channel)];
+                    }
+                }),
+                Edit::RotateColumns { order, online } => {
+                    let rotation = if *online {
+                        ChannelRotation::new(*order)
+                    } else {
+                        ChannelRotation::of_weights(*order)
+                    };
+                    if let Some(rotation) = rotation {
+                        rotation.apply(isa, &mut x);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let quantizer = quantizer(scheme, &x).map_err(&failed)?;
+        let x = quantizer.quantize(&x, *inputs).map_err(|error| failed(error.to_string()))?.dequantize();
+        // The full range, which takes no search of its own.
+        let w = quantize_weight(isa, &w, outputs, *inputs, scheme.scheme.weights, WeightObserver::MinMax);
+        let w = w.map_err(|error| failed(error.to_string()))?.dequantize();
+        let found = product(&x, &w, *inputs).map_err(ModelError::from)?;
+        Ok(output.iter().zip(&found).map(|(y, found)| f64::from(y - found).powi(2)).sum())
+    }
+}
+
+/// A Linear of a site.
+struct Reader<'a> {
+    scheme: &'a LayerScheme,
+    edits: Vec<Edit>,
+    weight: Vec<f32>,
+    output: Vec<f32>,
+    inputs: usize,
+    path: &'a str,
+}
+
+/// How these values would be quantised: a static range is theirs.
+fn quantizer(scheme: &LayerScheme, x: &[f32]) -> Result<ActivationQuantizer, String> {
+    let Some(activations) = scheme.scheme.activations else {
+        return Err("its activations stay float: there is nothing to smooth".to_owned());
+    };
+    let (min, max) = x.iter().fold((0f32, 0f32), |(low, high), v| (low.min(*v), high.max(*v)));
+    match activations.mode {
+        ActivationMode::Dynamic => Ok(ActivationQuantizer::Dynamic(activations.symmetry)),
+        ActivationMode::Static => QuantParams::from_range(min, max, activations.symmetry)
+            .map(ActivationQuantizer::Static)
+            .map_err(|error| error.to_string()),
+    }
+}
+
+/// `x w^T` of `[rows, inputs]` and `[outputs, inputs]`.
+fn product(x: &[f32], w: &[f32], inputs: usize) -> candle_core::Result<Vec<f32>> {
+    let matrix = |values: &[f32]| Tensor::from_slice(values, (values.len() / inputs, inputs), &Device::Cpu);
+    rows_of(&matrix(x)?.matmul(&matrix(w)?.t()?)?, <[f32]>::to_vec)
+}
