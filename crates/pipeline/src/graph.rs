@@ -248,8 +248,15 @@ impl MadeTensors {
         Ok(gain)
     }
 
-    fn gains(&self) -> Result<Vec<Vec<f32>>, FormatError> {
-        (0..self.plan.norms.len()).map(|norm| self.gain(norm)).collect()
+    /// By the index of the norm, those that go into one of these Linears; nothing of others.
+    fn gains(&self, linears: &[LinearId]) -> Result<Vec<Vec<f32>>, FormatError> {
+        let mut gains = vec![Vec::new(); self.plan.norms.len()];
+        for edit in linears.iter().flat_map(|id| self.edits(*id)) {
+            if let Edit::FoldGain { norm } = edit {
+                gains[*norm] = self.gain(*norm)?;
+            }
+        }
+        Ok(gains)
     }
 
     fn edits(&self, linear: LinearId) -> &[Edit] {
@@ -264,7 +271,7 @@ impl MadeTensors {
         rows: &Range<usize>,
         factors: &[Vec<f32>],
     ) -> Result<Vec<f32>, FormatError> {
-        let gains = self.gains()?;
+        let gains = self.gains(linears)?;
         let info = self.base.require(source)?;
         if let [only] = linears {
             let linear = &self.spec.linears[*only];

@@ -141,7 +141,8 @@ impl Work<'_> {
         } else {
             graph
         };
-        let (statistics, statistics_done) = self.all_statistics(float, graph, weights, journal, done)?;
+        let (statistics, statistics_done, passes) =
+            self.all_statistics(float, graph, weights, journal, done)?;
         let unused = unused_warning(&expert_rows(prepared.graph().spec(), &statistics));
         if let Some(warning) = unused {
             self.events.event(Event::Warning(warning));
@@ -176,7 +177,7 @@ impl Work<'_> {
             Findings {
                 model,
                 statistics: &statistics,
-                passes: self.passes(&statistics_done),
+                passes,
                 layers: &layers,
                 output: &output,
                 self_check,
@@ -199,7 +200,7 @@ impl Work<'_> {
     /// The statistics of the model that is quantised, and the factors of its transforms settled.
     ///
     /// Factors come from statistics of the original, and static ranges from those of the model with its transforms: then there are
-    /// two passes. What a dynamic scheme reports is seen in the first.
+    /// two passes. What a dynamic scheme reports is seen in the first. With them, how many this run has made.
     fn all_statistics(
         &self,
         float: &FloatParts<'_>,
@@ -207,20 +208,24 @@ impl Work<'_> {
         weights: Option<Fingerprint>,
         journal: &mut Journal,
         done: &mut Done,
-    ) -> Result<(StatisticsFile, StatisticsDone), PipelineError> {
+    ) -> Result<(StatisticsFile, StatisticsDone, u32), PipelineError> {
         let prepared = self.prepared;
+        let only = |(file, done): (StatisticsFile, StatisticsDone)| {
+            let passes = u32::from(done.observed);
+            (file, done, passes)
+        };
         let origin = weights.map(|weights| Origin::of(prepared, weights)).transpose()?;
         let Some(graph) = &prepared.transformed else {
-            return self.statistics(float, origin, Observing::Last, journal, done);
+            return Ok(only(self.statistics(float, origin, Observing::Last, journal, done)?));
         };
         let of_graph = || weights.map(|weights| Origin::of_graph(prepared, weights)).transpose();
         if !graph.plan.needs_statistics() {
-            return self.statistics(transformed, of_graph()?, Observing::Last, journal, done);
+            return Ok(only(self.statistics(transformed, of_graph()?, Observing::Last, journal, done)?));
         }
         if !prepared.plan.needs_statistics() {
             let found = self.statistics(float, origin, Observing::Last, journal, done)?;
             graph.settle(prepared, float, &found.0, self.cancel)?;
-            return Ok(found);
+            return Ok(only(found));
         }
         let (first, first_done) = self.statistics(float, origin, Observing::First, journal, done)?;
         graph.settle(prepared, float, &first, self.cancel)?;
@@ -229,12 +234,8 @@ impl Work<'_> {
             self.statistics(transformed, of_graph()?, Observing::Last, journal, done)?;
         last.cost.seconds += first_done.cost.seconds;
         last.cost.peak_rss_bytes = last.cost.peak_rss_bytes.max(first_done.cost.peak_rss_bytes);
-        Ok((statistics, last))
-    }
-
-    /// Observing passes of this run.
-    fn passes(&self, last: &StatisticsDone) -> u32 {
-        if last.observed { u32::try_from(self.prepared.observing_passes()).unwrap_or(0) } else { 0 }
+        let passes = u32::from(first_done.observed) + u32::from(last.observed);
+        Ok((statistics, last, passes))
     }
 
     /// The statistics of a model: from the journal, the file that was given, the cache, or the observing pass.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
 use zeropoint_core::{ActivationMode, QuantParams};
-use zeropoint_kernels::{ChannelRotation, Isa};
+use zeropoint_kernels::Isa;
 use zeropoint_models::{
     ActivationQuantizer, FloatParts, ModelError, ModelParts, SiteId, SiteSink, State, rows_of,
 };
@@ -164,13 +164,8 @@ impl Trial<'_> {
                         *x /= factors[self.smoothing.factor_of(channel)];
                     }
                 }),
-                Edit::RotateColumns { order, online } => {
-                    let rotation = if *online {
-                        ChannelRotation::new(*order)
-                    } else {
-                        ChannelRotation::of_weights(*order)
-                    };
-                    if let Some(rotation) = rotation {
+                Edit::RotateColumns { .. } => {
+                    if let Some(rotation) = edit.rotation() {
                         rotation.apply(isa, &mut x);
                     }
                 }

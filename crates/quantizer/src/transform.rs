@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use thiserror::Error;
+use zeropoint_kernels::ChannelRotation;
 use zeropoint_models::{LinearId, ModelSpec, NormSpec, SiteId};
 
 use crate::{Pattern, PlanError};
@@ -95,6 +96,15 @@ impl Edit {
     /// Whether rows change without others.
     pub fn is_by_row(&self) -> bool {
         !matches!(self, Self::RotateRows { .. })
+    }
+
+    /// What rotates rows of columns, and the activation that they meet.
+    pub fn rotation(&self) -> Option<ChannelRotation> {
+        match self {
+            Self::RotateColumns { order, online: true } => ChannelRotation::new(*order),
+            Self::RotateColumns { order, online: false } => ChannelRotation::of_weights(*order),
+            _ => None,
+        }
     }
 }
 
@@ -261,11 +271,6 @@ impl TransformPlan {
     /// Whether factors are to be chosen from calibration.
     pub fn needs_statistics(&self) -> bool {
         !self.smoothings.is_empty()
-    }
-
-    /// Whether nothing is changed.
-    pub fn is_empty(&self) -> bool {
-        self.linears.is_empty() && self.tables.is_empty() && self.norms.is_empty()
     }
 }
 

@@ -63,7 +63,8 @@ fn outputs(prepared: &Prepared, model: &Model) -> Vec<f32> {
 
 /// How far the outputs move, how far they may, and how many Linears change; or why none can.
 fn moved(fixture: &Path, transforms: &str) -> Result<(f32, f32, usize), String> {
-    let prepared = Prepared::new(config(fixture, transforms)).map_err(|error| error.to_string())?;
+    let prepared = Prepared::new(config(fixture, transforms))
+        .map_err(|error| error.to_string().replace(&*fixture.to_string_lossy(), "[fixture]"))?;
     let float = Model::load(&prepared.directory).unwrap();
     settle(&prepared, &float);
     let graph = prepared.transformed.as_ref().unwrap();
@@ -109,6 +110,13 @@ fn every_family_computes_what_it_did_under_every_transform_that_it_takes() {
         }
     }
     insta::assert_snapshot!(table);
+}
+
+#[test]
+fn a_rotation_that_is_asked_for_twice_is_made_once() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama-causal");
+    let (difference, tolerance, _) = moved(&fixture, "{kind='rotation'}, {kind='rotation'}").unwrap();
+    assert!(difference < tolerance, "{difference}");
 }
 
 #[test]

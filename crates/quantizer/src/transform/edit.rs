@@ -47,10 +47,8 @@ pub fn edit_weight(
                     }
                 });
             }
-            Edit::RotateColumns { order, online } => {
-                let rotation =
-                    if *online { ChannelRotation::new(*order) } else { ChannelRotation::of_weights(*order) };
-                if let Some(rotation) = rotation {
+            Edit::RotateColumns { .. } => {
+                if let Some(rotation) = edit.rotation() {
                     values.par_chunks_exact_mut(inputs).for_each(|row| rotation.apply(isa, row));
                 }
             }

@@ -45,6 +45,10 @@ impl Planner<'_> {
     }
 
     fn rotate_residual(&mut self, place: &str) -> Result<(), TransformError> {
+        // Gains that went into weights once are gone.
+        if !self.plan.tables.is_empty() {
+            return Ok(());
+        }
         let residual = residual(self.spec).map_err(|reason| self.impossible(place, reason))?;
         let order = residual.tower.hidden;
         for Reader { norm, linears, .. } in &residual.readers {
