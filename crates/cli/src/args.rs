@@ -7,11 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use zeropoint_evaluator::compare::MetricName;
 use zeropoint_kernels::KvPrecision;
 use zeropoint_pipeline::config::{Preset, byte_size};
-use zeropoint_pipeline::{Memory, Shard};
+use zeropoint_pipeline::{Candidate, Memory, Shard};
 
 use crate::compare;
 
-/// Post-training INT8 quantisation of Hugging Face models, on the CPU: one config in, a deployable model and its
+/// Post-training quantisation of Hugging Face models to INT8 and INT4, on the CPU: one config in, a deployable model and its
 /// accuracy report out.
 #[derive(Debug, Parser)]
 #[command(name = "zeropoint", version, max_term_width = 100, after_help = EXIT_CODES)]
@@ -35,8 +35,8 @@ question answering; of images (ViT, DeiT) and of both (CLIP); decoders (Llama, M
 GPT-NeoX, GPT-2); in f32, f16 or bf16 safetensors, one file or sharded. \
 docs/families.md has every class and its limits.
 Models come from a directory or, as owner/name, from the Hugging Face hub.
-Limits: weights and activations are INT8; transformers \
-expands INT8 weights to float when it loads them, so the speed-up is in Zeropoint's own runtime.";
+Limits: weights are INT8 or, with float activations, INT8 or INT4; transformers \
+expands quantised weights to float when it loads them, so the speed-up is in Zeropoint's own runtime.";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -68,6 +68,12 @@ pub(crate) enum Command {
     /// Calibrate, quantise, check, evaluate, and write the run directory
     #[command(after_help = SUPPORTED)]
     Run(RunArgs),
+    /// Make the runs of a config's `[sweep]`, many schemes of one model, and compare them: one calibration for each graph, one
+    /// evaluation of the original
+    Sweep(SweepArgs),
+    /// Choose a scheme for each group of Linears within a limit on the loss or on the bytes, by what each costs alone and by real
+    /// runs; the result is a run directory, whose config makes it again
+    Auto(AutoArgs),
     /// Collect activation statistics only
     Calibrate(CalibrateArgs),
     /// Merge the statistics of shards, or show what a statistics file holds
@@ -167,6 +173,93 @@ pub(crate) struct RunArgs {
     /// Print the report (or the plan) as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SweepArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Take the sweep from this TOML file, which says what `[sweep]` may, in place of the config's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) grid: Option<PathBuf>,
+    /// The directory of the runs and of their comparison (default: `output.dir` of the config); runs that are there already, of
+    /// the same config, are taken as they are
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<String>,
+    /// Replace runs that earlier sweeps wrote with other configs
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The metric to compare (default: the first that most of the runs have measured against labels)
+    #[arg(long, value_name = "TASK.METRIC", value_parser = compare::metric)]
+    pub(crate) metric: Option<MetricName>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    /// Plan every run, list them with their sizes, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the comparison as JSON on standard output instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("budget").required(true).args(["max_drop", "target_bytes"]))]
+pub(crate) struct AutoArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Let the metric lose at most so much, in its own unit, and find what is cheapest within that
+    #[arg(long, value_name = "LOSS", value_parser = not_negative)]
+    pub(crate) max_drop: Option<f64>,
+    /// Let the weight files have at most so many bytes, such as 120MB, and find what loses least within that
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub(crate) target_bytes: Option<u64>,
+    /// The metric whose loss counts (default: that of the first gate, else the first of the first task)
+    #[arg(long, value_name = "TASK.METRIC", value_parser = compare::metric)]
+    pub(crate) metric: Option<MetricName>,
+    /// The schemes to choose from; "none" leaves Linears float
+    #[arg(
+        long,
+        value_name = "SCHEME",
+        value_delimiter = ',',
+        default_values = Candidate::ALL.map(Candidate::as_str),
+        value_parser = PossibleValuesParser::new(Candidate::ALL.map(Candidate::as_str))
+    )]
+    pub(crate) candidates: Vec<String>,
+    /// With --max-drop, what makes a model cheap: little work at run time and few bytes, or few bytes alone
+    #[arg(long, value_enum, default_value = "speed")]
+    pub(crate) prefer: Cheap,
+    /// The run directory (default: `output.dir` of the config)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<String>,
+    /// Replace the directory if an earlier run wrote it
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    /// Print what was tried and the report as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What makes a model cheap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Cheap {
+    Speed,
+    Size,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let expected = || "a number of bytes is expected, such as 500MB or 4GiB".to_owned();
+    byte_size(text).filter(|bytes| *bytes > 0).ok_or_else(expected)
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "a number that is at least 0 is expected, such as 0.005".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,8 @@ pub(crate) fn execute(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result
     let sources = Sources::new(terminal, cancel).offline(cli.global.offline);
     match &cli.command {
         Command::Run(args) => run_command(args, sources, terminal, cancel),
+        Command::Sweep(args) => crate::sweep::sweep_command(args, sources, terminal, cancel),
+        Command::Auto(args) => crate::auto::auto_command(args, &sources, terminal, cancel),
         Command::Calibrate(args) => calibrate_command(args, &sources, terminal, cancel),
         Command::Statistics(command) => statistics::execute(command, terminal),
         Command::Quantize(args) => quantize_command(args, &sources, terminal, cancel),
@@ -38,7 +40,7 @@ pub(crate) fn execute(cli: &Cli, terminal: &Terminal, cancel: &Cancel) -> Result
     }
 }
 
-fn load(args: &ConfigArgs, out: Option<&String>) -> Result<Config, PipelineError> {
+pub(crate) fn load(args: &ConfigArgs, out: Option<&String>) -> Result<Config, PipelineError> {
     let config = Config::load(&args.config, &args.sets)?;
     match out {
         Some(out) => Ok(config.with_output_dir(out, "--out")?),
@@ -46,7 +48,7 @@ fn load(args: &ConfigArgs, out: Option<&String>) -> Result<Config, PipelineError
     }
 }
 
-fn cache(args: &CacheArgs) -> CacheDir {
+pub(crate) fn cache(args: &CacheArgs) -> CacheDir {
     match (&args.cache, args.no_cache) {
         (_, true) => CacheDir::None,
         (Some(dir), _) => CacheDir::At(dir.clone()),
@@ -106,7 +108,7 @@ fn finish(outcome: &RunOutcome, as_json: bool, terminal: &Terminal) -> Result<Ou
     Ok(gate_outcome(outcome.gates_passed(), terminal))
 }
 
-fn gate_outcome(passed: bool, terminal: &Terminal) -> Outcome {
+pub(crate) fn gate_outcome(passed: bool, terminal: &Terminal) -> Outcome {
     if passed {
         return Outcome::Done;
     }

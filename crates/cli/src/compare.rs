@@ -19,7 +19,7 @@ pub(crate) fn compare_command(args: &CompareArgs, terminal: &Terminal) -> Result
     Ok(Outcome::Done)
 }
 
-fn text(comparison: &Comparison) -> String {
+pub(crate) fn text(comparison: &Comparison) -> String {
     let table = comparison.table();
     let rows: Vec<Vec<String>> = std::iter::once(table.heads).chain(table.rows).collect();
     let better = if comparison.metric.higher_is_better { "higher" } else { "lower" };

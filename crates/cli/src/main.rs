@@ -6,6 +6,7 @@
 )]
 
 mod args;
+mod auto;
 mod bench;
 mod commands;
 mod compare;
@@ -17,6 +18,7 @@ mod push;
 mod render;
 mod report;
 mod statistics;
+mod sweep;
 mod terminal;
 
 use std::process::ExitCode;

@@ -155,6 +155,7 @@ impl Events for Terminal {
                 let line = match stage {
                     Stage::Load => "Loading the float model",
                     Stage::Calibrate => "Calibrating",
+                    Stage::Sensitivity => "Quantising groups of Linears alone",
                     Stage::Quantize => "Quantising",
                     Stage::SelfCheck => "Checking the written model against the simulation",
                     Stage::Evaluate => "Evaluating original and quantised model",
@@ -163,6 +164,8 @@ impl Events for Terminal {
                 };
                 self.say(line);
             }
+            Event::Run { name, index, total } => self.say(&format!("Run {index} of {total}: {name}")),
+            Event::RunReused { name } => self.say(&format!("{name} is there already, of the same config")),
             Event::Resumed { partial, next } => {
                 self.say(&format!("Going on with the interrupted run in {}: {next}", partial.display()));
             }
@@ -177,6 +180,9 @@ impl Events for Terminal {
                 ),
             ),
             Event::StatisticsReused => self.say("Calibration: statistics of an earlier run are reused"),
+            Event::Measured { done, total } => {
+                self.progress(done as u64, total as u64, "groups of Linears".to_owned());
+            }
             Event::Quantized { done, total } => {
                 self.progress(done as u64, total as u64, "Linears".to_owned());
             }

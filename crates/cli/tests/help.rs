@@ -10,6 +10,8 @@ fn help_of_every_command() {
     for command in [
         "",
         "run",
+        "sweep",
+        "auto",
         "calibrate",
         "statistics",
         "statistics merge",
@@ -48,6 +50,8 @@ fn help_lists_every_command_and_no_other() {
         named,
         [
             "run",
+            "sweep",
+            "auto",
             "calibrate",
             "statistics",
             "quantize",

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{QMAX, QMIN, Symmetry};
+use crate::{QMAX, QMIN, Symmetry, WeightBits};
 
 /// Scales below the smallest normal f32 are replaced by the machine epsilon, as `compressed-tensors` does for zero: a
 /// subnormal scale has lost most of its digits.
@@ -69,6 +69,16 @@ impl QuantParams {
         Self::from_range(-absmax.abs(), absmax.abs(), Symmetry::Symmetric)
     }
 
+    /// The scale of a weight of so many bits with magnitudes up to `absmax`: `absmax / (2^bits - 1) * 2`, as
+    /// `calculate_qparams` of `compressed-tensors` has it. Of INT8 that of [`QuantParams::symmetric`].
+    pub fn weight_scale(absmax: f32, bits: WeightBits) -> Result<f32, ParamsError> {
+        let absmax = absmax.abs();
+        if !absmax.is_finite() {
+            return Err(ParamsError::NotFinite { min: -absmax, max: absmax });
+        }
+        Ok(usable_scale(absmax / bits.half_range()))
+    }
+
     /// The real interval that is represented without saturation: `[(-128 - z) * s, (127 - z) * s]`.
     pub fn representable(self) -> (f32, f32) {
         let z = self.zero_point as f32;
@@ -114,6 +124,17 @@ mod tests {
                 case.range
             );
         }
+    }
+
+    #[test]
+    fn scales_of_weights_have_the_range_of_their_bits() {
+        assert_eq!(QuantParams::weight_scale(15.0, WeightBits::Four), Ok(2.0));
+        assert_eq!(QuantParams::weight_scale(0.0, WeightBits::Four), Ok(f32::EPSILON));
+        for absmax in [0.0, 1e-30, 0.3, 77.7, f32::MAX] {
+            let eight = QuantParams::symmetric(absmax).unwrap().scale;
+            assert_eq!(QuantParams::weight_scale(absmax, WeightBits::Eight), Ok(eight));
+        }
+        assert!(QuantParams::weight_scale(f32::NAN, WeightBits::Eight).is_err());
     }
 
     #[test]

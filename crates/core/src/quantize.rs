@@ -1,6 +1,6 @@
 //! The scalar specification of every float-to-integer conversion.
 
-use crate::{QMAX, QMIN, QuantParams};
+use crate::{QMAX, QMIN, QuantParams, WeightBits};
 
 /// `clamp(round(r / scale + zero_point), -128, 127)` in f32, rounding half to even.
 ///
@@ -17,6 +17,13 @@ pub fn quantize(r: f32, params: QuantParams) -> i8 {
     // Clamping before rounding equals clamping after: the bounds are integers and rounding is monotone. `max` first:
     // f32::max(NaN, x) is x, as is MAXPS with x as its second operand.
     steps.max(QMIN as f32).min(QMAX as f32).round_ties_even() as i8
+}
+
+/// A weight of so many bits: `clamp(round(w / scale), -2^(bits - 1), 2^(bits - 1) - 1)`, rounding half to even.
+#[inline]
+pub fn quantize_weight(w: f32, scale: f32, bits: WeightBits) -> i8 {
+    let (low, high) = bits.range();
+    quantize(w, QuantParams { scale, zero_point: 0 }).clamp(low, high)
 }
 
 /// `(q - zero_point) * scale`.

@@ -113,11 +113,25 @@ impl WeightBits {
         }
     }
 
+    /// The smallest and the largest value.
+    pub const fn range(self) -> (i8, i8) {
+        match self {
+            Self::Four => (-8, 7),
+            Self::Eight => (-128, 127),
+        }
+    }
+
     /// Whether a value has so many bits.
     pub const fn holds(self, q: i8) -> bool {
+        let (low, high) = self.range();
+        low <= q && q <= high
+    }
+
+    /// Half the width of the range in steps: a symmetric scale is the largest magnitude divided by it.
+    pub const fn half_range(self) -> f32 {
         match self {
-            Self::Four => -8 <= q && q <= 7,
-            Self::Eight => true,
+            Self::Four => 7.5,
+            Self::Eight => 127.5,
         }
     }
 }

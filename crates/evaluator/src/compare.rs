@@ -16,7 +16,7 @@ use std::fmt;
 use serde::Serialize;
 use zeropoint_core::Fingerprint;
 
-use crate::report::{Metric, Report, number};
+use crate::report::{Engine, LatencyRow, Metric, Phase, Report, number};
 use crate::svg::plain;
 
 /// The version of `compare.json` that this crate writes.
@@ -121,6 +121,9 @@ pub struct Comparison {
     pub metric: ComparedMetric,
     /// The model that all of them quantise.
     pub model: ComparedModel,
+    /// Whose latency is compared; `None` where no run has measured one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<ComparedLatency>,
     /// The original, which every run is held against.
     pub original: Reference,
     /// The runs by size, equal sizes by loss and name.
@@ -140,6 +143,45 @@ pub struct ComparedMetric {
     pub ideal: bool,
     /// Samples measured.
     pub samples: u64,
+}
+
+/// The combination whose latency is compared: of those that the first run with any has measured, the one with most threads, the
+/// smallest batch and the longest texts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ComparedLatency {
+    /// Threads.
+    pub threads: u64,
+    /// Samples in the batch.
+    pub batch: u64,
+    /// Tokens of each.
+    pub tokens: u64,
+    /// Of a decoder, the reading of a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+}
+
+impl ComparedLatency {
+    fn of(runs: &[Run]) -> Option<Self> {
+        let rows = &runs.iter().find_map(|run| run.report.latency.as_ref())?.rows;
+        let texts = rows.iter().filter(|row| row.texts.is_none() && row.phase != Some(Phase::Decode));
+        let longest = texts.max_by_key(|row| (row.threads, std::cmp::Reverse(row.batch), row.tokens))?;
+        Some(Self {
+            threads: longest.threads,
+            batch: longest.batch,
+            tokens: longest.tokens?,
+            phase: longest.phase,
+        })
+    }
+
+    /// The median time of an engine, in milliseconds, where a report has it.
+    fn find(&self, report: &Report, engine: Engine) -> Option<f64> {
+        let is_it = |row: &&LatencyRow| {
+            row.engine == engine
+                && (row.threads, row.batch, row.tokens, row.phase)
+                    == (self.threads, self.batch, Some(self.tokens), self.phase)
+        };
+        report.latency.as_ref()?.rows.iter().find(is_it).map(|row| row.median_ms).filter(|ms| ms.is_finite())
+    }
 }
 
 /// The model that is quantised.
@@ -163,6 +205,9 @@ pub struct Reference {
     pub value: f64,
     /// Whether no run is both as small and as good, and better in one.
     pub frontier: bool,
+    /// Its median time in milliseconds, by the first run that has measured it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<f64>,
 }
 
 /// A run as a point.
@@ -191,6 +236,9 @@ pub struct Row {
     pub gates_met: Option<bool>,
     /// The lowest output SQNR of its layers, where measured.
     pub lowest_output_sqnr_db: Option<f64>,
+    /// Its median time in milliseconds, where measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<f64>,
 }
 
 impl Comparison {
@@ -217,7 +265,14 @@ impl Comparison {
             None => default_metric(runs).ok_or(CompareError::NoMetrics)?,
         };
         let standard = standard(runs, &metric).ok_or_else(|| unknown(runs, &metric))?;
-        let mut rows: Vec<Row> = runs.iter().map(|run| row(run, &metric, standard)).collect();
+        let latency = ComparedLatency::of(runs);
+        let of_engine =
+            |report: &Report, engine| latency.as_ref().and_then(|found| found.find(report, engine));
+        let with_latency = |run: &Run| Row {
+            latency_ms: of_engine(&run.report, Engine::Int8),
+            ..row(run, &metric, standard)
+        };
+        let mut rows: Vec<Row> = runs.iter().map(with_latency).collect();
         rows.sort_by(|a, b| {
             let loss = |row: &Row| row.loss.unwrap_or(f64::INFINITY);
             a.bytes.cmp(&b.bytes).then(loss(a).total_cmp(&loss(b))).then_with(|| a.run.cmp(&b.run))
@@ -244,7 +299,13 @@ impl Comparison {
                 architecture: first.report.model.architecture.clone(),
                 fingerprint: first.report.model.fingerprint,
             },
-            original: Reference { bytes: original, value: standard.original, frontier: original_on },
+            original: Reference {
+                bytes: original,
+                value: standard.original,
+                frontier: original_on,
+                latency_ms: runs.iter().find_map(|run| of_engine(&run.report, Engine::F32)),
+            },
+            latency,
             runs: rows,
         })
     }
@@ -346,5 +407,6 @@ fn row(run: &Run, name: &MetricName, standard: &Metric) -> Row {
         excluded,
         gates_met: (!report.gates.is_empty()).then(|| report.gates.iter().all(|gate| gate.passed)),
         lowest_output_sqnr_db: sqnr.reduce(f64::min),
+        latency_ms: None,
     }
 }

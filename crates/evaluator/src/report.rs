@@ -10,6 +10,7 @@ mod front_matter;
 pub(crate) mod html;
 mod latency;
 mod markdown;
+mod suggestion;
 
 pub use card::CardInfo;
 pub use front_matter::{FrontMatter, FrontValue, parse_front_matter};
@@ -72,6 +73,9 @@ pub struct Report {
     pub latency: Option<Latency>,
     /// The quantised Linears, in the order of the model.
     pub layers: Vec<Layer>,
+    /// What quantising each group of Linears alone costs, in the order of the model; empty when the config does not ask for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sensitivity: Vec<Sensitivity>,
     /// The mixtures of experts, in the order of the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<ExpertRows>,
@@ -327,6 +331,24 @@ impl Layer {
     }
 }
 
+/// What quantising one group of Linears alone costs, those that read one activation or the experts of one mixture, on the beginnings
+/// of a few calibration samples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sensitivity {
+    /// Their paths.
+    pub linears: Vec<String>,
+    /// The scheme of the first, as [`zeropoint_core::Scheme`] displays itself.
+    pub scheme: String,
+    /// Their outputs against those of the float Linears on the same inputs, in decibels, [capped](capped_sqnr_db).
+    #[serde(with = "number")]
+    pub output_sqnr_db: f64,
+    /// What the outputs of the model lose: of logits the mean Kullback-Leibler divergence, of vectors 1 less the mean cosine.
+    #[serde(with = "number")]
+    pub loss: f64,
+    /// The unit of the loss, in words.
+    pub unit: String,
+}
+
 /// How calibration's rows were spread over the experts of one mixture: what the router does on this data. The ranges of every
 /// expert come from all rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -412,12 +434,25 @@ pub struct Timing {
     pub evaluate_s: f64,
     /// The largest resident memory of the process.
     pub peak_rss_bytes: u64,
+    /// Each pass of the calibration data through the model, with its seconds; empty when not recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<PassTime>,
     /// The processor, as the system names it, when known.
     #[serde(default)]
     pub processor: Option<String>,
     /// Number of threads, when known.
     #[serde(default)]
     pub threads: Option<u32>,
+}
+
+/// A pass of the calibration data through the model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PassTime {
+    /// What it is for.
+    pub what: String,
+    /// Wall time of the stage that it is, in seconds.
+    #[serde(with = "number")]
+    pub seconds: f64,
 }
 
 /// A measured number: not finite is `null` in JSON, and `null` is NaN in memory.

@@ -47,7 +47,7 @@ fn rows_of_experts_have_a_table_where_there_are_experts() {
     let report = mixtures();
     let text = report.to_markdown();
     let from = text.find("## Experts").expect("a section");
-    let to = text.find("## What is not INT8").expect("the section after it");
+    let to = text.find("## What is not quantised").expect("the section after it");
     insta::assert_snapshot!(&text[from..to]);
     assert_eq!(Report::from_json(&report.to_json()).expect("JSON").experts, report.experts);
     assert!(!rich().to_markdown().contains("Experts") && !rich().to_json().contains("experts"));

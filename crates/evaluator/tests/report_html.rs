@@ -160,7 +160,12 @@ fn broken_numbers_make_a_page() {
     let layers = numbers.iter().flat_map(|a| numbers.iter().map(|b| (*a, *b)));
     let layers = layers.map(|(min, max)| {
         let bins = Bins { min, max, counts: vec![u64::MAX, 0, 1] };
-        LayerDetails { weights: Some(bins.clone()), activations: Some(bins) }
+        LayerDetails {
+            weights: Some(bins.clone()),
+            activations: Some(bins.clone()),
+            weights_before: Some(bins.clone()),
+            activations_before: Some(bins),
+        }
     });
     let page = report.to_html(&Details { layers: layers.collect(), config: None });
     for broken in ["=\"NaN", "=\"inf", "=\"-inf", ">NaN", ">inf", "NaN%", "inf%"] {

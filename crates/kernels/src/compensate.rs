@@ -1,5 +1,7 @@
 //! Rounding of a weight column by column, each error made good by the columns that follow.
 
+use zeropoint_core::WeightBits;
+
 use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -13,19 +15,31 @@ const TOGETHER: usize = 4;
 ///
 /// `columns` has the sixteen values of each column, in the order in which they are rounded; what is left of them is of no use.
 /// `lower` is the lower triangle, row by row, of the transpose of the upper Cholesky factor `U` of the inverse of the second moments:
-/// entry `j (j + 1) / 2 + i` is `U[i, j]`. Row `r` has the scale `scales[r]`; `out` gets `clamp(round(w / scale), -128, 127)`,
-/// halves to even. Of a finite weight all numbers must stay finite. The same bits on every instruction set.
+/// entry `j (j + 1) / 2 + i` is `U[i, j]`. `out` gets `clamp(round(w / scale), low, high)` of `grid`, halves to even. Of a finite
+/// weight all numbers must stay finite. The same bits on every instruction set.
 pub fn round_and_compensate(
     isa: Isa,
     columns: &mut [[f32; LANES]],
     lower: &[f32],
-    scales: &[f32; LANES],
+    grid: RoundingGrid<'_>,
     out: &mut [[i8; LANES]],
 ) {
     let count = columns.len();
     assert_eq!(lower.len(), count * (count + 1) / 2, "a triangle with a row for each column");
     assert_eq!(out.len(), count, "`out` is as long as `columns`");
-    isa.run(Round { columns, lower, scales, out });
+    assert!(grid.groups.is_empty() || grid.groups.len() == count, "a group for each column, or one for all");
+    isa.run(Round { columns, lower, grid, out });
+}
+
+/// The integers and scales of the sixteen rows.
+#[derive(Debug, Clone, Copy)]
+pub struct RoundingGrid<'a> {
+    /// Of an integer.
+    pub bits: WeightBits,
+    /// Of each group of columns those of the rows.
+    pub scales: &'a [[f32; ROUNDED_ROWS]],
+    /// The group of each column, in the order of the columns; empty where all are of the first.
+    pub groups: &'a [u32],
 }
 
 /// Rows that [`round_and_compensate`] takes at a time.
@@ -34,7 +48,7 @@ pub const ROUNDED_ROWS: usize = LANES;
 struct Round<'a> {
     columns: &'a mut [[f32; LANES]],
     lower: &'a [f32],
-    scales: &'a [f32; LANES],
+    grid: RoundingGrid<'a>,
     out: &'a mut [[i8; LANES]],
 }
 
@@ -49,9 +63,9 @@ impl Kernel for Round<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Round { columns, lower, scales, out } = self;
-        let scale = s.load(scales);
-        let (low, high) = (s.splat(-128.0), s.splat(127.0));
+        let Round { columns, lower, grid: RoundingGrid { bits, scales, groups }, out } = self;
+        let (low, high) = bits.range();
+        let (low, high) = (s.splat(f32::from(low)), s.splat(f32::from(high)));
         let mut errors = [[0f32; LANES]; BLOCK];
         for start in (0..columns.len()).step_by(BLOCK) {
             let end = columns.len().min(start + BLOCK);
@@ -61,6 +75,7 @@ impl Kernel for Round<'_> {
                 for (i, error) in (start..j).zip(&errors) {
                     w = s.mul_add(s.splat(-factors[i]), s.load(error), w);
                 }
+                let scale = s.load(&scales[groups.get(j).map_or(0, |group| *group as usize)]);
                 let q = s.round(s.min(s.max(s.div(w, scale), low), high));
                 s.store_i8(s.to_i32(q), &mut out[j]);
                 let error = s.div(s.sub(w, s.mul(q, scale)), s.splat(factors[j]));
@@ -100,16 +115,20 @@ impl Kernel for Round<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use zeropoint_core::{QuantParams, Rng, quantize};
+    use zeropoint_core::{Rng, quantize_weight};
 
     /// The algorithm as it is written down, one row at a time and one column after the other, in f64.
-    fn by_definition(weights: &[f32], lower: &[f32], scale: f32) -> Vec<i8> {
+    fn by_definition(
+        weights: &[f32],
+        lower: &[f32],
+        scale: impl Fn(usize) -> f32,
+        bits: WeightBits,
+    ) -> Vec<i8> {
         let mut w: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
         let mut out = Vec::new();
         for i in 0..w.len() {
-            let params = QuantParams { scale, zero_point: 0 };
-            let q = quantize(w[i] as f32, params);
-            let error = (w[i] - f64::from(q) * f64::from(scale)) / f64::from(row(lower, i)[i]);
+            let q = quantize_weight(w[i] as f32, scale(i), bits);
+            let error = (w[i] - f64::from(q) * f64::from(scale(i))) / f64::from(row(lower, i)[i]);
             for (j, w) in w.iter_mut().enumerate().skip(i + 1) {
                 *w -= error * f64::from(row(lower, j)[i]);
             }
@@ -118,28 +137,53 @@ mod tests {
         out
     }
 
-    /// Columns and a triangle with a positive diagonal.
-    fn problem(rng: &mut Rng, count: usize) -> (Vec<[f32; LANES]>, Vec<f32>, [f32; LANES]) {
+    /// Of a problem: columns, a triangle with a positive diagonal, scales of groups, and the group of each column.
+    struct Problem {
+        columns: Vec<[f32; LANES]>,
+        lower: Vec<f32>,
+        scales: Vec<[f32; LANES]>,
+        groups: Vec<u32>,
+        bits: WeightBits,
+    }
+
+    impl Problem {
+        fn grid(&self) -> RoundingGrid<'_> {
+            RoundingGrid { bits: self.bits, scales: &self.scales, groups: &self.groups }
+        }
+
+        fn scale(&self, row: usize, column: usize) -> f32 {
+            self.scales[self.groups.get(column).map_or(0, |group| *group as usize)][row]
+        }
+    }
+
+    fn problem(rng: &mut Rng, count: usize) -> Problem {
         let columns = (0..count).map(|_| std::array::from_fn(|_| rng.normal() as f32)).collect();
         let entry = |i: usize, j: usize, rng: &mut Rng| {
             if i == j { 1.0 + rng.below(100) as f32 / 100.0 } else { rng.normal() as f32 * 0.05 }
         };
         let lower =
             (0..count).flat_map(|j| (0..=j).map(move |i| (i, j))).map(|(i, j)| entry(i, j, rng)).collect();
-        (columns, lower, std::array::from_fn(|row| 0.01 + row as f32 * 0.002))
+        let (bits, unit) =
+            if rng.below(2) == 0 { (WeightBits::Eight, 0.01) } else { (WeightBits::Four, 0.2) };
+        let scales = (0..3).map(|group| std::array::from_fn(|row| unit * (1.0 + (row + group) as f32 * 0.2)));
+        let groups =
+            if rng.below(2) == 0 { Vec::new() } else { (0..count).map(|_| rng.below(3) as u32).collect() };
+        Problem { columns, lower, scales: scales.collect(), groups, bits }
     }
 
     #[test]
     fn it_is_the_algorithm_but_for_rounding() {
         for count in [1, 2, 31, 32, 33, 70, 131] {
-            let (mut columns, lower, scales) = problem(&mut Rng::new(count as u64), count);
+            let problem = problem(&mut Rng::new(count as u64), count);
+            let mut columns = problem.columns.clone();
             let rows: Vec<Vec<f32>> =
                 (0..LANES).map(|row| columns.iter().map(|column| column[row]).collect()).collect();
             let mut out = vec![[0i8; LANES]; count];
-            round_and_compensate(Isa::best(), &mut columns, &lower, &scales, &mut out);
+            round_and_compensate(Isa::best(), &mut columns, &problem.lower, problem.grid(), &mut out);
             let mut differ = 0;
             for (row, weights) in rows.iter().enumerate() {
-                let expected = by_definition(weights, &lower, scales[row]);
+                let expected =
+                    by_definition(weights, &problem.lower, |i| problem.scale(row, i), problem.bits);
                 differ +=
                     out.iter().zip(&expected).filter(|(found, expected)| found[row] != **expected).count();
             }
@@ -151,10 +195,10 @@ mod tests {
     proptest! {
         #[test]
         fn every_instruction_set_gives_the_same_integers(count in 1usize..80, seed: u64) {
-            let (columns, lower, scales) = problem(&mut Rng::new(seed), count);
+            let problem = problem(&mut Rng::new(seed), count);
             let run = |isa: Isa| {
-                let (mut columns, mut out) = (columns.clone(), vec![[0i8; LANES]; count]);
-                round_and_compensate(isa, &mut columns, &lower, &scales, &mut out);
+                let (mut columns, mut out) = (problem.columns.clone(), vec![[0i8; LANES]; count]);
+                round_and_compensate(isa, &mut columns, &problem.lower, problem.grid(), &mut out);
                 (out, columns.iter().flatten().map(|w| w.to_bits()).collect::<Vec<_>>())
             };
             let expected = run(Isa::SCALAR);
@@ -165,16 +209,16 @@ mod tests {
 
         #[test]
         fn without_correlation_it_rounds_to_nearest(count in 1usize..80, seed: u64) {
-            let (mut columns, mut lower, scales) = problem(&mut Rng::new(seed), count);
+            let mut problem = problem(&mut Rng::new(seed), count);
             for j in 0..count {
-                lower[j * (j + 1) / 2..][..j].fill(0.0);
+                problem.lower[j * (j + 1) / 2..][..j].fill(0.0);
             }
-            let expected: Vec<[i8; LANES]> = columns
-                .iter()
-                .map(|column| std::array::from_fn(|row| quantize(column[row], QuantParams { scale: scales[row], zero_point: 0 })))
-                .collect();
+            let mut columns = problem.columns.clone();
+            let nearest = |i: usize, row: usize| quantize_weight(columns[i][row], problem.scale(row, i), problem.bits);
+            let expected: Vec<[i8; LANES]> =
+                (0..count).map(|i| std::array::from_fn(|row| nearest(i, row))).collect();
             let mut out = vec![[0i8; LANES]; count];
-            round_and_compensate(Isa::best(), &mut columns, &lower, &scales, &mut out);
+            round_and_compensate(Isa::best(), &mut columns, &problem.lower, problem.grid(), &mut out);
             prop_assert_eq!(out, expected);
         }
     }

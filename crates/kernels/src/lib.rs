@@ -65,7 +65,7 @@ pub use attention::{
     AttentionPrecision, AttentionScratch, CachedInput, HeadCache, HeadInput, KvPrecision, attend,
     attend_cached,
 };
-pub use compensate::{ROUNDED_ROWS, round_and_compensate};
+pub use compensate::{ROUNDED_ROWS, RoundingGrid, round_and_compensate};
 pub use gemm::gemm_i32;
 pub use heap::keep_freed_memory;
 pub use isa::{Isa, IsaError};

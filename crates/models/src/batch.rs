@@ -1,5 +1,7 @@
 //! Batches without padding: the sequences of a batch laid end to end.
 
+use zeropoint_core::Fingerprint;
+
 use crate::{ModelError, ModelSpec};
 
 /// One tokenised sample.
@@ -132,7 +134,29 @@ pub(crate) enum Content {
     },
 }
 
+fn bytes(values: impl Iterator<Item = u64>) -> Vec<u8> {
+    values.flat_map(u64::to_le_bytes).collect()
+}
+
 impl PackedBatch {
+    /// Identifies what the batch holds.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut builder = Fingerprint::builder("batch");
+        builder.field("offsets", bytes(self.offsets.iter().map(|offset| *offset as u64)));
+        match &self.content {
+            Content::Tokens { ids, type_ids, prompts } => {
+                builder.field("ids", bytes(ids.iter().map(|id| u64::from(*id))));
+                builder.field("types", bytes(type_ids.iter().map(|id| u64::from(*id))));
+                builder.field("prompts", bytes(prompts.iter().map(|length| *length as u64)));
+            }
+            Content::Images { pixels, shape } => {
+                builder.field("pixels", bytes(pixels.iter().map(|pixel| u64::from(pixel.to_bits()))));
+                builder.field("shape", bytes(shape.iter().map(|size| *size as u64)));
+            }
+        }
+        builder.finish()
+    }
+
     /// Packs samples in the order given. Empty batches, empty sequences, and texts beside images are refused.
     pub fn new<'a, I>(inputs: impl IntoIterator<Item = I>) -> Result<Self, ModelError>
     where

@@ -55,7 +55,7 @@ pub use prompts::{PromptChoice, Prompts, TextRef};
 pub use rotation::is_divisor;
 pub use sites::{
     ActivationQuantizer, FloatLinear, FloatSite, LARGE_MATRIX, QuantizedActivation, SimulatedLinear,
-    SimulatedReader, SimulatedSite, SiteOp, WIDEST_MATRIX,
+    SimulatedReader, SimulatedSite, SimulatedWeightOnly, SiteOp, WIDEST_MATRIX,
 };
 pub use source::{ModelDirectory, SourceRef};
 pub use spec::{

@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 use zeropoint_core::{ActivationMode, ParamsError, QuantParams, Symmetry, quantize};
-use zeropoint_kernels::{Isa, MatrixValues, dequantize_sums, matrix_vector};
+use zeropoint_kernels::{
+    Isa, MatrixValues, WeightOnlyMatrix, dequantize_sums, matrix_vector, weight_only_product,
+};
 
 use crate::ops::{BiasActivation, apply_activation, halves_of, rows_of};
 use crate::spec::ActivationFn;
@@ -236,12 +238,44 @@ impl SimulatedLinear {
     }
 }
 
+/// A Linear of which the weight alone is quantised, in the simulation: the kernel of the runtime on the weight as it was rounded. Its
+/// sums are floats, which another order would change, and so whatever is rounded behind it.
+pub struct SimulatedWeightOnly {
+    /// `[outputs, inputs]`.
+    pub weight: WeightOnlyMatrix,
+    /// `[outputs]`.
+    pub bias: Option<Vec<f32>>,
+    /// Applied to the sum.
+    pub activation: ActivationFn,
+}
+
+impl SimulatedWeightOnly {
+    fn forward(&self, isa: Isa, input: &Tensor) -> Result<Tensor> {
+        /// Rows that one task takes.
+        const ROWS: usize = 48;
+        let (rows, inputs) = input.dims2()?;
+        let outputs = self.weight.outputs();
+        let mut out = vec![0f32; rows * outputs];
+        rows_of(input, |x| {
+            let tasks = out.par_chunks_mut(ROWS * outputs).zip(x.par_chunks(ROWS * inputs));
+            tasks.for_each(|(out, x)| {
+                weight_only_product(isa, x, x.len() / inputs, &self.weight, 0..outputs, out, outputs);
+            });
+        })?;
+        let out = Tensor::from_vec(out, (rows, outputs), &Device::Cpu)?;
+        out.inplace_op1(&BiasActivation { isa, bias: self.bias.as_deref(), activation: self.activation })?;
+        Ok(out)
+    }
+}
+
 /// A consumer of a simulated site.
 pub enum SimulatedReader {
     /// Left float by the plan.
     Float(FloatLinear),
     /// INT8 by the plan.
     Integer(SimulatedLinear),
+    /// Weight-only by the plan.
+    WeightOnly(SimulatedWeightOnly),
 }
 
 /// The simulated life: the arithmetic of the INT8 runtime, with candle's float product in place of the integer kernels.
@@ -266,6 +300,7 @@ impl SiteOp for SimulatedSite {
         for reader in &self.readers {
             outputs.push(match reader {
                 SimulatedReader::Float(linear) => linear.forward(self.isa, input)?,
+                SimulatedReader::WeightOnly(linear) => linear.forward(self.isa, input)?,
                 SimulatedReader::Integer(linear) => {
                     let quantized = match ready.take() {
                         Some((done, quantized)) if done == linear.quantizer => quantized,

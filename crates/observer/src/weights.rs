@@ -3,10 +3,10 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use zeropoint_core::QuantParams;
+use zeropoint_core::{QuantParams, WeightBits, quantize_weight};
 
+use crate::ObserveError;
 use crate::range::check_percentile;
-use crate::{ObserveError, measured_error};
 
 /// How the symmetric range of a weight, one row (output channel) or a whole tensor, is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -51,17 +51,17 @@ impl WeightObserver {
         }
     }
 
-    /// The absolute maximum to pass to [`QuantParams::symmetric`] for these weights.
+    /// The absolute maximum to pass to [`QuantParams::weight_scale`] for these weights.
     ///
-    /// [`Mse`](Self::Mse) is never worse than [`MinMax`](Self::MinMax) by [`measured_error`], and never larger. It is
-    /// 0 for no weights or all zeros. A NaN or infinite weight makes it not finite, which [`QuantParams::symmetric`]
+    /// [`Mse`](Self::Mse) is never worse than [`MinMax`](Self::MinMax) by the squared error after rounding, and never larger. It is
+    /// 0 for no weights or all zeros. A NaN or infinite weight makes it not finite, which [`QuantParams::weight_scale`]
     /// refuses. A percentile that is not allowed counts as the nearest one that is.
-    pub fn absmax(self, weights: &[f32]) -> f32 {
+    pub fn absmax(self, weights: &[f32], bits: WeightBits) -> f32 {
         // Among magnitudes the order of the bits is the order of the values, with infinity and NaN on top.
-        let bits = weights.iter().fold(0, |max, w| ((w.to_bits() & 0x7fff_ffff) as i32).max(max));
-        let absmax = f32::from_bits(bits as u32);
+        let largest = weights.iter().fold(0, |max, w| ((w.to_bits() & 0x7fff_ffff) as i32).max(max));
+        let absmax = f32::from_bits(largest as u32);
         match self {
-            Self::Mse if absmax.is_finite() && absmax > 0.0 => clip(weights, absmax),
+            Self::Mse if absmax.is_finite() && absmax > 0.0 => clip(weights, absmax, bits),
             Self::Percentile { percentile } if absmax.is_finite() => magnitude_at(weights, percentile),
             _ => absmax,
         }
@@ -86,8 +86,8 @@ const FINE: i32 = 1024;
 /// How often to ask whether going on makes sense: the answer costs about half an evaluation.
 const STOP_INTERVAL: i32 = 4;
 
-fn clip(weights: &[f32], absmax: f32) -> f32 {
-    let steps = Steps::new(weights, absmax);
+fn clip(weights: &[f32], absmax: f32, bits: WeightBits) -> f32 {
+    let steps = Steps::new(weights, absmax, bits);
     let mut best = (1.0, steps.squared_error(1.0));
     let mut keep_better = |fraction: f32| {
         let error = steps.squared_error(fraction);
@@ -111,11 +111,15 @@ fn clip(weights: &[f32], absmax: f32) -> f32 {
 
     // The search multiplies by reciprocals of fractions; the specification has the last word.
     let clipped = (f64::from(absmax) * f64::from(best.0)) as f32;
-    let error = |absmax| {
-        QuantParams::symmetric(absmax)
-            .map_or(f64::INFINITY, |params| measured_error(weights, params).mean_squared_error)
-    };
+    let error = |absmax| squared_error(weights, absmax, bits);
     if best.0 < 1.0 && error(clipped) < error(absmax) { clipped } else { absmax }
+}
+
+/// Sum of the squared errors of weights rounded by the specification under that absolute maximum; infinite where it gives no scale.
+fn squared_error(weights: &[f32], absmax: f32, bits: WeightBits) -> f64 {
+    let Ok(scale) = QuantParams::weight_scale(absmax, bits) else { return f64::INFINITY };
+    let error = |w: &f32| f64::from(w - f32::from(quantize_weight(*w, scale, bits)) * scale).powi(2);
+    weights.iter().map(error).sum()
 }
 
 /// Independent sums, so that the compiler may use vector registers of any width and the result is the same for all.
@@ -123,24 +127,29 @@ const LANES: usize = 16;
 /// Values summed in f32 before the sum goes on in f64.
 const BLOCK: usize = 64 * LANES;
 
-/// Weights in units of the min-max scale, from -127.5 to 127.5, padded with zeros (which have no error) to whole lanes.
+/// Weights in units of the min-max scale, in INT8 from -127.5 to 127.5, padded with zeros (which have no error) to whole lanes.
 /// A fraction `f` of the absolute maximum has the scale `f` in this unit.
-struct Steps(Vec<f32>);
+struct Steps {
+    values: Vec<f32>,
+    /// The smallest and the largest integer.
+    range: (f32, f32),
+}
 
 impl Steps {
-    fn new(weights: &[f32], absmax: f32) -> Self {
-        let mut steps = Vec::with_capacity(weights.len().next_multiple_of(LANES));
-        // Divided before multiplying: absmax / 127.5 may not be a normal number.
-        steps.extend(weights.iter().map(|w| w / absmax * 127.5));
-        steps.resize(steps.len().next_multiple_of(LANES), 0.0);
-        Self(steps)
+    fn new(weights: &[f32], absmax: f32, bits: WeightBits) -> Self {
+        let mut values = Vec::with_capacity(weights.len().next_multiple_of(LANES));
+        // Divided before multiplying: the scale of the absolute maximum may not be a normal number.
+        values.extend(weights.iter().map(|w| w / absmax * bits.half_range()));
+        values.resize(values.len().next_multiple_of(LANES), 0.0);
+        let (low, high) = bits.range();
+        Self { values, range: (f32::from(low), f32::from(high)) }
     }
 
     /// Sum of `(x - x')^2` at scale `f`.
     fn squared_error(&self, f: f32) -> f64 {
-        let reciprocal = 1.0 / f;
+        let (reciprocal, (low, high)) = (1.0 / f, self.range);
         self.sum_of_squares(|x| {
-            let q = clamp(x * reciprocal, -128.0, 127.0);
+            let q = clamp(x * reciprocal, low, high);
             x - round_ties_even(q) * f
         })
     }
@@ -148,14 +157,14 @@ impl Steps {
     /// Sum of `(x - x')^2` at scale `f` over what saturates, rounding aside: a lower bound of the error there and at
     /// every smaller scale.
     fn squared_saturation(&self, f: f32) -> f64 {
-        let (low, high) = (-128.0 * f, 127.0 * f);
+        let (low, high) = (self.range.0 * f, self.range.1 * f);
         self.sum_of_squares(|x| x - clamp(x, low, high))
     }
 
     #[inline]
     fn sum_of_squares(&self, f: impl Fn(f32) -> f32) -> f64 {
         let mut sum = 0.0;
-        for block in self.0.chunks(BLOCK) {
+        for block in self.values.chunks(BLOCK) {
             let mut lanes = [0f32; LANES];
             for x in block.chunks_exact(LANES) {
                 for (lane, &x) in lanes.iter_mut().zip(x) {
@@ -189,14 +198,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use zeropoint_core::Rng;
+    use zeropoint_core::WeightBits::{Eight, Four};
 
     fn normal(count: usize, seed: u64) -> Vec<f32> {
         let mut rng = Rng::new(seed);
         (0..count).map(|_| rng.normal() as f32 * 0.04).collect()
     }
 
-    fn error(weights: &[f32], absmax: f32) -> f64 {
-        measured_error(weights, QuantParams::symmetric(absmax).unwrap()).mean_squared_error
+    fn error(weights: &[f32], absmax: f32, bits: WeightBits) -> f64 {
+        squared_error(weights, absmax, bits) / weights.len() as f64
     }
 
     #[test]
@@ -211,12 +221,12 @@ mod tests {
     #[test]
     fn the_search_minimises_the_error_of_the_specification() {
         let row = normal(3000, 6);
-        let absmax = WeightObserver::MinMax.absmax(&row);
-        let steps = Steps::new(&row, absmax);
+        let absmax = WeightObserver::MinMax.absmax(&row, Eight);
+        let steps = Steps::new(&row, absmax, Eight);
         let unit = f64::from(absmax) / 127.5;
         let mut saturation = 0.0;
         for fraction in [1.0, 0.9, 0.5, 0.1] {
-            let specified = error(&row, absmax * fraction) * row.len() as f64 / (unit * unit);
+            let specified = error(&row, absmax * fraction, Eight) * row.len() as f64 / (unit * unit);
             let found = steps.squared_error(fraction);
             assert!((found / specified - 1.0).abs() < 1e-4, "{fraction}: {found} against {specified}");
             let lower_bound = steps.squared_saturation(fraction);
@@ -229,11 +239,11 @@ mod tests {
     fn weights_too_small_for_a_scale_are_not_clipped() {
         let mut row = normal(5000, 7);
         row[3] = 1.0;
-        assert!(WeightObserver::Mse.absmax(&row) < 1.0);
+        assert!(WeightObserver::Mse.absmax(&row, Eight) < 1.0);
         // Below the smallest scale every weight becomes 0, and no range is better than another.
         let unit = crate::histogram::power_of_two(-125) as f32;
         let tiny: Vec<f32> = row.iter().map(|w| w * unit).collect();
-        assert_eq!(WeightObserver::Mse.absmax(&tiny), unit);
+        assert_eq!(WeightObserver::Mse.absmax(&tiny, Eight), unit);
     }
 
     #[test]
@@ -246,12 +256,14 @@ mod tests {
         for (name, row) in
             [("normal", normal(384, 1)), ("outlier", outlier), ("long", long), ("cubes", cubes)]
         {
-            let widest = WeightObserver::MinMax.absmax(&row);
-            let best =
-                (1..=2000).map(|i| error(&row, widest * i as f32 / 2000.0)).fold(f64::INFINITY, f64::min);
-            let chosen = error(&row, WeightObserver::Mse.absmax(&row));
-            // 2%: the ripples of a short row's error are finer than the first grid.
-            assert!(chosen <= 1.02 * best, "{name}: {chosen:e} against {best:e}");
+            for bits in [Eight, Four] {
+                let widest = WeightObserver::MinMax.absmax(&row, bits);
+                let best = (1..=2000).map(|i| error(&row, widest * i as f32 / 2000.0, bits));
+                let best = best.fold(f64::INFINITY, f64::min);
+                let chosen = error(&row, WeightObserver::Mse.absmax(&row, bits), bits);
+                // 2%: the ripples of a short row's error are finer than the first grid.
+                assert!(chosen <= 1.02 * best, "{name}, {bits}: {chosen:e} against {best:e}");
+            }
         }
     }
 
@@ -259,9 +271,9 @@ mod tests {
     fn an_outlier_among_many_is_clipped() {
         let mut row = normal(100_000, 5);
         row[17] = 2.0; // 50 standard deviations
-        let absmax = WeightObserver::Mse.absmax(&row);
+        let absmax = WeightObserver::Mse.absmax(&row, Eight);
         assert!(absmax < 1.5, "{absmax}");
-        assert!(error(&row, absmax) < 0.8 * error(&row, 2.0));
+        assert!(error(&row, absmax, Eight) < 0.8 * error(&row, 2.0, Eight));
     }
 
     #[test]
@@ -270,11 +282,11 @@ mod tests {
             [WeightObserver::MinMax, WeightObserver::Mse, WeightObserver::Percentile { percentile: 100.0 }]
         {
             for (row, expected) in [(&[][..], 0.0), (&[0.0, -0.0][..], 0.0), (&[0.0, 3.0][..], 3.0)] {
-                assert_eq!(observer.absmax(row), expected, "{observer}");
+                assert_eq!(observer.absmax(row, Eight), expected, "{observer}");
             }
-            assert_eq!(observer.absmax(&[1.0, f32::NEG_INFINITY]), f32::INFINITY);
-            assert!(observer.absmax(&[f32::NAN, f32::INFINITY, 1.0]).is_nan());
-            assert!(QuantParams::symmetric(observer.absmax(&[1.0, f32::NAN])).is_err());
+            assert_eq!(observer.absmax(&[1.0, f32::NEG_INFINITY], Eight), f32::INFINITY);
+            assert!(observer.absmax(&[f32::NAN, f32::INFINITY, 1.0], Eight).is_nan());
+            assert!(QuantParams::symmetric(observer.absmax(&[1.0, f32::NAN], Eight)).is_err());
         }
     }
 
@@ -285,10 +297,10 @@ mod tests {
         for (percentile, expected) in
             [(100.0, 9.0), (90.0, 6.5), (80.0, 4.0), (99.0, 8.75), (60.0, 3.0), (51.0, 2.82)]
         {
-            let found = WeightObserver::Percentile { percentile }.absmax(&row);
+            let found = WeightObserver::Percentile { percentile }.absmax(&row, Eight);
             assert!((found - expected).abs() < 0.01, "{percentile}: {found}");
         }
-        assert_eq!(WeightObserver::Percentile { percentile: 99.0 }.absmax(&[-7.0]), 7.0);
+        assert_eq!(WeightObserver::Percentile { percentile: 99.0 }.absmax(&[-7.0], Eight), 7.0);
     }
 
     #[test]
@@ -308,13 +320,13 @@ mod tests {
             row in prop::collection::vec(-1f32..1.0, 1..80), percentile in 50f64..100.0, exponent in -20i32..20,
         ) {
             let observer = WeightObserver::Percentile { percentile };
-            let chosen = observer.absmax(&row);
+            let chosen = observer.absmax(&row, Eight);
             let above = row.iter().filter(|w| w.abs() > chosen).count() as f64;
             let allowed = (1.0 - percentile / 100.0) * (row.len() - 1) as f64;
-            prop_assert!(above <= allowed.ceil() && chosen <= WeightObserver::MinMax.absmax(&row));
+            prop_assert!(above <= allowed.ceil() && chosen <= WeightObserver::MinMax.absmax(&row, Eight));
             let unit = crate::histogram::power_of_two(exponent) as f32;
             let scaled: Vec<f32> = row.iter().rev().map(|w| w * unit).collect();
-            prop_assert_eq!(observer.absmax(&scaled), chosen * unit);
+            prop_assert_eq!(observer.absmax(&scaled, Eight), chosen * unit);
         }
 
         #[test]
@@ -323,9 +335,9 @@ mod tests {
         ) {
             let unit = crate::histogram::power_of_two(exponent) as f32;
             let row: Vec<f32> = row.iter().map(|w| w.powi(power) * unit).collect();
-            let (widest, chosen) = (WeightObserver::MinMax.absmax(&row), WeightObserver::Mse.absmax(&row));
+            let (widest, chosen) = (WeightObserver::MinMax.absmax(&row, Eight), WeightObserver::Mse.absmax(&row, Eight));
             prop_assert!((0.0..=widest).contains(&chosen));
-            prop_assert!(error(&row, chosen) <= error(&row, widest));
+            prop_assert!(error(&row, chosen, Eight) <= error(&row, widest, Eight));
         }
 
         #[test]
@@ -334,7 +346,7 @@ mod tests {
         ) {
             let unit = crate::histogram::power_of_two(exponent) as f32;
             let scaled: Vec<f32> = row.iter().map(|w| w * unit).collect();
-            prop_assert_eq!(WeightObserver::Mse.absmax(&scaled), WeightObserver::Mse.absmax(&row) * unit);
+            prop_assert_eq!(WeightObserver::Mse.absmax(&scaled, Eight), WeightObserver::Mse.absmax(&row, Eight) * unit);
         }
     }
 }

@@ -90,7 +90,7 @@ fn pattern_keys(config: &Config, place: &str, pattern: &str) -> Vec<String> {
     let list = if let Some(index) = index_behind("quantization.overrides.") {
         quantization.overrides.get(index).map(|other| &other.layers)
     } else if let Some(index) = index_behind("quantization.transforms.") {
-        quantization.transforms.get(index).and_then(|transform| transform.layers.as_ref())
+        quantization.transforms.iter().flatten().nth(index).and_then(|transform| transform.layers.as_ref())
     } else {
         quantization.ignore.as_ref()
     };

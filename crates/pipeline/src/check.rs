@@ -12,7 +12,7 @@ use zeropoint_models::{
     PackedBatch, Part, SimulatedReader, SimulatedSite, SiteId, SiteOp, SiteSink, State, Tables, rows_of,
 };
 use zeropoint_observer::sqnr_db;
-use zeropoint_quantizer::{EmbeddingPrecision, simulated_linear};
+use zeropoint_quantizer::{EmbeddingPrecision, simulated_reader};
 
 use crate::deploy::DeployedLinear;
 use crate::{PipelineError, Prepared, tables};
@@ -50,11 +50,15 @@ pub(crate) fn simulate(
             .iter()
             .map(|id| {
                 let linear = &spec.linears[*id];
-                match deployed.get(id).and_then(|done| Some((done, done.quantizer?))) {
+                match deployed.get(id) {
                     None => Ok(SimulatedReader::Float(linear.read_float(checkpoint)?)),
-                    Some((done, quantizer)) => {
-                        let bias = linear.read_bias(checkpoint)?;
-                        Ok(SimulatedReader::Integer(simulated_linear(linear, &done.weight, quantizer, bias)?))
+                    Some(DeployedLinear { weight, scheme, quantizer, bias, .. }) => {
+                        let bias = match bias {
+                            Some(corrected) => Some(corrected.clone()),
+                            None => linear.read_bias(checkpoint)?,
+                        };
+                        let bits = scheme.scheme.weights.bits;
+                        Ok(simulated_reader(linear, weight, bits, *quantizer, bias)?)
                     }
                 }
             })
@@ -73,7 +77,9 @@ pub(crate) fn simulate(
         (EmbeddingPrecision::Int8, _) => Tables::Made(&made),
     };
     let mut model = Model::load_part(spec, checkpoint, float.part(), &mut factory, tables)?;
-    model.set_attention_precision(INT8_ATTENTION);
+    if prepared.plan.quantized().any(|(_, layer)| !layer.scheme.is_weight_only()) {
+        model.set_attention_precision(INT8_ATTENTION);
+    }
     Ok(model)
 }
 
@@ -298,9 +304,7 @@ pub(crate) fn unrun_linears(
             continue;
         }
         let stored = read_linear(written.checkpoint(), &linear.tensor, done.scheme.scheme)?;
-        let same_scales =
-            stored.weight_scales.iter().enumerate().all(|(row, scale)| *scale == done.weight.scale(row));
-        if stored.weight != done.weight.values || !same_scales {
+        if stored.weight != done.weight.values || stored.weight_scales != done.weight.scales_by_row() {
             let reason = "what was written is not what was quantised; nothing was published".to_owned();
             return Err(PipelineError::Layer { path: linear.path.clone(), reason });
         }

@@ -41,6 +41,7 @@ pub(crate) fn transforms(quantization: &config::Quantization) -> Result<Vec<Tran
             TransformKind::Smoothquant => {
                 Transform::SmoothQuant { strength: strength.unwrap_or(Strength::Search), layers }
             }
+            TransformKind::Awq => Transform::ActivationAware { layers },
             TransformKind::Rotation => Transform::Rotation {
                 residual: transform.residual.unwrap_or(true),
                 heads: transform.heads.unwrap_or(true),
@@ -48,7 +49,7 @@ pub(crate) fn transforms(quantization: &config::Quantization) -> Result<Vec<Tran
             TransformKind::OnlineRotation => Transform::OnlineRotation { smoothing: strength, layers },
         })
     };
-    quantization.transforms.iter().map(transform).collect()
+    quantization.transforms.iter().flatten().map(transform).collect()
 }
 
 pub(crate) fn plan_request(config: &config::Config) -> Result<PlanRequest, PatternError> {
@@ -75,6 +76,7 @@ pub(crate) fn plan_request(config: &config::Config) -> Result<PlanRequest, Patte
                 WeightAlgorithm::Gptq { damping: quantization.algorithm.damping.unwrap_or(0.01) }
             }
         },
+        bias_correction: quantization.bias_correction,
         embeddings: match quantization.embeddings {
             Embeddings::Keep => EmbeddingPrecision::Keep,
             Embeddings::Bf16 => EmbeddingPrecision::Bf16,
@@ -84,7 +86,7 @@ pub(crate) fn plan_request(config: &config::Config) -> Result<PlanRequest, Patte
             LmHead::Keep => HeadPrecision::Keep,
             LmHead::Int8 => HeadPrecision::Int8,
         },
-        format: match config.output.format() {
+        format: match config.output_format() {
             OutputFormat::CompressedTensors => DirectoryFormat::CompressedTensors,
             OutputFormat::Zeropoint => DirectoryFormat::Zeropoint,
         },
@@ -94,7 +96,7 @@ pub(crate) fn plan_request(config: &config::Config) -> Result<PlanRequest, Patte
 pub(crate) fn layer_scheme(scheme: config::LayerScheme) -> LayerScheme {
     LayerScheme {
         weight_observer: weight_observer(scheme.weights),
-        range_observer: range_observer(scheme.activations),
+        range_observer: scheme.activations.map_or(RangeObserver::MinMax, range_observer),
         scheme: Scheme::from(scheme),
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use zeropoint_core::Fingerprint;
-use zeropoint_formats::safetensors::element::bf16_bytes;
+use zeropoint_formats::safetensors::element::{bf16_bytes, f32_bytes};
 use zeropoint_formats::staged::{bytes_digest, copy_companions};
 use zeropoint_formats::{CheckpointWriter, SafetensorsFile, TensorInfo};
 use zeropoint_kernels::Isa;
@@ -18,6 +18,7 @@ use zeropoint_quantizer::LayerScheme;
 
 use crate::events::{Cancel, Event, Events};
 use crate::run::MARKER;
+use crate::sequence::PartInputs;
 use crate::tables::Stored;
 use crate::written::{RangesHasher, WrittenRanges};
 use crate::{PipelineError, Prepared};
@@ -27,7 +28,7 @@ use fate::{Fate, Fates, specs_of};
 use linear::{finite_into, quantize_linear};
 
 pub(crate) use fate::{largest_copy, output_specs, planned_output};
-pub(crate) use linear::{Curvatures, DeployedLinear, Write, check_finite, finite, input_quantizer};
+pub(crate) use linear::{DeployedLinear, Write, check_finite, finite, input_quantizer};
 
 /// The deployable directory inside a run directory.
 pub const MODEL_DIR: &str = "model";
@@ -152,12 +153,14 @@ impl<'a> Deployment<'a> {
     pub(crate) fn part(
         &mut self,
         part: Part,
-        found: (&StatisticsFile, &Curvatures),
+        found: (&StatisticsFile, &PartInputs),
         events: &dyn Events,
         cancel: &Cancel,
     ) -> Result<DeployedPart, PipelineError> {
         let mut deployed = DeployedPart::default();
-        let tensors = self.tensors.remove(&part).unwrap_or_default();
+        let mut tensors = self.tensors.remove(&part).unwrap_or_default();
+        // What a bias takes up is known when its weight is rounded.
+        tensors.sort_by_key(|info| self.fates.get(&info.name).follows_weights(self.prepared));
         let (checkpoint, hashes) = (self.prepared.graph().checkpoint(), self.hashes);
         let mut hasher = RangesHasher::default();
         std::thread::scope(|scope| {
@@ -205,7 +208,7 @@ impl<'a> Deployment<'a> {
         &mut self,
         info: &TensorInfo,
         bytes: &[u8],
-        found: (&StatisticsFile, &Curvatures),
+        found: (&StatisticsFile, &PartInputs),
         deployed: &mut BTreeMap<usize, DeployedLinear>,
         hasher: &mut RangesHasher,
         events: &dyn Events,
@@ -249,9 +252,27 @@ impl<'a> Deployment<'a> {
                     write(&format!("{}.weight", linear.tensor), &bytes[rows])?;
                 }
             }
+            Fate::Bias(id) => {
+                check_finite(prepared, info, bytes)?;
+                match deployed.get(id).and_then(|done| done.bias.as_ref()) {
+                    Some(bias) => write(&info.name, &f32_bytes(bias))?,
+                    None => write(&info.name, &f32_bytes(&finite(prepared, isa, info, bytes)?))?,
+                }
+            }
             Fate::SplitBias(parts) => {
                 check_finite(prepared, info, bytes)?;
-                for linear in parts.iter().map(|id| &spec.linears[*id]) {
+                for id in parts {
+                    let linear = &spec.linears[*id];
+                    if prepared.plan.bias_correction {
+                        let name = format!("{}.bias", linear.tensor);
+                        if let Some(bias) = deployed.get(id).and_then(|done| done.bias.as_ref()) {
+                            write(&name, &f32_bytes(bias))?;
+                        } else {
+                            let all = finite(prepared, isa, info, bytes)?;
+                            write(&name, &f32_bytes(&all[linear.rows.clone()]))?;
+                        }
+                        continue;
+                    }
                     let size = info.dtype.size();
                     let part = &bytes[linear.rows.start * size..linear.rows.end * size];
                     write(&format!("{}.bias", linear.tensor), part)?;
@@ -337,8 +358,9 @@ pub(crate) mod tests {
         max_shard_bytes: u64,
     ) -> BTreeMap<usize, DeployedLinear> {
         let mut deployment = Deployment::begin(prepared, isa, dir, &[Part::Whole], max_shard_bytes).unwrap();
-        let deployed =
-            deployment.part(Part::Whole, (statistics, &Curvatures::new()), &(), &Cancel::default()).unwrap();
+        let deployed = deployment
+            .part(Part::Whole, (statistics, &PartInputs::default()), &(), &Cancel::default())
+            .unwrap();
         deployment.finish().unwrap();
         deployed.linears
     }
@@ -375,7 +397,7 @@ pub(crate) mod tests {
                 config.quantization = toml::from_str(quantization).unwrap();
                 config.calibration.samples = 4;
                 if config.quantization.embeddings == config::Embeddings::Int8 {
-                    config.output.formats = vec![config::OutputFormat::Zeropoint];
+                    config.output.formats = Some(vec![config::OutputFormat::Zeropoint]);
                 }
                 let prepared = Prepared::new(config).unwrap();
                 let float = Model::load(&prepared.directory).unwrap();

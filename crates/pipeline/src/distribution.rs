@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use zeropoint_core::WeightBits;
 use zeropoint_evaluator::report::{Bins, WeightRange};
 use zeropoint_kernels::{Extremes, Isa, extremes, histogram};
 use zeropoint_observer::{ActivationStatistics, BINS};
@@ -22,11 +23,14 @@ pub(crate) struct WeightDistribution {
     pub(crate) clipped: f64,
     /// What the scales represent.
     pub(crate) range: WeightRange,
+    /// Of the weight before the transforms that changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) before: Option<Bins>,
 }
 
 impl WeightDistribution {
     /// Of a float weight and what became of it; `None` when it has no values.
-    pub(crate) fn of(isa: Isa, float: &[f32], quantized: &QuantizedWeight) -> Option<Self> {
+    pub(crate) fn of(isa: Isa, float: &[f32], quantized: &QuantizedWeight, bits: WeightBits) -> Option<Self> {
         let (narrowest, widest) = quantized
             .scales
             .iter()
@@ -35,30 +39,39 @@ impl WeightDistribution {
         if float.is_empty() || !narrowest.is_finite() {
             return None;
         }
+        let group = quantized.group;
         let (clipped, absmax) = float
             .par_chunks(quantized.inputs)
             .enumerate()
             .map(|(row, values)| {
-                // In f64 and with a little room: the scale is the rounded quotient of the range, which is not clipped.
-                let limit = f64::from(quantized.scale(row)) * 127.5 * (1.0 + 1e-6);
-                let lowest = -limit - f64::from(quantized.scale(row));
-                let outside = |w: f32| f64::from(w) > limit || f64::from(w) < lowest;
-                let Extremes { min, max, .. } = extremes(isa, values);
-                let clipped = if outside(min) || outside(max) {
-                    values.iter().filter(|w| outside(**w)).count()
-                } else {
-                    0
-                };
-                (clipped, max.max(-min))
+                let groups = values.chunks(group).zip(quantized.scales_of(row));
+                groups.fold((0, 0f32), |(clipped, absmax), (values, &scale)| {
+                    // In f64 and with a little room: the scale is the rounded quotient of the range, which is not clipped.
+                    let limit = f64::from(scale) * f64::from(bits.half_range()) * (1.0 + 1e-6);
+                    let lowest = -limit - f64::from(scale);
+                    let outside = |w: f32| f64::from(w) > limit || f64::from(w) < lowest;
+                    let Extremes { min, max, .. } = extremes(isa, values);
+                    let some = outside(min) || outside(max);
+                    let more = if some { values.iter().filter(|w| outside(**w)).count() } else { 0 };
+                    (clipped + more, absmax.max(max).max(-min))
+                })
             })
             .reduce(|| (0, 0.0), |left, right| (left.0 + right.0, left.1.max(right.1)));
-        let represented = |scale: f64| [-128.0 * scale, 127.0 * scale];
+        let (low, high) = bits.range();
+        let represented = |scale: f64| [f64::from(low) * scale, f64::from(high) * scale];
         Some(Self {
             bins: bins_of(isa, float, absmax),
             clipped: clipped as f64 / float.len() as f64,
             range: WeightRange { narrowest: represented(narrowest), widest: represented(widest) },
+            before: None,
         })
     }
+}
+
+/// The bins of a float weight that nothing became of.
+pub(crate) fn weight_bins(isa: Isa, weight: &[f32]) -> Bins {
+    let Extremes { min, max, .. } = extremes(isa, weight);
+    bins_of(isa, weight, max.max(-min))
 }
 
 /// Equal bins over `[-absmax, absmax]`, or `[-1, 1]` where all values are as good as 0; whole numbers are added, so the split
@@ -151,12 +164,12 @@ mod tests {
         weight[17] = 2.0; // 40 standard deviations, in the first row
         for (observer, clipped) in [(WeightObserver::MinMax, false), (WeightObserver::Mse, true)] {
             let quantized = quantize_weight(Isa::SCALAR, &weight, 4, 5000, scheme, observer).unwrap();
-            let found = WeightDistribution::of(Isa::best(), &weight, &quantized).unwrap();
+            let found = WeightDistribution::of(Isa::best(), &weight, &quantized, WeightBits::Eight).unwrap();
             let expected = weight
                 .iter()
                 .enumerate()
                 .filter(|(i, w)| {
-                    let scale = f64::from(quantized.scale(i / 5000));
+                    let scale = f64::from(quantized.scales_of(i / 5000)[0]);
                     let (low, high) = (-128.5 * scale, 127.5 * scale);
                     f64::from(**w) < low || f64::from(**w) > high * (1.0 + 1e-6)
                 })
@@ -168,7 +181,7 @@ mod tests {
         let tensor = WeightScheme::int8(Granularity::Tensor);
         let quantized =
             quantize_weight(Isa::SCALAR, &weight, 4, 5000, tensor, WeightObserver::MinMax).unwrap();
-        let found = WeightDistribution::of(Isa::best(), &weight, &quantized).unwrap();
+        let found = WeightDistribution::of(Isa::best(), &weight, &quantized, WeightBits::Eight).unwrap();
         assert_eq!((found.clipped, found.range.narrowest), (0.0, found.range.widest));
     }
 

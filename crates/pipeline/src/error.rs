@@ -292,6 +292,14 @@ pub enum PipelineError {
         /// What is wrong.
         error: Box<PipelineError>,
     },
+    /// One of several runs cannot be made as it is asked for.
+    #[error("run `{run}`: {source}")]
+    OfRun {
+        /// What it is called.
+        run: String,
+        /// What is wrong.
+        source: Box<PipelineError>,
+    },
     /// An interrupted run lies where this one would work, and it is not this one.
     #[error("{partial} holds an interrupted run that cannot be continued: {difference}")]
     OtherRun {
@@ -364,6 +372,7 @@ impl PipelineError {
         let hint = match self {
             Self::Config(error) => return error.hint().map(str::to_owned),
             Self::Named { error, .. } => return error.hint(),
+            Self::OfRun { source, .. } => return source.hint(),
             Self::Interrupted { missing: Some(missing), .. } => {
                 return Some(format!(
                     "about {missing} bytes more are needed there: free them, and the same command goes on from there"
@@ -480,7 +489,7 @@ impl PipelineError {
     pub fn is_cancelled(&self) -> bool {
         match self {
             Self::Cancelled => true,
-            Self::Interrupted { source, .. } => source.is_cancelled(),
+            Self::Interrupted { source, .. } | Self::OfRun { source, .. } => source.is_cancelled(),
             _ => false,
         }
     }
@@ -490,7 +499,7 @@ impl PipelineError {
     /// is no such mistake.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Interrupted { source, .. } => source.is_usage(),
+            Self::Interrupted { source, .. } | Self::OfRun { source, .. } => source.is_usage(),
             Self::Config(_)
             | Self::Plan(_)
             | Self::Transform(_)

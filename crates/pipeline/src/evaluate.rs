@@ -12,6 +12,7 @@ use zeropoint_runtime::QuantizedParts;
 
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::identity::{Identity, model_weights};
+use crate::kept::{KeptOriginal, KeptOutputs};
 use crate::log_prob_cache::LogProbCache;
 use crate::memory::Memory;
 use crate::original::CodedOriginal;
@@ -26,6 +27,8 @@ pub(crate) struct Original<'a> {
     /// Of its weights and files; `None` where nothing is kept.
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) cache: &'a CacheDir,
+    /// What was kept of it in memory.
+    pub(crate) kept: Option<&'a KeptOutputs>,
 }
 
 /// Runs one task on both models.
@@ -37,8 +40,12 @@ pub(crate) fn measure(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Vec<Metric>, PipelineError> {
-    let Original { model, fingerprint, cache } = original;
-    let coded = task.compares_next_tokens(model.spec()).then(|| {
+    let Original { model, fingerprint, cache, kept } = original;
+    let coded = task.compares_next_tokens(model.spec());
+    // Log-probabilities of a vocabulary are large, and have a place of their own.
+    let remembered = kept.filter(|_| !coded).map(|kept| KeptOriginal { original: model, kept });
+    let model = remembered.as_ref().map_or(model, |remembered| remembered as &dyn Forward);
+    let coded = coded.then(|| {
         let kept = fingerprint.zip(cache.path());
         CodedOriginal::new(model, kept.map(|(model, dir)| (model, LogProbCache::at(dir))))
     });
@@ -131,8 +138,12 @@ pub fn evaluate(
     let room = Room { memory: options.memory.0, dir: &temporary };
     let original = Streamed::new(&original, true, room, events, cancel)?;
     let quantized = Streamed::new(&quantized, false, room, events, cancel)?;
-    let original =
-        Original { model: &original, fingerprint: fingerprint.transpose()?, cache: &options.cache };
+    let original = Original {
+        model: &original,
+        fingerprint: fingerprint.transpose()?,
+        cache: &options.cache,
+        kept: None,
+    };
     if !prepared.tasks.is_empty() {
         events.event(Event::Started(Stage::Evaluate));
     }

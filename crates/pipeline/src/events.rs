@@ -14,6 +14,8 @@ pub enum Stage {
     Load,
     /// Observing activations.
     Calibrate,
+    /// Quantising groups of Linears alone, to see what each costs.
+    Sensitivity,
     /// Quantising weights and writing the model.
     Quantize,
     /// Loading the result back and running it beside the simulation.
@@ -31,6 +33,7 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Self::Load => "load",
             Self::Calibrate => "calibrate",
+            Self::Sensitivity => "sensitivity",
             Self::Quantize => "quantize",
             Self::SelfCheck => "self-check",
             Self::Evaluate => "evaluate",
@@ -51,6 +54,20 @@ pub enum Event {
         /// What comes next, such as `calibration, batch 65 of 188`.
         next: String,
     },
+    /// A run of several begins.
+    Run {
+        /// What it is called.
+        name: String,
+        /// Which it is, from 1 on.
+        index: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// A run of several was there already.
+    RunReused {
+        /// What it is called.
+        name: String,
+    },
     /// A stage begins.
     Started(Stage),
     /// A batch of the observing pass is done.
@@ -59,6 +76,13 @@ pub enum Event {
     StatisticsReused,
     /// A Linear has been quantised and written.
     Quantized {
+        /// How many are done.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// A group of Linears was quantised alone, in each of its schemes.
+    Measured {
         /// How many are done.
         done: usize,
         /// Of how many.

@@ -14,12 +14,11 @@ use zeropoint_models::{FloatParts, LinearId, LinearSpec, ModelDirectory, ModelEr
 use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::transform::{
     Edit, EditedRows, NormEdit, Smoothing, column_maxima, edit_bias, edit_norm, edit_table, edit_weight,
-    smoothing_factors,
 };
 use zeropoint_quantizer::{ActivationError, TransformPlan};
 
 use crate::events::Cancel;
-use crate::strength::strengths;
+use crate::strength::chosen_factors;
 use crate::{PipelineError, Prepared};
 
 /// A model with its transforms.
@@ -95,15 +94,12 @@ impl Graph {
     ) -> Result<(), PipelineError> {
         if self.tensors.factors.get().is_none() {
             let maxima = |smoothing: &Smoothing| self.tensors.maxima(smoothing, statistics);
-            let strengths = strengths(prepared, self, float, &maxima, cancel)?;
-            let factors = self.plan.smoothings.iter().zip(strengths).map(|(smoothing, strength)| {
-                let [activations, weights] = maxima(smoothing)?;
-                let factors = smoothing_factors(strength, &activations, &weights);
-                match smoothing.norm {
+            let chosen = chosen_factors(prepared, self, float, &maxima, cancel)?;
+            let factors =
+                self.plan.smoothings.iter().zip(chosen).map(|(smoothing, factors)| match smoothing.norm {
                     Some(norm) => self.tensors.representable(norm, factors),
                     None => Ok(factors),
-                }
-            });
+                });
             let factors = factors.collect::<Result<_, PipelineError>>()?;
             let _ = self.tensors.factors.set(factors);
         }
@@ -124,6 +120,11 @@ impl Graph {
     pub(crate) fn untied_bytes(&self) -> Option<u64> {
         let linear = &self.tensors.spec.linears[self.plan.untied?];
         self.directory.checkpoint().get(&own_weight(linear)).map(TensorInfo::bytes)
+    }
+
+    /// Whether something is done to the weight of a Linear.
+    pub(crate) fn changes(&self, linear: LinearId) -> bool {
+        self.plan.linears.contains_key(&linear)
     }
 
     /// Whether a tensor has no counterpart in the original.

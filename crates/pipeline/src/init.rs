@@ -7,7 +7,7 @@ use zeropoint_formats::write_file_atomically;
 use zeropoint_models::{HeadOutput, Problem};
 use zeropoint_quantizer::Decision;
 
-use crate::config::{Calibration, Config, Preset};
+use crate::config::{Calibration, Config, Preset, Transform};
 use crate::deploy::planned_output;
 use crate::{PipelineError, Prepared, Sources, inspect};
 
@@ -199,13 +199,29 @@ fn quantization(scheme: Preset, prepared: &Prepared) -> String {
         Preset::W8a8Static => {
             "activations get their scale from calibration; \"w8a8-dynamic\": for each token at run time"
         }
+        Preset::W8a16 => "weights alone are INT8; \"w4a16\": INT4, half the bytes of that",
+        Preset::W4a16 => "weights alone are INT4, in groups of inputs; \"w8a16\": INT8",
+        Preset::BestInt8 => "as \"w8a8-dynamic\", with what loses least and loads everywhere",
+        Preset::BestInt8Runtime => "as \"w8a8-dynamic\", with what loses least in Zeropoint's runtime",
     };
     text.push_str(&commented(&format!("scheme = \"{}\"", scheme.as_str()), about));
-    text.push_str("weights = { granularity = \"channel\", observer = \"mse\" }\n");
+    match scheme {
+        Preset::W4a16 => text.push_str("weights = { group_size = 64, observer = \"mse\" }\n"),
+        _ => text.push_str("weights = { granularity = \"channel\", observer = \"mse\" }\n"),
+    }
     if scheme == Preset::W8a8Static {
         text.push_str(&commented(
             "activations = { symmetric = false, observer = \"min-max\" }",
             "\"mse\" and \"percentile\" clip outliers",
+        ));
+    }
+    if !scheme.transforms().is_empty() {
+        let kinds: Vec<String> =
+            prepared.config.quantization.transforms.iter().flatten().map(Transform::in_words).collect();
+        let kinds = if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") };
+        text.push_str(&commented(
+            "algorithm = { kind = \"gptq\" }",
+            &format!("and of the scheme's transforms those exact here: {kinds}"),
         ));
     }
     let spec = prepared.directory.spec();

@@ -4,6 +4,7 @@
 //! arguments: progress comes as [`Event`]s, failure as a [`PipelineError`] with a hint, and a [`Cancel`] stops the work
 //! at the next batch or layer. A run that was interrupted, in whatever way, is gone on with by the next one.
 
+mod auto;
 mod bench;
 mod blame;
 mod cadence;
@@ -27,6 +28,7 @@ mod identity;
 mod init;
 mod inspect;
 mod journal;
+mod kept;
 mod log_prob_cache;
 mod memory;
 mod merge;
@@ -38,6 +40,7 @@ mod push;
 mod report;
 mod run;
 mod samples;
+mod sensitivity;
 mod sequence;
 mod show;
 mod sources;
@@ -45,10 +48,12 @@ mod stages;
 mod statistics;
 mod streamed;
 mod strength;
+mod sweep;
 mod system;
 mod tables;
 mod written;
 
+pub use auto::{AutoOutcome, AutoRequest, Budget, Candidate, Prefer, Try, auto};
 pub use bench::{BenchRequest, bench, bench_texts};
 pub use check::LayerErrors;
 pub use compare::{COMPARE_MARKER, compare, write_comparison};
@@ -71,4 +76,5 @@ pub use run::{RunOptions, RunOutcome, check_output, quantize, run};
 pub use show::{ShownSite, ShownStatistics, show_statistics};
 pub use sources::{LocalFile, LocalModel, Sources};
 pub use statistics::{CacheDir, CalibrateOptions, calibrate};
+pub use sweep::{COMPARISON, PreparedSweep, SweepOutcome};
 pub use zeropoint_calibrator::Shard;

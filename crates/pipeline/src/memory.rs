@@ -9,7 +9,7 @@ use zeropoint_formats::Dtype;
 use zeropoint_models::{
     EmbeddingTable, LARGE_MATRIX, LinearId, LinearRole, LinearSpec, ModelSpec, Part, SiteId, WIDEST_MATRIX,
 };
-use zeropoint_quantizer::EmbeddingPrecision;
+use zeropoint_quantizer::{EmbeddingPrecision, WeightAlgorithm};
 
 use crate::check::probe_lengths;
 use crate::deploy::largest_copy;
@@ -113,6 +113,10 @@ fn sequential(prepared: &Prepared, memory: Memory) -> Vec<usize> {
         let sites = sites.filter(|site| site.consumers.iter().any(|id| quantized.contains(id)));
         let mut squares: Vec<usize> = sites.map(|site| site.channels * site.channels).collect();
         squares.sort_unstable_by(|a, b| b.cmp(a));
+        if prepared.plan.algorithm == WeightAlgorithm::Rtn {
+            // Means alone.
+            squares.clear();
+        }
         let moments = squares.iter().sum::<usize>() * F32;
         // The matrix and its factor, of which the inverse is another.
         let factorised = squares.iter().take(rayon::current_num_threads()).sum::<usize>() * 3 * F64;

@@ -7,7 +7,7 @@ use zeropoint_calibrator::{CalibrationSet, Inputs};
 use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
 use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{ActivationFn, HeadOutput, LinearId, ModelDirectory, ModelSpec};
-use zeropoint_quantizer::{Plan, TransformPlan, WeightAlgorithm};
+use zeropoint_quantizer::{Plan, TransformError, TransformPlan, WeightAlgorithm};
 
 use crate::PipelineError;
 use crate::config::{self, Config};
@@ -59,9 +59,11 @@ impl Prepared {
         pin_data(&mut config, sources)?;
         let (model, directory) =
             open_model(&config, sources).map_err(|error| blame::model(error, &config))?;
+        let left_out = settle_transforms(&mut config, &directory);
         let (plan, transformed) =
             plan_with_transforms(&config, &directory).map_err(|error| blame::plan(error, &config))?;
         let mut warnings = plan.warnings.clone();
+        warnings.extend(left_out);
         if let Some(graph) = &transformed {
             warnings.extend(graph.plan.notes.iter().cloned());
             warnings.extend(graph.untied_bytes().map(|bytes| {
@@ -161,9 +163,9 @@ impl Prepared {
         }
     }
 
-    /// Whether weights are rounded for what the calibration texts give behind the integers before them.
+    /// Whether weights are rounded, or biases corrected, for what the calibration texts give behind the integers before them.
     pub(crate) fn is_sequential(&self) -> bool {
-        self.plan.algorithm != WeightAlgorithm::Rtn
+        self.plan.algorithm != WeightAlgorithm::Rtn || self.plan.bias_correction
     }
 
     /// The scheme for reports: the preset, and what the config made of it.
@@ -188,7 +190,10 @@ impl Prepared {
         if quantization.algorithm.kind == config::AlgorithmKind::Gptq {
             name.push_str(", gptq");
         }
-        for transform in &quantization.transforms {
+        if quantization.bias_correction {
+            name.push_str(", bias correction");
+        }
+        for transform in quantization.transforms.iter().flatten() {
             name = name + ", " + &transform.in_words();
         }
         if self.plan.format == DirectoryFormat::Zeropoint {
@@ -201,6 +206,34 @@ impl Prepared {
         }
         name
     }
+}
+
+/// Fills in the transforms that the preset says, those that are exact in the model; what is left out, with its reason.
+fn settle_transforms(config: &mut Config, directory: &ModelDirectory) -> Vec<String> {
+    let quantization = &mut config.quantization;
+    if quantization.transforms.is_some() {
+        return Vec::new();
+    }
+    let (mut kept, mut left_out) = (Vec::new(), Vec::new());
+    for transform in quantization.scheme.transforms() {
+        quantization.transforms = Some(vec![transform.clone()]);
+        // A preset names no layers, so there is no pattern to be wrong.
+        let transforms = convert::transforms(quantization).unwrap_or_default();
+        match TransformPlan::new(directory.spec(), &transforms, &|_| true) {
+            Ok(_) => kept.push(transform),
+            Err(error) => left_out.push(format!(
+                "\"{}\" goes without its transform \"{}\", which this model does not allow: {}",
+                quantization.scheme.as_str(),
+                transform.kind.as_str(),
+                match error {
+                    TransformError::Impossible { reason, .. } => reason,
+                    other => other.to_string(),
+                }
+            )),
+        }
+    }
+    quantization.transforms = Some(kept);
+    left_out
 }
 
 /// The plan, and the graph that it is for where there are transforms.

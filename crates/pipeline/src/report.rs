@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
     Calibration, CardInfo, Details, Gate, Latency, Layer, LayerDetails, Metric, Model, NotQuantized,
-    OutlierChannel, Report, SCHEMA, SelfCheck, Settings, Size, Timing, Zeropoint, capped_sqnr_db,
-    parse_front_matter,
+    OutlierChannel, Report, SCHEMA, SelfCheck, Sensitivity, Settings, Size, Timing, Zeropoint,
+    capped_sqnr_db, parse_front_matter,
 };
 use zeropoint_formats::deployed::table_scale;
 use zeropoint_formats::{Checkpoint, DirectoryFormat, Dtype, SafetensorsFile, TensorInfo};
@@ -48,12 +48,24 @@ pub(crate) struct Findings<'a> {
     pub(crate) metrics: Vec<Metric>,
     pub(crate) gates: Vec<Gate>,
     pub(crate) latency: Option<Latency>,
+    pub(crate) sensitivity: Vec<Sensitivity>,
     pub(crate) timing: Timing,
 }
 
 pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Report, PipelineError> {
-    let Findings { model, statistics, passes, layers, output, self_check, metrics, gates, latency, timing } =
-        findings;
+    let Findings {
+        model,
+        statistics,
+        passes,
+        layers,
+        output,
+        self_check,
+        metrics,
+        gates,
+        latency,
+        sensitivity,
+        timing,
+    } = findings;
     let checkpoint = prepared.directory.checkpoint();
     let spec = prepared.graph().spec();
     let parameters =
@@ -90,6 +102,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         gates,
         latency,
         layers: layers.iter().map(|(&id, facts)| layer(prepared, statistics, id, facts)).collect(),
+        sensitivity,
         not_quantized: not_quantized(prepared, output, &dense),
         self_check,
         warnings: prepared.warnings.iter().cloned().chain(unused_warning(&experts)).collect(),
@@ -125,14 +138,23 @@ fn config_fingerprint(prepared: &Prepared) -> Fingerprint {
 }
 
 /// The distributions and the config, which the HTML report shows beyond `report.json`.
+///
+/// `before` are statistics of the original where its transforms were chosen from them and the transformed model was observed too.
 pub(crate) fn details(
     prepared: &Prepared,
     statistics: &StatisticsFile,
+    before: Option<&StatisticsFile>,
     layers: &BTreeMap<usize, LayerFacts>,
 ) -> Details {
+    // Sites that no transform changes would show the same twice.
+    let is_changed = |id: usize| prepared.transformed.as_ref().is_some_and(|graph| graph.changes(id));
     let layers = layers.iter().map(|(&id, facts)| LayerDetails {
         weights: facts.done.distribution.as_ref().map(|distribution| distribution.bins.clone()),
         activations: observed(prepared, statistics, id).and_then(activation_bins),
+        weights_before: facts.done.distribution.as_ref().and_then(|distribution| distribution.before.clone()),
+        activations_before: before
+            .filter(|_| is_changed(id))
+            .and_then(|before| observed(prepared, before, id).and_then(activation_bins)),
     });
     Details { layers: layers.collect(), config: Some(prepared.config.to_toml()) }
 }
@@ -435,6 +457,7 @@ mod tests {
             metrics: Vec::new(),
             gates: Vec::new(),
             latency: None,
+            sensitivity: Vec::new(),
             timing: Timing::default(),
         };
         let report = build(&prepared, findings).unwrap();

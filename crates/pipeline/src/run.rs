@@ -10,6 +10,7 @@ use crate::disk;
 use crate::events::{Cancel, Event, Events};
 use crate::header::expect_file;
 use crate::journal::JOURNAL;
+use crate::kept::KeptOutputs;
 use crate::memory::Memory;
 use crate::stages::{Progress, Work};
 use crate::statistics::CacheDir;
@@ -58,7 +59,7 @@ pub fn run(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<RunOutcome, PipelineError> {
-    produce(prepared, options, None, events, cancel)
+    produce(prepared, options, Inputs::default(), events, cancel)
 }
 
 /// As [`run`], with statistics from a file instead of an observing pass, and without evaluation.
@@ -69,7 +70,7 @@ pub fn quantize(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<RunOutcome, PipelineError> {
-    produce(prepared, options, Some(statistics), events, cancel)
+    produce(prepared, options, Inputs { statistics: Some(statistics), kept: None }, events, cancel)
 }
 
 /// Whether a run of this config may write its output, by what stands there now: asked before a model is fetched or data
@@ -79,10 +80,19 @@ pub fn check_output(config: &Config, force: bool) -> Result<(), PipelineError> {
         .map_err(|error| PipelineError::from(error).named_by(config, &["output.dir"], "the output"))
 }
 
-fn produce(
+/// What a run is given beside its config.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Inputs<'a> {
+    /// Statistics in place of an observing pass; then nothing is evaluated.
+    pub(crate) statistics: Option<&'a Path>,
+    /// What other runs have kept of the original.
+    pub(crate) kept: Option<&'a KeptOutputs>,
+}
+
+pub(crate) fn produce(
     prepared: &Prepared,
     options: &RunOptions,
-    statistics: Option<&Path>,
+    Inputs { statistics, kept }: Inputs<'_>,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<RunOutcome, PipelineError> {
@@ -107,7 +117,7 @@ fn produce(
         StagedDir::resume(&target, MARKER, options.force)
     };
     let mut staged = staged.map_err(|e| at_output(e.into()))?;
-    let work = Work { prepared, options, statistics, events, cancel, dir: staged.path().to_owned() };
+    let work = Work { prepared, options, statistics, kept, events, cancel, dir: staged.path().to_owned() };
     let mut progress = Progress::Unknown;
     let report = match work.run(&staged, &mut progress) {
         Ok(report) => report,

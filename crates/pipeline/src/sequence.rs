@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use zeropoint_calibrator::Room;
-use zeropoint_models::{HiddenStates, Model, PackedBatch, SiteId, SiteSink, rows_of};
+use zeropoint_models::{ActivationQuantizer, HiddenStates, Model, PackedBatch, SiteId, SiteSink, rows_of};
+use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::{Curvature, WeightAlgorithm};
 
+use crate::deploy::input_quantizer;
 use crate::events::{Cancel, Event, Events};
 use crate::{PipelineError, Prepared};
 
@@ -20,9 +22,12 @@ pub(crate) struct Sequence<'a> {
     prepared: &'a Prepared,
     batches: Vec<PackedBatch>,
     states: HiddenStates,
-    /// Sites that Linears read whose weights are rounded for their inputs.
+    /// Sites that Linears read whose weights are rounded for their inputs, or whose biases are corrected.
     sites: BTreeSet<SiteId>,
-    damping: f64,
+    /// Of the second moments, where weights are rounded for them.
+    damping: Option<f64>,
+    /// Of sites at which means are taken, each way in which their activation is quantised.
+    quantizers: BTreeMap<SiteId, Vec<Option<ActivationQuantizer>>>,
     events: &'a dyn Events,
     cancel: &'a Cancel,
     done: usize,
@@ -30,30 +35,69 @@ pub(crate) struct Sequence<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    /// Before the first of so many parts; `None` where no weight is rounded for its inputs.
+    /// Before the first of so many parts; `None` where nothing goes by the inputs.
     pub(crate) fn begin(
         prepared: &'a Prepared,
+        statistics: &StatisticsFile,
         parts: usize,
         room: Room<'_>,
         events: &'a dyn Events,
         cancel: &'a Cancel,
     ) -> Result<Option<Self>, PipelineError> {
-        let WeightAlgorithm::Gptq { damping } = prepared.plan.algorithm else { return Ok(None) };
+        let damping = match prepared.plan.algorithm {
+            WeightAlgorithm::Gptq { damping } => Some(damping),
+            WeightAlgorithm::Rtn if prepared.plan.bias_correction => None,
+            WeightAlgorithm::Rtn => return Ok(None),
+        };
         let set = &prepared.calibration;
         let batch = |samples: &Vec<usize>| PackedBatch::new(samples.iter().map(|i| &set.inputs[*i]));
         let batches: Vec<PackedBatch> = set.plan.batches().iter().map(batch).collect::<Result<_, _>>()?;
         let linears = &prepared.graph().spec().linears;
-        let sites = prepared.plan.quantized().filter_map(|(linear, _)| linears[linear.linear].site).collect();
+        let mut sites = BTreeSet::new();
+        let mut quantizers: BTreeMap<SiteId, Vec<Option<ActivationQuantizer>>> = BTreeMap::new();
+        for (plan, scheme) in prepared.plan.quantized() {
+            let linear = &linears[plan.linear];
+            let Some(site) = linear.site else { continue };
+            let corrects = prepared.plan.bias_correction && linear.bias.is_some();
+            if damping.is_some() || corrects {
+                sites.insert(site);
+            }
+            if corrects {
+                let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
+                let known = quantizers.entry(site).or_default();
+                if !known.contains(&quantizer) {
+                    known.push(quantizer);
+                }
+            }
+        }
         let states = HiddenStates::new(batches.len(), room.memory, room.dir);
         let total = 2 * parts * batches.len();
-        Ok(Some(Self { prepared, batches, states, sites, damping, events, cancel, done: 0, total }))
+        Ok(Some(Self {
+            prepared,
+            batches,
+            states,
+            sites,
+            damping,
+            quantizers,
+            events,
+            cancel,
+            done: 0,
+            total,
+        }))
     }
 
-    /// What the inputs of the sites of a part, in floats behind the integers before, say of their weights.
-    pub(crate) fn curvatures(&mut self, float: &Model) -> Result<BTreeMap<SiteId, Curvature>, PipelineError> {
+    /// What the inputs of the sites of a part, in floats behind the integers before, say of their weights and biases.
+    pub(crate) fn inputs(&mut self, float: &Model) -> Result<PartInputs, PipelineError> {
         let spec = self.prepared.graph().spec();
         let wanted: BTreeSet<SiteId> = float.part().sites(spec).intersection(&self.sites).copied().collect();
-        let mut sink = Moments { sites: BTreeMap::new(), wanted: &wanted };
+        let quantizers = std::mem::take(&mut self.quantizers);
+        let mut sink = Moments {
+            sites: BTreeMap::new(),
+            means: BTreeMap::new(),
+            wanted: &wanted,
+            quantizers: &quantizers,
+            squares: self.damping.is_some(),
+        };
         for index in 0..self.batches.len() {
             if self.cancel.is_requested() {
                 return Err(PipelineError::Cancelled);
@@ -66,14 +110,19 @@ impl<'a> Sequence<'a> {
             }
             self.tell();
         }
-        let damping = self.damping;
+        let means = std::mem::take(&mut sink.means);
+        let squares = std::mem::take(&mut sink.sites);
+        self.quantizers = quantizers;
+        let Some(damping) = self.damping else {
+            return Ok(PartInputs { curvatures: BTreeMap::new(), means });
+        };
         let of_site = |(site, moments): (SiteId, Vec<f32>)| {
             let found = Curvature::new(&moments, spec.sites[site].channels, damping);
             let failed = |reason: String| PipelineError::Layer { path: spec.sites[site].id.clone(), reason };
             Ok((site, found.map_err(|error| failed(error.to_string()))?))
         };
         let found: Vec<(SiteId, Curvature)> =
-            sink.sites.into_par_iter().map(of_site).collect::<Result<_, PipelineError>>()?;
+            squares.into_par_iter().map(of_site).collect::<Result<_, PipelineError>>()?;
         for (site, curvature) in &found {
             let site = &spec.sites[*site].id;
             if curvature.damping > damping {
@@ -85,7 +134,7 @@ impl<'a> Sequence<'a> {
             }
             tracing::debug!(site, curvature.damping, curvature.dead, "second moments factorised");
         }
-        Ok(found.into_iter().collect())
+        Ok(PartInputs { curvatures: found.into_iter().collect(), means })
     }
 
     /// Takes all batches through a part that was written.
@@ -112,15 +161,77 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// Sums of `x x^T` over the rows that sites show, of which the lower triangle is computed.
+/// What the inputs of a part's sites say of the weights and biases of the Linears that read them.
+#[derive(Default)]
+pub(crate) struct PartInputs {
+    /// Where weights are rounded for them.
+    pub(crate) curvatures: BTreeMap<SiteId, Curvature>,
+    /// Where biases are corrected.
+    pub(crate) means: BTreeMap<SiteId, Means>,
+}
+
+/// Sums over the rows of a site.
+pub(crate) struct Means {
+    rows: u64,
+    sums: Vec<f64>,
+    /// Of the values as each quantiser has them.
+    quantized: Vec<(Option<ActivationQuantizer>, Vec<f64>)>,
+}
+
+impl Means {
+    /// The mean of each channel, and that of what a quantiser makes of it.
+    pub(crate) fn of(&self, quantizer: Option<ActivationQuantizer>) -> Option<[Vec<f64>; 2]> {
+        let rows = self.rows.max(1) as f64;
+        let mean = |sums: &Vec<f64>| sums.iter().map(|sum| sum / rows).collect();
+        let (_, found) = self.quantized.iter().find(|(known, _)| *known == quantizer)?;
+        Some([mean(&self.sums), mean(found)])
+    }
+
+    fn add(&mut self, values: &[f32], channels: usize) -> Result<(), String> {
+        self.rows += (values.len() / channels) as u64;
+        sum_rows(&mut self.sums, values);
+        for (quantizer, sums) in &mut self.quantized {
+            match quantizer {
+                None => sum_rows(sums, values),
+                Some(quantizer) => {
+                    let rounded = quantizer.quantize(values, channels).map_err(|error| error.to_string())?;
+                    sum_rows(sums, &rounded.dequantize());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sum_rows(sums: &mut [f64], values: &[f32]) {
+    for row in values.chunks_exact(sums.len()) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+    }
+}
+
+/// Sums of `x x^T` over the rows that sites show, of which the lower triangle is computed, and of `x`.
 struct Moments<'a> {
     sites: BTreeMap<SiteId, Vec<f32>>,
+    means: BTreeMap<SiteId, Means>,
     wanted: &'a BTreeSet<SiteId>,
+    quantizers: &'a BTreeMap<SiteId, Vec<Option<ActivationQuantizer>>>,
+    squares: bool,
 }
 
 impl SiteSink for Moments<'_> {
     fn observe(&mut self, site: SiteId, values: &[f32], channels: usize) -> Result<(), String> {
         if !self.wanted.contains(&site) {
+            return Ok(());
+        }
+        if let Some(quantizers) = self.quantizers.get(&site) {
+            let none = || Means {
+                rows: 0,
+                sums: vec![0.0; channels],
+                quantized: quantizers.iter().map(|quantizer| (*quantizer, vec![0.0; channels])).collect(),
+            };
+            self.means.entry(site).or_insert_with(none).add(values, channels)?;
+        }
+        if !self.squares {
             return Ok(());
         }
         let sums = self.sites.entry(site).or_insert_with(|| vec![0.0; channels * channels]);

@@ -1,10 +1,13 @@
 //! The stages of a run in their order, each left out when the journal has it.
 
+mod observing;
+mod sensitivity;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use zeropoint_calibrator::{Begun, Observed, Room};
+use zeropoint_calibrator::Room;
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{Latency, Metric, Report, SelfCheck, Timing};
 use zeropoint_formats::staged::StagedDir;
@@ -14,46 +17,35 @@ use zeropoint_models::{FloatParts, Model, ModelParts, Part, PartModel};
 use zeropoint_observer::{StatisticsFile, sqnr_db};
 use zeropoint_runtime::{QuantizedModel, QuantizedParts};
 
-use crate::cadence::Cadence;
 use crate::check::{LayerErrors, PartCheck, unrun_linears};
-use crate::deploy::{Curvatures, Deployment, MODEL_DIR, input_quantizer};
+use crate::deploy::{Deployment, MODEL_DIR, input_quantizer};
 use crate::evaluate::{Original, gates, measure};
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::experts::{expert_rows, unused_warning};
 use crate::identity::{Identity, model_weights};
 use crate::journal::{
-    CheckpointDone, Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, PartDone, StatisticsDone,
-    TaskDone, WrittenFile,
+    Cost, Done, Entry, Exact, Journal, LinearDone, ModelDone, PartDone, TaskDone, WrittenFile,
 };
+use crate::kept::KeptOutputs;
 use crate::report::{Findings, LayerFacts, build, card, details};
 use crate::run::RunOptions;
-use crate::sequence::Sequence;
-use crate::statistics::{Origin, Pass, cached, keep, observe};
+use crate::sequence::{PartInputs, Sequence};
 use crate::streamed::Streamed;
 use crate::system::peak_memory;
 use crate::{PipelineError, Prepared, bench, convert};
 
+use observing::{Observations, UNTRANSFORMED};
+
 /// What the names of files begin with that hold how far the samples of the self-check are.
 const PROBES: &str = "self-check-";
-const STATISTICS: &str = "statistics.safetensors";
-/// Those of the original, from which the factors of transforms are chosen, where the transformed model is observed too.
-const UNTRANSFORMED: &str = "statistics-original.safetensors";
-
-/// A pass over the calibration set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Observing {
-    /// The only one, or that of the transformed model.
-    Last,
-    /// Of the original, another follows.
-    First,
-}
-
 /// A run at work in its partial directory.
 pub(crate) struct Work<'a> {
     pub(crate) prepared: &'a Prepared,
     pub(crate) options: &'a RunOptions,
     /// The file that `quantize` is given: no observing pass then, and no evaluation.
     pub(crate) statistics: Option<&'a Path>,
+    /// What the runs of a sweep keep of the original.
+    pub(crate) kept: Option<&'a KeptOutputs>,
     pub(crate) events: &'a dyn Events,
     pub(crate) cancel: &'a Cancel,
     pub(crate) dir: PathBuf,
@@ -141,7 +133,7 @@ impl Work<'_> {
         } else {
             graph
         };
-        let (statistics, statistics_done, passes) =
+        let Observations { statistics, done: statistics_done, passes, times } =
             self.all_statistics(float, graph, weights, journal, done)?;
         let unused = unused_warning(&expert_rows(prepared.graph().spec(), &statistics));
         if let Some(warning) = unused {
@@ -157,6 +149,7 @@ impl Work<'_> {
         let tasks = self.evaluation(float, model, &written, journal, done)?;
         drop(written);
         let latency = self.latency(float)?;
+        let sensitivity = self.sensitivity(graph, model, &statistics)?;
 
         self.events.event(Event::Started(Stage::Publish));
         let costs =
@@ -168,6 +161,7 @@ impl Work<'_> {
             evaluate_s: tasks.iter().map(|task| task.cost.seconds).sum(),
             peak_rss_bytes: costs().map(|cost| cost.peak_rss_bytes).fold(peak_memory(), u64::max),
             threads: u32::try_from(rayon::current_num_threads()).ok(),
+            passes: self.pass_times(times, model_cost),
             ..Timing::default()
         };
         let metrics: Vec<Metric> = tasks.into_iter().flat_map(|task| task.metrics).collect();
@@ -184,173 +178,20 @@ impl Work<'_> {
                 gates: if self.statistics.is_some() { Vec::new() } else { gates(prepared, &metrics) },
                 metrics,
                 latency,
+                sensitivity,
                 timing,
             },
         )?;
         self.write(&format!("{MODEL_DIR}/README.md"), report.to_model_card(card(prepared)))?;
         self.write("report.json", report.to_json())?;
         self.write("report.md", report.to_markdown())?;
-        self.write("report.html", report.to_html(&details(prepared, &statistics, &layers)))?;
+        let before = self.dir.join(UNTRANSFORMED);
+        let before = before.is_file().then(|| StatisticsFile::load(&before)).transpose()?;
+        self.write("report.html", report.to_html(&details(prepared, &statistics, before.as_ref(), &layers)))?;
         if self.cancel.is_requested() {
             return Err(PipelineError::Cancelled);
         }
         Ok(report)
-    }
-
-    /// The statistics of the model that is quantised, and the factors of its transforms settled.
-    ///
-    /// Factors come from statistics of the original, and static ranges from those of the model with its transforms: then there are
-    /// two passes. What a dynamic scheme reports is seen in the first. With them, how many this run has made.
-    fn all_statistics(
-        &self,
-        float: &FloatParts<'_>,
-        transformed: &FloatParts<'_>,
-        weights: Option<Fingerprint>,
-        journal: &mut Journal,
-        done: &mut Done,
-    ) -> Result<(StatisticsFile, StatisticsDone, u32), PipelineError> {
-        let prepared = self.prepared;
-        let only = |(file, done): (StatisticsFile, StatisticsDone)| {
-            let passes = u32::from(done.observed);
-            (file, done, passes)
-        };
-        let origin = weights.map(|weights| Origin::of(prepared, weights)).transpose()?;
-        let Some(graph) = &prepared.transformed else {
-            return Ok(only(self.statistics(float, origin, Observing::Last, journal, done)?));
-        };
-        let of_graph = || weights.map(|weights| Origin::of_graph(prepared, weights)).transpose();
-        if !graph.plan.needs_statistics() {
-            return Ok(only(self.statistics(transformed, of_graph()?, Observing::Last, journal, done)?));
-        }
-        if !prepared.plan.needs_statistics() {
-            let found = self.statistics(float, origin, Observing::Last, journal, done)?;
-            graph.settle(prepared, float, &found.0, self.cancel)?;
-            return Ok(only(found));
-        }
-        let (first, first_done) = self.statistics(float, origin, Observing::First, journal, done)?;
-        graph.settle(prepared, float, &first, self.cancel)?;
-        drop(first);
-        let (statistics, mut last) =
-            self.statistics(transformed, of_graph()?, Observing::Last, journal, done)?;
-        last.cost.seconds += first_done.cost.seconds;
-        last.cost.peak_rss_bytes = last.cost.peak_rss_bytes.max(first_done.cost.peak_rss_bytes);
-        let passes = u32::from(first_done.observed) + u32::from(last.observed);
-        Ok((statistics, last, passes))
-    }
-
-    /// The statistics of a model: from the journal, the file that was given, the cache, or the observing pass.
-    fn statistics(
-        &self,
-        float: &FloatParts<'_>,
-        origin: Option<Origin>,
-        observing: Observing,
-        journal: &mut Journal,
-        done: &mut Done,
-    ) -> Result<(StatisticsFile, StatisticsDone), PipelineError> {
-        let (name, known) = match observing {
-            Observing::Last => (STATISTICS, &mut done.statistics),
-            Observing::First => (UNTRANSFORMED, &mut done.untransformed),
-        };
-        let path = self.dir.join(name);
-        let cache = &self.options.cache;
-        if let Some(done) = known.take() {
-            return Ok((StatisticsFile::load(&path)?, done));
-        }
-        let clock = Instant::now();
-        let Some(origin) = origin else {
-            let file = StatisticsFile { header: BTreeMap::new(), sites: BTreeMap::new() };
-            let done =
-                self.statistics_done(&file, observing, false, cost(clock, Cost::default()), journal)?;
-            return Ok((file, done));
-        };
-        // What is given is of the first pass.
-        let is_first = observing == Observing::First || self.prepared.observing_passes() < 2;
-        let given = self.statistics.filter(|_| is_first);
-        let given = given.map(|path| given_statistics(path, origin)).transpose()?;
-        let at_hand = given.or_else(|| cached(self.prepared, origin, cache, self.events));
-        let (file, observed, before) = if let Some(file) = at_hand {
-            (file, false, Cost::default())
-        } else {
-            let checkpoint = done.checkpoint.take();
-            let before = checkpoint.as_ref().map_or(Cost::default(), |done| done.cost);
-            (self.observe(float, origin, checkpoint, journal)?, true, before)
-        };
-        let statistics = self.statistics_done(&file, observing, observed, cost(clock, before), journal)?;
-        // Not earlier: a run that dies in between would find its own statistics there and take them for another's.
-        if observed {
-            keep(&file, origin, cache, self.events);
-        }
-        self.remove_but("calibration-", &[])?;
-        tracing::info!(seconds = statistics.cost.seconds, observed, "statistics ready");
-        Ok((file, statistics))
-    }
-
-    fn statistics_done(
-        &self,
-        file: &StatisticsFile,
-        observing: Observing,
-        observed: bool,
-        cost: Cost,
-        journal: &mut Journal,
-    ) -> Result<StatisticsDone, PipelineError> {
-        let name = if observing == Observing::First { UNTRANSFORMED } else { STATISTICS };
-        file.save(self.dir.join(name))?;
-        let written = WrittenFile::of(&self.dir, name)?;
-        let statistics = StatisticsDone { observed, file: written, cost };
-        journal.append(&match observing {
-            Observing::First => Entry::Untransformed(statistics.clone()),
-            Observing::Last => Entry::Statistics(statistics.clone()),
-        })?;
-        Ok(statistics)
-    }
-
-    /// The observing pass, which keeps what it has seen now and then.
-    fn observe(
-        &self,
-        model: &FloatParts<'_>,
-        origin: Origin,
-        checkpoint: Option<CheckpointDone>,
-        journal: &mut Journal,
-    ) -> Result<StatisticsFile, PipelineError> {
-        let (clock, of_batches) = (Instant::now(), self.prepared.calibration.plan.batches().len());
-        let of_parts = model.parts().len();
-        let (begun, before) = match checkpoint {
-            None => (Begun::default(), Cost::default()),
-            Some(CheckpointDone { parts, batches, file, states, cost, .. }) => {
-                let sites = StatisticsFile::load(self.dir.join(file.path))?.sites;
-                let states = states.map(|file| self.dir.join(file.path));
-                let elapsed = Duration::try_from_secs_f64(cost.seconds).unwrap_or_default();
-                (Begun { parts, batches, sites, states, elapsed }, cost)
-            }
-        };
-        let mut cadence = Cadence::new(self.prepared, of_parts, &begun);
-        let mut after_batch = |observed: &mut Observed<'_>| {
-            let (parts, batches) = (observed.parts, observed.batches);
-            // Hidden states are at one place between two parts only.
-            let between = batches == 0 || of_parts == 1;
-            if parts == of_parts || !between || !cadence.is_due(parts, batches, observed.progress.tokens) {
-                return Ok(());
-            }
-            let name = format!("calibration-{parts:05}-{batches:08}.safetensors");
-            let statistics = StatisticsFile { header: BTreeMap::new(), sites: observed.sites() };
-            statistics.save(self.dir.join(&name))?;
-            let file = WrittenFile::of(&self.dir, &name)?;
-            let states = if parts == 0 {
-                None
-            } else {
-                let name = format!("calibration-states-{parts:05}.safetensors");
-                observed.save_states(&self.dir.join(&name))?;
-                Some(WrittenFile::of(&self.dir, &name)?)
-            };
-            let kept: Vec<String> =
-                [Some(&file), states.as_ref()].into_iter().flatten().map(|file| file.path.clone()).collect();
-            let cost = cost(clock, before);
-            let done = CheckpointDone { parts, of_parts, batches, of_batches, file, states, cost };
-            journal.append(&Entry::Checkpoint(done))?;
-            self.remove_but("calibration-", &kept)
-        };
-        let pass = Pass { begun, ..Pass::whole(self.prepared, self.room()) };
-        observe(self.prepared, origin, model, pass, &mut after_batch, self.events, self.cancel)
     }
 
     /// Where hidden states are.
@@ -453,7 +294,8 @@ impl Work<'_> {
             check.load(&self.dir.join(&probes.path))?;
         }
         let whole = if self.prepared.is_sequential() { 0 } else { self.options.memory.whole() };
-        let mut sequence = Sequence::begin(prepared, parts.len(), self.room(), events, self.cancel)?;
+        let mut sequence =
+            Sequence::begin(prepared, statistics, parts.len(), self.room(), events, self.cancel)?;
         if let Some(sequence) = sequence.as_mut().filter(|_| !done.is_empty()) {
             let written = QuantizedParts::open(dir, task, whole)?;
             for &part in &parts[..done.len()] {
@@ -465,12 +307,12 @@ impl Work<'_> {
         }
         for (index, &part) in parts.iter().enumerate().skip(done.len()) {
             let clock = Instant::now();
-            let curvatures = match &mut sequence {
-                None => Curvatures::new(),
-                Some(sequence) => sequence.curvatures(&*float.load(part)?)?,
+            let inputs = match &mut sequence {
+                None => PartInputs::default(),
+                Some(sequence) => sequence.inputs(&*float.load(part)?)?,
             };
-            let deployed = deployment.part(part, (statistics, &curvatures), events, self.cancel)?;
-            drop(curvatures);
+            let deployed = deployment.part(part, (statistics, &inputs), events, self.cancel)?;
+            drop(inputs);
             let (mut errors, mut self_check, mut probes) = (LayerErrors::default(), None, None);
             if let Some(check) = &mut check {
                 if parts.len() == 1 {
@@ -575,8 +417,12 @@ impl Work<'_> {
             let clock = Instant::now();
             let original = Streamed::new(float, true, self.room(), self.events, self.cancel)?;
             let quantized = Streamed::new(written, false, self.room(), self.events, self.cancel)?;
-            let original =
-                Original { model: &original, fingerprint: Some(fingerprint), cache: &self.options.cache };
+            let original = Original {
+                model: &original,
+                fingerprint: Some(fingerprint),
+                cache: &self.options.cache,
+                kept: self.kept,
+            };
             let metrics = measure(self.prepared, task, original, &quantized, self.events, self.cancel)?;
             let task = TaskDone { index, metrics, cost: cost(clock, Cost::default()) };
             // JSON has no infinity: a task with one is measured again rather than changed.
@@ -629,10 +475,4 @@ fn cost(clock: Instant, before: Cost) -> Cost {
 
 fn has_infinity(metric: &Metric) -> bool {
     [metric.original, metric.quantized, metric.delta, metric.stderr].into_iter().any(f64::is_infinite)
-}
-
-fn given_statistics(path: &Path, origin: Origin) -> Result<StatisticsFile, PipelineError> {
-    let file = StatisticsFile::load(path)?;
-    origin.check(&file, path)?;
-    Ok(file)
 }

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
-use zeropoint_core::{ActivationMode, QuantParams};
+use zeropoint_core::{ActivationMode, ParamsError, QuantParams};
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
     ActivationQuantizer, FloatParts, ModelError, ModelParts, SiteId, SiteSink, State, rows_of,
 };
 use zeropoint_observer::WeightObserver;
-use zeropoint_quantizer::transform::{Edit, EditedRows, Smoothing, Strength, edit_weight, smoothing_factors};
+use zeropoint_quantizer::transform::{
+    Edit, EditedRows, Smoothing, Strength, activation_aware_factors, edit_weight, smoothing_factors,
+};
 use zeropoint_quantizer::{LayerScheme, quantize_weight};
 
 use crate::check::probe_batches;
@@ -19,28 +21,42 @@ use crate::{PipelineError, Prepared};
 
 /// Those that are tried. Beyond them one side has next to nothing of the other's range.
 const STRENGTHS: [f64; 8] = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+/// Those of factors that go by activations alone; 0 leaves all as it is.
+const ACTIVATION_AWARE: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// Rows of a site that are looked at.
 const ROWS: usize = 256;
 
 /// The largest magnitudes of the activations and of the weights of a smoothing.
 type Maxima<'a> = dyn Fn(&Smoothing) -> Result<[Vec<f32>; 2], PipelineError> + 'a;
 
-/// The strength of each smoothing of the graph: as it is asked for, or the best one for the inputs that a few calibration samples
-/// have in the original.
-pub(crate) fn strengths(
+/// The factors of each smoothing of the graph: of the strength that is asked for, or of the best one for the inputs that a few
+/// calibration samples have in the original.
+pub(crate) fn chosen_factors(
     prepared: &Prepared,
     graph: &Graph,
     float: &FloatParts<'_>,
     maxima: &Maxima<'_>,
     cancel: &Cancel,
-) -> Result<Vec<f64>, PipelineError> {
+) -> Result<Vec<Vec<f32>>, PipelineError> {
     let all = &graph.plan.smoothings;
-    let mut found: Vec<f64> = all
-        .iter()
-        .map(|smoothing| if let Strength::Fixed(fixed) = smoothing.strength { fixed } else { 0.5 })
-        .collect();
-    let searched = |index: &usize| all[*index].strength == Strength::Search;
-    let wanted: BTreeSet<SiteId> = (0..all.len()).filter(searched).map(|index| all[index].site).collect();
+    let mut found = vec![Vec::new(); all.len()];
+    let mut wanted = BTreeSet::new();
+    for (smoothing, found) in all.iter().zip(&mut found) {
+        // What is searched for and never seen is as it would be without a search.
+        let [activations, weights] = maxima(smoothing)?;
+        *found = match smoothing.strength {
+            Strength::Fixed(strength) => smoothing_factors(strength, &activations, &weights),
+            Strength::Search => {
+                wanted.insert(smoothing.site);
+                smoothing_factors(0.5, &activations, &weights)
+            }
+            Strength::ActivationAware => {
+                wanted.insert(smoothing.site);
+                vec![1.0; smoothing.factors]
+            }
+        };
+    }
+    let searched = |index: &usize| !matches!(all[*index].strength, Strength::Fixed(_));
     if wanted.is_empty() {
         return Ok(found);
     }
@@ -58,11 +74,17 @@ pub(crate) fn strengths(
             if cancel.is_requested() {
                 return Err(PipelineError::Cancelled);
             }
-            let [activations, weights] = maxima(smoothing)?;
             let trial = Trial { prepared, graph, smoothing, index, rows };
-            found[index] = trial.best(&activations, &weights)?;
+            let (strength, factors) = if smoothing.strength == Strength::ActivationAware {
+                let means = mean_magnitudes(smoothing, rows);
+                trial.best(&ACTIVATION_AWARE, &|strength| activation_aware_factors(strength, &means))?
+            } else {
+                let [activations, weights] = maxima(smoothing)?;
+                trial.best(&STRENGTHS, &|strength| smoothing_factors(strength, &activations, &weights))?
+            };
+            found[index] = factors;
             let site = &prepared.directory.spec().sites[smoothing.site].id;
-            tracing::debug!(site, strength = found[index], "strength of smoothing chosen");
+            tracing::debug!(site, strength, "strength of smoothing chosen");
         }
     }
     Ok(found)
@@ -89,6 +111,17 @@ impl SiteSink for Rows<'_> {
     }
 }
 
+/// The mean magnitude over rows `[rows, channels]` of the channels of each factor.
+fn mean_magnitudes(smoothing: &Smoothing, rows: &[f32]) -> Vec<f32> {
+    let channels = smoothing.channels();
+    let mut sums = vec![0f64; smoothing.factors];
+    for (at, x) in rows.iter().enumerate() {
+        sums[smoothing.factor_of(at % channels)] += f64::from(x.abs());
+    }
+    let count = rows.len() as f64 / smoothing.factors as f64;
+    sums.iter().map(|sum| (sum / count) as f32).collect()
+}
+
 /// One smoothing and what it is tried on.
 struct Trial<'a> {
     prepared: &'a Prepared,
@@ -100,12 +133,16 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    /// The strength with the least squared error of the outputs.
-    fn best(&self, activations: &[f32], weights: &[f32]) -> Result<f64, PipelineError> {
+    /// The strength with the least squared error of the outputs, and its factors.
+    fn best(
+        &self,
+        strengths: &[f64],
+        factors: &dyn Fn(f64) -> Vec<f32>,
+    ) -> Result<(f64, Vec<f32>), PipelineError> {
         let linears = self.linears()?;
-        let mut best = (f64::INFINITY, 0.5);
-        for strength in STRENGTHS {
-            let factors = smoothing_factors(strength, activations, weights);
+        let mut best = (f64::INFINITY, strengths[0]);
+        for &strength in strengths {
+            let factors = factors(strength);
             let mut error = 0.0;
             for linear in &linears {
                 error += self.error(&factors, linear)?;
@@ -114,7 +151,7 @@ impl Trial<'_> {
                 best = (error, strength);
             }
         }
-        Ok(best.1)
+        Ok((best.1, factors(best.1)))
     }
 
     /// The Linears that become integers, with their weights and float outputs.
@@ -172,8 +209,9 @@ impl Trial<'_> {
                 _ => {}
             }
         }
-        let quantizer = quantizer(scheme, &x).map_err(&failed)?;
-        let x = quantizer.quantize(&x, *inputs).map_err(|error| failed(error.to_string()))?.dequantize();
+        if let Some(quantizer) = quantizer(scheme, &x).map_err(|error| failed(error.to_string()))? {
+            x = quantizer.quantize(&x, *inputs).map_err(|error| failed(error.to_string()))?.dequantize();
+        }
         // The full range, which takes no search of its own.
         let w = quantize_weight(isa, &w, outputs, *inputs, scheme.scheme.weights, WeightObserver::MinMax);
         let w = w.map_err(|error| failed(error.to_string()))?.dequantize();
@@ -192,18 +230,16 @@ struct Reader<'a> {
     path: &'a str,
 }
 
-/// How these values would be quantised: a static range is theirs.
-fn quantizer(scheme: &LayerScheme, x: &[f32]) -> Result<ActivationQuantizer, String> {
-    let Some(activations) = scheme.scheme.activations else {
-        return Err("its activations stay float: there is nothing to smooth".to_owned());
-    };
+/// How these values would be quantised: a static range is theirs. `None` where they stay float.
+fn quantizer(scheme: &LayerScheme, x: &[f32]) -> Result<Option<ActivationQuantizer>, ParamsError> {
+    let Some(activations) = scheme.scheme.activations else { return Ok(None) };
     let (min, max) = x.iter().fold((0f32, 0f32), |(low, high), v| (low.min(*v), high.max(*v)));
-    match activations.mode {
-        ActivationMode::Dynamic => Ok(ActivationQuantizer::Dynamic(activations.symmetry)),
-        ActivationMode::Static => QuantParams::from_range(min, max, activations.symmetry)
-            .map(ActivationQuantizer::Static)
-            .map_err(|error| error.to_string()),
-    }
+    Ok(Some(match activations.mode {
+        ActivationMode::Dynamic => ActivationQuantizer::Dynamic(activations.symmetry),
+        ActivationMode::Static => {
+            ActivationQuantizer::Static(QuantParams::from_range(min, max, activations.symmetry)?)
+        }
+    }))
 }
 
 /// `x w^T` of `[rows, inputs]` and `[outputs, inputs]`.

@@ -138,11 +138,11 @@ impl<'a> TableFate<'a> {
             own.write(&name, &scales)?;
             own.finish()?;
         }
-        let distribution = WeightDistribution::of(isa, values, &weight);
+        let distribution = WeightDistribution::of(isa, values, &weight, scheme.scheme.weights.bits);
         // Dynamic: it needs no statistics.
         let quantizer = input_quantizer(prepared, None, linear, scheme)?;
         let bytes = bytes as u64;
-        Ok(Some((id, DeployedLinear { weight, scheme: *scheme, quantizer, bytes, distribution })))
+        Ok(Some((id, DeployedLinear { weight, scheme: *scheme, quantizer, bias: None, bytes, distribution })))
     }
 }
 

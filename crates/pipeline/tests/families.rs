@@ -92,7 +92,7 @@ fn prepared(out: &Path, fixture: &str, scheme: &str) -> Prepared {
 fn prepared_in(out: &Path, fixture: &str, scheme: &str, format: OutputFormat) -> Prepared {
     let mut config = Config::new(repository().join("tests/fixtures").join(fixture).to_string_lossy());
     config.output.dir = Some(out.to_string_lossy().into_owned());
-    config.output.formats = vec![format];
+    config.output.formats = Some(vec![format]);
     config.quantization = toml::from_str(scheme).expect("a scheme");
     config.calibration.samples = 6;
     config.evaluation.tasks.iter_mut().for_each(|task| task.limit = Some(8));
@@ -159,7 +159,7 @@ type OwnCase = (&'static str, &'static str, OutputFormat, &'static [&'static str
 const PORTABLE: OutputFormat = OutputFormat::CompressedTensors;
 const OWN: OutputFormat = OutputFormat::Zeropoint;
 
-const OWN_CASES: [OwnCase; 20] = [
+const OWN_CASES: [OwnCase; 26] = [
     ("neox-causal", "lm_head = 'int8'", PORTABLE, &[]),
     ("llama-causal", "lm_head = 'int8'", PORTABLE, &[]),
     ("llama-scaled", "lm_head = 'int8'", PORTABLE, &[]),
@@ -206,55 +206,104 @@ const OWN_CASES: [OwnCase; 20] = [
     ),
     ("modernbert-mean", "transforms = [{ kind = 'online-rotation', smooth = false }]", OWN, &[]),
     ("albert-mean", "transforms = [{ kind = 'online-rotation' }]\nalgorithm.kind = 'gptq'", OWN, &["pooler"]),
+    ("qwen3-causal", "scheme = 'best-int8'", PORTABLE, &["lm_head"]),
+    ("bert-mean", "scheme = 'best-int8'", PORTABLE, &["pooler.dense"]),
+    ("bert-mean", "scheme = 'best-int8-runtime'", OWN, &["pooler.dense"]),
+    ("bert-mean", "scheme = 'w8a8-static'\nbias_correction = true", PORTABLE, &["pooler.dense"]),
+    ("gte-mean", "bias_correction = true\nalgorithm.kind = 'gptq'", PORTABLE, &[]),
+    (
+        "gpt2-causal",
+        "bias_correction = true\ntransforms = [{ kind = 'online-rotation' }]\nlm_head = 'int8'",
+        OWN,
+        &[],
+    ),
+];
+
+/// Schemes whose activations stay float, all or some, for which there is no engine.
+const WEIGHT_ONLY_CASES: [OwnCase; 7] = [
+    ("llama-causal", "scheme = 'w8a16'", PORTABLE, &["lm_head"]),
+    ("qwen2-causal", "scheme = 'w4a16'\nweights.group_size = 8", PORTABLE, &["lm_head"]),
+    (
+        "bert-mean",
+        "scheme = 'w4a16'\nweights.granularity = 'channel'\nalgorithm.kind = 'rtn'\nbias_correction = true\n\
+         transforms = [{ kind = 'awq' }]",
+        PORTABLE,
+        &["pooler.dense"],
+    ),
+    ("phi3-causal", "scheme = 'w8a16'\nweights.group_size = 8", PORTABLE, &["lm_head"]),
+    ("gpt2-causal", "scheme = 'w4a16'\nweights.group_size = 8\nlm_head = 'int8'", OWN, &[]),
+    (
+        "gemma2-causal",
+        "scheme = 'w8a16'\nembeddings = 'bf16'\noverrides = [\
+         { layers = ['re:.*mlp'], scheme = 'w8a8-static' }, { layers = ['re:.*o_proj'], scheme = 'w8a8-dynamic' }, \
+         { layers = ['re:.*0.*down_proj'], scheme = 'w4a16', weights = { group_size = 8 } }]",
+        PORTABLE,
+        &["lm_head"],
+    ),
+    (
+        "modernbert-mean",
+        "scheme = 'w4a16'\nweights.group_size = 8\ntransforms = [{ kind = 'online-rotation', smooth = false }]",
+        OWN,
+        &[],
+    ),
 ];
 
 #[test]
 fn int8_heads_tables_conv1d_transforms_and_gptq_go_the_whole_way() {
-    for (name, quantization, format, float) in OWN_CASES {
-        let about = format!("{name}, {quantization}, {format:?}");
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let prepared = prepared_in(&dir.path().join("whole"), name, quantization, format);
-        let kept = prepared.plan.linears.iter().filter(|linear| linear.scheme().is_none());
-        assert_eq!(kept.map(|linear| linear.path.as_str()).collect::<Vec<_>>(), float, "{about}");
-        let plan = dry_run(&prepared, &OPTIONS).expect("a plan");
-        let outcome = run(&prepared, &OPTIONS, &(), &Cancel::default())
-            .unwrap_or_else(|error| panic!("{about}: {error}"));
-        let check = outcome.report.self_check.as_ref().expect("every run checks itself");
-        assert_eq!(check.cosine_min, 1.0, "{about}: simulation and runtime");
-        let layers: Vec<&str> = outcome.report.layers.iter().map(|layer| layer.path.as_str()).collect();
-        let linears = &prepared.directory.spec().linears;
-        assert_eq!(layers.len(), linears.len() - float.len(), "{about}: {layers:?}");
-        assert!(outcome.report.layers.iter().all(|layer| layer.output_sqnr_db.is_some()), "{about}");
+    for case in OWN_CASES {
+        goes_the_whole_way(case, true);
+    }
+}
 
-        let parts = prepared_in(&dir.path().join("parts"), name, quantization, format);
-        part_by_part_it_is_the_same(&outcome, &parts, &about);
+#[test]
+fn weight_only_and_mixed_schemes_go_the_whole_way() {
+    for case in WEIGHT_ONLY_CASES {
+        goes_the_whole_way(case, false);
+    }
+}
 
-        let model = outcome.dir.join(MODEL_DIR);
-        for (file, bytes) in &plan.files {
-            assert_eq!(model.join(file).metadata().expect(file).len(), *bytes, "{about}: {file}");
-        }
-        assert_eq!(plan.quantized_bytes, outcome.report.size.quantized_bytes, "{about}");
-        let target = "owner/model".to_owned();
-        let request = PushRequest { target, revision: None, public: false, message: None };
-        let push = plan_push(&model, &request).unwrap_or_else(|error| panic!("{about}: {error}"));
-        let pushed = |wanted: &str| push.files.iter().any(|(path, _)| path == wanted);
-        assert!(plan.files.iter().all(|(file, _)| pushed(file)), "{about}: {:?}", push.files);
-        let written = QuantizedModel::load(&model, Task::Auto).unwrap_or_else(|e| panic!("{about}: {e}"));
-        assert_eq!(written.quantized_linears(), layers.len(), "{about}");
-        let config = &written.directory().config()["quantization_config"];
-        if format == OWN {
-            assert_eq!(
-                (&config["format"], config.get("quant_method")),
-                (&"zeropoint".into(), None),
-                "{about}"
-            );
-        } else {
-            assert_eq!(config["quant_method"], "compressed-tensors", "{about}");
-        }
+fn goes_the_whole_way((name, quantization, format, float): OwnCase, has_engine: bool) {
+    let about = format!("{name}, {quantization}, {format:?}");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let prepared = prepared_in(&dir.path().join("whole"), name, quantization, format);
+    let kept = prepared.plan.linears.iter().filter(|linear| linear.scheme().is_none());
+    assert_eq!(kept.map(|linear| linear.path.as_str()).collect::<Vec<_>>(), float, "{about}");
+    let plan = dry_run(&prepared, &OPTIONS).expect("a plan");
+    let outcome =
+        run(&prepared, &OPTIONS, &(), &Cancel::default()).unwrap_or_else(|error| panic!("{about}: {error}"));
+    let check = outcome.report.self_check.as_ref().expect("every run checks itself");
+    assert_eq!(check.cosine_min, 1.0, "{about}: simulation and runtime");
+    let layers: Vec<&str> = outcome.report.layers.iter().map(|layer| layer.path.as_str()).collect();
+    let linears = &prepared.directory.spec().linears;
+    assert_eq!(layers.len(), linears.len() - float.len(), "{about}: {layers:?}");
+    assert!(outcome.report.layers.iter().all(|layer| layer.output_sqnr_db.is_some()), "{about}");
+
+    let parts = prepared_in(&dir.path().join("parts"), name, quantization, format);
+    part_by_part_it_is_the_same(&outcome, &parts, &about);
+
+    let model = outcome.dir.join(MODEL_DIR);
+    for (file, bytes) in &plan.files {
+        assert_eq!(model.join(file).metadata().expect(file).len(), *bytes, "{about}: {file}");
+    }
+    assert_eq!(plan.quantized_bytes, outcome.report.size.quantized_bytes, "{about}");
+    let target = "owner/model".to_owned();
+    let request = PushRequest { target, revision: None, public: false, message: None };
+    let push = plan_push(&model, &request).unwrap_or_else(|error| panic!("{about}: {error}"));
+    let pushed = |wanted: &str| push.files.iter().any(|(path, _)| path == wanted);
+    assert!(plan.files.iter().all(|(file, _)| pushed(file)), "{about}: {:?}", push.files);
+    let written = QuantizedModel::load(&model, Task::Auto).unwrap_or_else(|e| panic!("{about}: {e}"));
+    assert_eq!(written.quantized_linears(), layers.len(), "{about}");
+    let config = &written.directory().config()["quantization_config"];
+    if format == OWN {
+        assert_eq!((&config["format"], config.get("quant_method")), (&"zeropoint".into(), None), "{about}");
+    } else {
+        assert_eq!(config["quant_method"], "compressed-tensors", "{about}");
+    }
+    if has_engine {
         the_engine_has_the_bits_of_the_sites(&written, &about);
-        if written.directory().spec().head().task() == Task::CausalLm {
-            a_cache_has_the_bits_of_the_sites(&written, &about);
-        }
+    }
+    if written.directory().spec().head().task() == Task::CausalLm {
+        a_cache_has_the_bits_of_the_sites(&written, &about);
     }
 }
 

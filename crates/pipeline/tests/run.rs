@@ -227,7 +227,7 @@ fn a_run_that_is_cancelled_at_any_stage_goes_on_there() {
                 &[Stage::Load, Stage::Quantize, Stage::SelfCheck, Stage::Evaluate, Stage::Publish]
             }
             Stage::SelfCheck | Stage::Evaluate => &[Stage::Load, Stage::Evaluate, Stage::Publish],
-            Stage::Latency | Stage::Publish => &[Stage::Load, Stage::Publish],
+            Stage::Latency | Stage::Sensitivity | Stage::Publish => &[Stage::Load, Stage::Publish],
         };
         assert_eq!(recorder.stages(), expected, "{stage}");
         assert_eq!(names(dir.path()), ["config.toml", "out"]);

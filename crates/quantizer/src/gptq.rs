@@ -5,11 +5,11 @@ use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Mat, Par, Side};
 use rayon::prelude::*;
 use thiserror::Error;
-use zeropoint_core::{QuantParams, WeightScheme};
-use zeropoint_kernels::{Isa, ROUNDED_ROWS, dequantize, round_and_compensate, sum_squared_error};
+use zeropoint_core::WeightScheme;
+use zeropoint_kernels::{Isa, ROUNDED_ROWS, RoundingGrid, round_and_compensate};
 use zeropoint_observer::WeightObserver;
 
-use crate::weights::{check_weight, chosen_scales};
+use crate::weights::{check_weight, chosen_scales, group_of, rounding_error, scales_of};
 use crate::{QuantizedWeight, WeightError};
 
 /// How often a factorisation that fails is tried again, with ten times the damping each time.
@@ -101,8 +101,13 @@ pub fn quantize_weight_gptq(
 ) -> Result<QuantizedWeight, WeightError> {
     check_weight(isa, weight, outputs, inputs)?;
     assert_eq!(curvature.order.len(), inputs, "the curvature is of the same inputs");
-    let scales = chosen_scales(weight, inputs, scheme, observer)?;
-    let scale_of = |row: usize| if scales.len() == 1 { scales[0] } else { scales[row] };
+    let group = group_of(inputs, scheme)?;
+    // Those of the weight as it was: columns of a group are not rounded one after the other.
+    let scales = chosen_scales(weight, group, scheme, observer)?;
+    let groups: Vec<u32> = match inputs / group {
+        1 => Vec::new(),
+        _ => curvature.order.iter().map(|column| (column / group) as u32).collect(),
+    };
     let mut values = vec![0i8; weight.len()];
     let noise: Vec<(f64, f64)> = values
         .par_chunks_mut(inputs * ROUNDED_ROWS)
@@ -110,41 +115,40 @@ pub fn quantize_weight_gptq(
         .enumerate()
         .map_init(
             || (vec![[0f32; ROUNDED_ROWS]; inputs], vec![[0i8; ROUNDED_ROWS]; inputs], vec![0f32; inputs]),
-            |(columns, rounded, real), (group, (values, weight))| {
+            |(columns, rounded, real), (at, (values, weight))| {
                 let rows = weight.len() / inputs;
-                let row = |lane: usize| group * ROUNDED_ROWS + lane.min(rows - 1);
-                let scales: [f32; ROUNDED_ROWS] = std::array::from_fn(|lane| scale_of(row(lane)));
+                let of_lane =
+                    |lane: usize| scales_of(&scales, inputs / group, at * ROUNDED_ROWS + lane.min(rows - 1));
+                let by_group: Vec<[f32; ROUNDED_ROWS]> = (0..inputs / group)
+                    .map(|group| std::array::from_fn(|lane| of_lane(lane)[group]))
+                    .collect();
                 for (column, at) in columns.iter_mut().zip(&curvature.order) {
                     *column = std::array::from_fn(|lane| weight[lane.min(rows - 1) * inputs + at]);
                 }
-                round_and_compensate(isa, columns, &curvature.lower, &scales, rounded);
+                let grid = RoundingGrid { bits: scheme.bits, scales: &by_group, groups: &groups };
+                round_and_compensate(isa, columns, &curvature.lower, grid, rounded);
                 for (lane, values) in values.chunks_exact_mut(inputs).enumerate() {
                     for (rounded, at) in rounded.iter().zip(&curvature.order) {
                         values[*at] = rounded[lane];
                     }
                 }
-                let mut sums = (0.0, 0.0);
-                for (lane, (values, weight)) in
-                    values.chunks_exact(inputs).zip(weight.chunks_exact(inputs)).enumerate()
-                {
-                    let params = QuantParams { scale: scales[lane], zero_point: 0 };
-                    dequantize(isa, values, params, real);
-                    let (noise, signal) = sum_squared_error(isa, weight, real);
-                    sums = (sums.0 + signal, sums.1 + noise);
-                }
-                sums
+                let rows = values.chunks_exact(inputs).zip(weight.chunks_exact(inputs)).enumerate();
+                rows.fold((0.0, 0.0), |sums, (lane, (values, weight))| {
+                    let (signal, noise) = rounding_error(isa, weight, values, of_lane(lane), real);
+                    (sums.0 + signal, sums.1 + noise)
+                })
             },
         )
         .collect();
     let (signal, noise) = noise.iter().fold((0.0, 0.0), |(s, n), part| (s + part.0, n + part.1));
-    Ok(QuantizedWeight { values, scales, outputs, inputs, signal, noise })
+    Ok(QuantizedWeight { values, scales, outputs, inputs, group, signal, noise })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::quantize_weight;
-    use zeropoint_core::{Granularity, Rng};
+    use zeropoint_core::{Granularity, Rng, WeightBits};
 
     /// Inputs whose channels are correlated, `[rows, inputs]`, and their second moments.
     fn inputs(rng: &mut Rng, rows: usize, inputs: usize) -> (Vec<f32>, Vec<f32>) {
@@ -183,17 +187,25 @@ mod tests {
         for (outputs, count) in [(1, 7), (16, 48), (37, 130)] {
             let (x, moments) = inputs(&mut rng, 400, count);
             let weight: Vec<f32> = (0..outputs * count).map(|_| rng.normal() as f32).collect();
-            let scheme = WeightScheme::int8(Granularity::Channel);
             let curvature = Curvature::new(&moments, count, 0.01).unwrap();
             assert_eq!((curvature.damping, curvature.dead), (0.01, 0));
             let observer = WeightObserver::MinMax;
             let isa = Isa::best();
-            let nearest = quantize_weight(isa, &weight, outputs, count, scheme, observer).unwrap();
-            let found =
-                quantize_weight_gptq(isa, &weight, outputs, count, (scheme, observer), &curvature).unwrap();
-            assert_eq!(found.scales, nearest.scales);
-            let [found, nearest] = [&found, &nearest].map(|q| output_error(&x, count, &weight, q));
-            assert!(found < 0.7 * nearest, "{outputs} x {count}: {found} {nearest}");
+            let group = if count == 7 { 7 } else { count / 2 };
+            for scheme in [
+                WeightScheme::int8(Granularity::Channel),
+                WeightScheme::int8(Granularity::Group(group)),
+                WeightScheme { bits: WeightBits::Four, granularity: Granularity::Group(group) },
+            ] {
+                let nearest = quantize_weight(isa, &weight, outputs, count, scheme, observer).unwrap();
+                let found =
+                    quantize_weight_gptq(isa, &weight, outputs, count, (scheme, observer), &curvature)
+                        .unwrap();
+                assert_eq!((&found.scales, found.group), (&nearest.scales, nearest.group));
+                assert!(found.values.iter().all(|q| scheme.bits.holds(*q)));
+                let [found, nearest] = [&found, &nearest].map(|q| output_error(&x, count, &weight, q));
+                assert!(found < 0.7 * nearest, "{outputs} x {count}, {scheme}: {found} {nearest}");
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use thiserror::Error;
-use zeropoint_core::Scheme;
+use zeropoint_core::{Granularity, Scheme};
 use zeropoint_formats::DirectoryFormat;
 use zeropoint_formats::deployed::INT8_HEAD;
 use zeropoint_models::{LinearId, LinearRole, ModelSpec};
@@ -75,6 +75,8 @@ pub struct PlanRequest {
     pub overrides: Vec<LayerOverride>,
     /// How weights are rounded.
     pub algorithm: WeightAlgorithm,
+    /// Whether biases take up what rounding changes of the mean of each output.
+    pub bias_correction: bool,
     /// How embedding tables are stored.
     pub embeddings: EmbeddingPrecision,
     /// How logits over a vocabulary are made; decides for that Linear whatever else is said of it.
@@ -123,6 +125,8 @@ pub struct Plan {
     pub linears: Vec<LinearPlan>,
     /// How weights are rounded, those of tables apart, which are rounded to nearest.
     pub algorithm: WeightAlgorithm,
+    /// Whether biases take up what rounding changes of the mean of each output.
+    pub bias_correction: bool,
     /// How embedding tables are stored.
     pub embeddings: EmbeddingPrecision,
     /// Of the directory that is written.
@@ -199,6 +203,26 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
+    /// Biases to be corrected where there is none.
+    #[error(
+        "`quantization.bias_correction` is true, but no Linear of {architecture} that is quantised has a bias; remove it"
+    )]
+    NoBias {
+        /// The architecture.
+        architecture: String,
+    },
+    /// Groups of columns that do not come out even.
+    #[error("`{path}` has {inputs} inputs, which are no whole groups of {size}; {}", group_advice(sizes))]
+    Groups {
+        /// The Linear.
+        path: String,
+        /// Its columns.
+        inputs: usize,
+        /// As asked for.
+        size: usize,
+        /// Sizes from 8 to 256 that divide the inputs of every Linear that is to have groups.
+        sizes: Vec<usize>,
+    },
     /// Rotated inputs in a format that does not carry them.
     #[error(
         "`quantization.transforms` rotates inputs when the model runs, which compressed-tensors does not carry; write \
@@ -227,6 +251,16 @@ pub enum PlanError {
         /// How many Linears there are.
         count: usize,
     },
+}
+
+fn group_advice(sizes: &[usize]) -> String {
+    let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    match sizes.as_slice() {
+        [] => "no size from 8 to 256 divides the inputs of all of them: write `granularity = \"channel\"`, or leave some out with \
+               `quantization.overrides`"
+            .to_owned(),
+        sizes => format!("sizes that divide the inputs of all Linears with groups: {}", sizes.join(", ")),
+    }
 }
 
 impl Plan {
@@ -303,6 +337,7 @@ impl Plan {
             linears.push(LinearPlan { linear: id, path: linear.path.clone(), decision });
         }
         check_overrides(&linears, request)?;
+        check_groups(spec, &linears)?;
         // A table that is rounded when it is loaded makes no quantised directory.
         let is_tied = |id: LinearId| spec.linears[id].role == LinearRole::TiedDecoder;
         if linears.iter().all(|linear| linear.scheme().is_none() || is_tied(linear.linear)) {
@@ -318,8 +353,13 @@ impl Plan {
                     .to_owned(),
             );
         }
-        let algorithm = request.algorithm;
-        Ok(Self { linears, algorithm, embeddings: request.embeddings, format, warnings })
+        let (algorithm, bias_correction) = (request.algorithm, request.bias_correction);
+        let has_bias =
+            |plan: &LinearPlan| plan.scheme().is_some() && spec.linears[plan.linear].bias.is_some();
+        if bias_correction && !linears.iter().any(has_bias) {
+            return Err(PlanError::NoBias { architecture: spec.architecture.clone() });
+        }
+        Ok(Self { linears, algorithm, bias_correction, embeddings: request.embeddings, format, warnings })
     }
 
     /// The Linears that become INT8, with their schemes.
@@ -383,6 +423,27 @@ fn nearest(pattern: &str, paths: &[&str]) -> String {
         paths.iter().map(|path| (strsim::jaro_winkler(&wanted, path), *path)).collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     scored.iter().take(3).map(|(_, path)| format!("`{path}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Every row of a weight with groups must have whole ones.
+fn check_groups(spec: &ModelSpec, linears: &[LinearPlan]) -> Result<(), PlanError> {
+    const SIZES: std::ops::RangeInclusive<usize> = 8..=256;
+    let size_of = |plan: &LinearPlan| match plan.scheme()?.scheme.weights.granularity {
+        Granularity::Group(size) => Some((plan.linear, size)),
+        _ => None,
+    };
+    let grouped: Vec<(LinearId, usize)> = linears.iter().filter_map(size_of).collect();
+    let divides = |size: usize, id: LinearId| size > 0 && spec.linears[id].inputs.is_multiple_of(size);
+    let Some((id, size)) = grouped.iter().copied().find(|(id, size)| !divides(*size, *id)) else {
+        return Ok(());
+    };
+    let sizes = SIZES.filter(|size| grouped.iter().all(|(id, _)| divides(*size, *id))).collect();
+    Err(PlanError::Groups {
+        path: spec.linears[id].path.clone(),
+        inputs: spec.linears[id].inputs,
+        size,
+        sizes,
+    })
 }
 
 /// An override whose every layer is ignored would be without effect, silently.

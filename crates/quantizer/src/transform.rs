@@ -18,7 +18,7 @@ use zeropoint_models::{LinearId, ModelSpec, NormSpec, SiteId};
 use crate::{Pattern, PlanError};
 
 pub use edit::{EditedRows, edit_bias, edit_norm, edit_table, edit_weight};
-pub use smoothing::{column_maxima, smoothing_factors};
+pub use smoothing::{activation_aware_factors, column_maxima, smoothing_factors};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -28,6 +28,11 @@ pub enum Transform {
     SmoothQuant {
         /// How much of the range goes from activations to weights.
         strength: Strength,
+        /// Only inputs of these Linears; all that can be where it is empty.
+        layers: Vec<Pattern>,
+    },
+    /// The same, with factors that spare the weights that meet large activations: AWQ.
+    ActivationAware {
         /// Only inputs of these Linears; all that can be where it is empty.
         layers: Vec<Pattern>,
     },
@@ -54,6 +59,9 @@ pub enum Strength {
     Fixed(f64),
     /// For each activation what leaves the least error of the Linears that read it, to be searched for.
     Search,
+    /// Likewise, of factors that go by the mean magnitudes of activations alone (Lin et al. 2023, "AWQ: Activation-aware Weight
+    /// Quantization for LLM Compression and Acceleration", equation 5).
+    ActivationAware,
 }
 
 /// A change of a matrix `[outputs, inputs]`, and of the bias beside it. Index into [`TransformPlan::smoothings`] where there is one.
@@ -144,6 +152,11 @@ pub struct SharedHeads {
 }
 
 impl Smoothing {
+    /// Channels of the activation.
+    pub fn channels(&self) -> usize {
+        self.factors * self.heads.map_or(1, |heads| heads.share)
+    }
+
     /// The factor of a channel of the activation.
     pub fn factor_of(&self, channel: usize) -> usize {
         match self.heads {
@@ -238,7 +251,9 @@ impl TransformPlan {
         let each = || transforms.iter().enumerate();
         for (index, transform) in each() {
             let layers = match transform {
-                Transform::SmoothQuant { layers, .. } | Transform::OnlineRotation { layers, .. } => layers,
+                Transform::SmoothQuant { layers, .. }
+                | Transform::ActivationAware { layers }
+                | Transform::OnlineRotation { layers, .. } => layers,
                 Transform::Rotation { .. } => continue,
             };
             let paths: Vec<&str> = spec.linears.iter().map(|linear| linear.path.as_str()).collect();
@@ -251,8 +266,14 @@ impl TransformPlan {
             }
         }
         for (index, transform) in each() {
-            if let Transform::SmoothQuant { strength, layers } = transform {
-                planner.smooth(&at(index), *strength, layers)?;
+            match transform {
+                Transform::SmoothQuant { strength, layers } => {
+                    planner.smooth(&at(index), *strength, layers)?;
+                }
+                Transform::ActivationAware { layers } => {
+                    planner.smooth(&at(index), Strength::ActivationAware, layers)?;
+                }
+                _ => {}
             }
         }
         for (index, transform) in each() {

@@ -1,4 +1,4 @@
-//! Weights to INT8: round to nearest under per-channel or per-tensor scales.
+//! Weights to integers: round to nearest under scales per channel, per tensor or per group of columns.
 
 use rayon::prelude::*;
 use thiserror::Error;
@@ -6,17 +6,19 @@ use zeropoint_core::{Granularity, ParamsError, QuantParams, WeightBits, WeightSc
 use zeropoint_kernels::{Isa, dequantize, extremes, quantize_static, sum_squared_error};
 use zeropoint_observer::WeightObserver;
 
-/// A weight in INT8.
+/// A weight in integers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedWeight {
     /// `[outputs, inputs]`, row-major.
     pub values: Vec<i8>,
-    /// One for each output (per channel), or a single one (per tensor).
+    /// One for each output (per channel), a single one (per tensor), or row-major `[outputs, inputs / group]`.
     pub scales: Vec<f32>,
     /// Rows N.
     pub outputs: usize,
     /// Columns K.
     pub inputs: usize,
+    /// Neighbouring columns that share a scale: all of them, but per group.
+    pub group: usize,
     /// Sum of squares of the float weight.
     pub signal: f64,
     /// Sum of squares of the rounding error.
@@ -24,20 +26,32 @@ pub struct QuantizedWeight {
 }
 
 impl QuantizedWeight {
-    /// The scale of a row.
-    pub fn scale(&self, row: usize) -> f32 {
-        if self.scales.len() == 1 { self.scales[0] } else { self.scales[row] }
+    /// The scales of a row, one for each group of its columns.
+    pub fn scales_of(&self, row: usize) -> &[f32] {
+        scales_of(&self.scales, self.inputs / self.group, row)
+    }
+
+    /// The scales of all rows, `[outputs, inputs / group]`, those of a tensor repeated.
+    pub fn scales_by_row(&self) -> Vec<f32> {
+        (0..self.outputs).flat_map(|row| self.scales_of(row)).copied().collect()
     }
 
     /// Real values, `[outputs, inputs]`.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut real = Vec::with_capacity(self.values.len());
         for (row, values) in self.values.chunks_exact(self.inputs).enumerate() {
-            let params = QuantParams { scale: self.scale(row), zero_point: 0 };
-            real.extend(values.iter().map(|q| zeropoint_core::dequantize(*q, params)));
+            for (values, &scale) in values.chunks(self.group).zip(self.scales_of(row)) {
+                let params = QuantParams { scale, zero_point: 0 };
+                real.extend(values.iter().map(|q| zeropoint_core::dequantize(*q, params)));
+            }
         }
         real
     }
+}
+
+/// The scales of a row among all.
+pub(crate) fn scales_of(scales: &[f32], groups: usize, row: usize) -> &[f32] {
+    if scales.len() == 1 { scales } else { &scales[row * groups..][..groups] }
 }
 
 /// Why a weight cannot be quantised.
@@ -63,9 +77,11 @@ pub enum WeightError {
         /// Columns.
         inputs: usize,
     },
-    /// Weights are rounded to INT8 per channel or tensor alone.
-    #[error("cannot be quantised as {scheme}; int8 per-channel or per-tensor is made")]
-    Scheme {
+    /// Its columns are no whole groups.
+    #[error("has {inputs} inputs, which are no whole groups of {scheme}")]
+    Groups {
+        /// Columns.
+        inputs: usize,
         /// As asked for.
         scheme: WeightScheme,
     },
@@ -74,7 +90,7 @@ pub enum WeightError {
     Params(#[from] ParamsError),
 }
 
-/// Rounds `weight` (`[outputs, inputs]`) to nearest, symmetric, with the range of each channel or of the whole tensor
+/// Rounds `weight` (`[outputs, inputs]`) to nearest, symmetric, with the range of each channel, group or of the whole tensor
 /// chosen by `observer`. Rows are worked on in parallel; the result does not depend on the number of threads.
 pub fn quantize_weight(
     isa: Isa,
@@ -85,7 +101,9 @@ pub fn quantize_weight(
     observer: WeightObserver,
 ) -> Result<QuantizedWeight, WeightError> {
     check_weight(isa, weight, outputs, inputs)?;
-    let scales = chosen_scales(weight, inputs, scheme, observer)?;
+    let group = group_of(inputs, scheme)?;
+    let scales = chosen_scales(weight, group, scheme, observer)?;
+    let (low, high) = scheme.bits.range();
     let mut values = vec![0i8; weight.len()];
     let rows: Vec<(f64, f64)> = values
         .par_chunks_exact_mut(inputs)
@@ -94,17 +112,48 @@ pub fn quantize_weight(
         .map_init(
             || vec![0f32; inputs],
             |real, (row, (q, weight))| {
-                let scale = if scales.len() == 1 { scales[0] } else { scales[row] };
-                let params = QuantParams { scale, zero_point: 0 };
-                quantize_static(isa, weight, inputs, params, q).expect("every weight is finite");
-                dequantize(isa, q, params, real);
-                let (noise, signal) = sum_squared_error(isa, weight, real);
-                (signal, noise)
+                let scales = scales_of(&scales, inputs / group, row);
+                for ((q, weight), &scale) in q.chunks_mut(group).zip(weight.chunks(group)).zip(scales) {
+                    let params = QuantParams { scale, zero_point: 0 };
+                    quantize_static(isa, weight, group, params, q).expect("every weight is finite");
+                    if scheme.bits != WeightBits::Eight {
+                        // To nearest and then to what there is: the same as the other way round.
+                        for q in q {
+                            *q = (*q).clamp(low, high);
+                        }
+                    }
+                }
+                rounding_error(isa, weight, q, scales, real)
             },
         )
         .collect();
     let (signal, noise) = rows.iter().fold((0.0, 0.0), |(s, n), row| (s + row.0, n + row.1));
-    Ok(QuantizedWeight { values, scales, outputs, inputs, signal, noise })
+    Ok(QuantizedWeight { values, scales, outputs, inputs, group, signal, noise })
+}
+
+/// Sums of squares of a row and of its rounding error, in memory for its real values.
+pub(crate) fn rounding_error(
+    isa: Isa,
+    weight: &[f32],
+    q: &[i8],
+    scales: &[f32],
+    real: &mut [f32],
+) -> (f64, f64) {
+    let group = q.len() / scales.len();
+    for ((q, real), &scale) in q.chunks(group).zip(real.chunks_mut(group)).zip(scales) {
+        dequantize(isa, q, QuantParams { scale, zero_point: 0 }, real);
+    }
+    let (noise, signal) = sum_squared_error(isa, weight, real);
+    (signal, noise)
+}
+
+/// Columns that share a scale.
+pub(crate) fn group_of(inputs: usize, scheme: WeightScheme) -> Result<usize, WeightError> {
+    let groups = match scheme.granularity {
+        Granularity::Token => None,
+        granularity => granularity.groups(inputs),
+    };
+    Ok(inputs / groups.ok_or(WeightError::Groups { inputs, scheme })?)
 }
 
 /// Whether a weight is as long as its shape says, and finite.
@@ -127,21 +176,17 @@ pub(crate) fn check_weight(
     Ok(())
 }
 
-/// The scale of each row of a weight, or the one of all.
+/// The scale of each row and group of a weight, or the one of all.
 pub(crate) fn chosen_scales(
     weight: &[f32],
-    inputs: usize,
+    group: usize,
     scheme: WeightScheme,
     observer: WeightObserver,
 ) -> Result<Vec<f32>, WeightError> {
-    let scale_of = |values: &[f32]| -> Result<f32, ParamsError> {
-        Ok(QuantParams::symmetric(observer.absmax(values))?.scale)
-    };
-    match (scheme.bits, scheme.granularity) {
-        (WeightBits::Eight, Granularity::Tensor) => Ok(vec![scale_of(weight)?]),
-        (WeightBits::Eight, Granularity::Channel) => {
-            Ok(weight.par_chunks_exact(inputs).map(scale_of).collect::<Result<_, ParamsError>>()?)
-        }
-        _ => Err(WeightError::Scheme { scheme }),
+    let scale_of =
+        |values: &[f32]| QuantParams::weight_scale(observer.absmax(values, scheme.bits), scheme.bits);
+    match scheme.granularity {
+        Granularity::Tensor => Ok(vec![scale_of(weight)?]),
+        _ => Ok(weight.par_chunks_exact(group).map(scale_of).collect::<Result<_, ParamsError>>()?),
     }
 }

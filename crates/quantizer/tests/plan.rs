@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry};
+use zeropoint_core::{ActivationMode, ActivationScheme, Granularity, Scheme, Symmetry, WeightBits};
 use zeropoint_formats::DirectoryFormat;
 use zeropoint_models::{ModelDirectory, ModelSpec, SourceRef, Task};
 use zeropoint_observer::{RangeObserver, WeightObserver};
@@ -47,6 +47,7 @@ fn request(mode: ActivationMode) -> PlanRequest {
         ignore: None,
         overrides: Vec::new(),
         algorithm: WeightAlgorithm::Rtn,
+        bias_correction: false,
         embeddings: EmbeddingPrecision::Keep,
         lm_head: HeadPrecision::Keep,
         format: DirectoryFormat::CompressedTensors,
@@ -427,4 +428,30 @@ fn the_own_format_carries_what_compressed_tensors_does_not() {
     let gpt2 = spec("gpt2-causal");
     let plan = Plan::new(&gpt2, &own(request(DYNAMIC))).unwrap();
     assert_eq!(quantized(&plan).len(), gpt2.linears.len() - 1, "all but the head");
+}
+
+#[test]
+fn groups_that_do_not_come_out_even_are_refused_with_the_sizes_that_do() {
+    let grouped = |size| LayerScheme {
+        scheme: Scheme::weight_only(WeightBits::Four, Granularity::Group(size)),
+        ..scheme(DYNAMIC)
+    };
+    let spec = spec("bert-mean");
+    let plan = |size| Plan::new(&spec, &PlanRequest { scheme: grouped(size), ..request(DYNAMIC) });
+    assert_eq!(plan(16).unwrap().quantized().count(), 6 * spec.towers[0].blocks.len());
+    let error = plan(24).unwrap_err();
+    let PlanError::Groups { path, inputs, size: 24, sizes } = &error else { panic!("{error}") };
+    assert!(path.ends_with("query") && inputs % 24 != 0 && sizes.contains(&16), "{error}");
+    assert!(
+        error.to_string().contains("sizes that divide the inputs of all Linears with groups: 8, 16"),
+        "{error}"
+    );
+}
+
+#[test]
+fn biases_are_corrected_where_there_are_some() {
+    let corrected = PlanRequest { bias_correction: true, ..request(DYNAMIC) };
+    assert!(Plan::new(&spec("bert-mean"), &corrected).unwrap().bias_correction);
+    let error = Plan::new(&spec("llama-causal"), &corrected).unwrap_err().to_string();
+    assert!(error.contains("no Linear of LlamaForCausalLM that is quantised has a bias"), "{error}");
 }

@@ -1,7 +1,10 @@
 //! A quantised weight is what a plain loop over the scalar specification gives.
 
 use proptest::prelude::*;
-use zeropoint_core::{Granularity, QuantParams, Rng, WeightBits, WeightScheme, dequantize, quantize};
+use zeropoint_core::{
+    Granularity, QuantParams, Rng, WeightBits, WeightScheme, dequantize,
+    quantize_weight as quantize_weight_value,
+};
 use zeropoint_kernels::Isa;
 use zeropoint_observer::WeightObserver;
 use zeropoint_quantizer::{QuantizedWeight, WeightError, quantize_weight};
@@ -16,21 +19,34 @@ fn absmax(values: &[f32]) -> f32 {
 /// Round to nearest under min-max scales, one value after the other.
 fn naive(weight: &[f32], outputs: usize, inputs: usize, scheme: WeightScheme) -> QuantizedWeight {
     let per_tensor = scheme.granularity == Granularity::Tensor;
+    let group = inputs / scheme.granularity.groups(inputs).expect("whole groups");
     let (mut values, mut scales) = (Vec::new(), Vec::new());
     let (mut signal, mut noise) = (0.0, 0.0);
-    for row in weight.chunks(inputs) {
-        let range = absmax(if per_tensor { weight } else { row });
-        let params = QuantParams::symmetric(range).expect("a finite range");
-        for w in row {
-            let q = quantize(*w, params);
+    for part in weight.chunks(group) {
+        let range = absmax(if per_tensor { weight } else { part });
+        let steps = if scheme.bits == WeightBits::Four { 7.5 } else { 127.5 };
+        let scale = if range / steps < f32::MIN_POSITIVE { f32::EPSILON } else { range / steps };
+        for w in part {
+            let q = quantize_weight_value(*w, scale, scheme.bits);
             values.push(q);
             signal += f64::from(*w).powi(2);
-            noise += f64::from(*w - dequantize(q, params)).powi(2);
+            noise += f64::from(*w - dequantize(q, QuantParams { scale, zero_point: 0 })).powi(2);
         }
-        scales.push(params.scale);
+        scales.push(scale);
     }
-    scales.truncate(if per_tensor { 1 } else { outputs });
-    QuantizedWeight { values, scales, outputs, inputs, signal, noise }
+    if per_tensor {
+        scales.truncate(1);
+    }
+    QuantizedWeight { values, scales, outputs, inputs, group, signal, noise }
+}
+
+/// The schemes that a weight of so many columns can have.
+fn schemes(inputs: usize) -> Vec<WeightScheme> {
+    let group = (1..=inputs).filter(|size| inputs.is_multiple_of(*size)).nth(1).unwrap_or(1);
+    let granularities = [Granularity::Channel, Granularity::Tensor, Granularity::Group(group)];
+    let bits = [WeightBits::Four, WeightBits::Eight];
+    let of = |bits| granularities.map(|granularity| WeightScheme { bits, granularity });
+    bits.into_iter().flat_map(of).collect()
 }
 
 /// Weights with rows of every magnitude, ties, zeros and outliers.
@@ -62,13 +78,13 @@ fn close(a: f64, b: f64) -> bool {
 proptest! {
     #[test]
     fn min_max_is_the_scalar_loop((outputs, inputs, weight) in weights()) {
-        for scheme in [CHANNEL, TENSOR] {
+        for scheme in schemes(inputs) {
             let expected = naive(&weight, outputs, inputs, scheme);
             for isa in Isa::available() {
                 let found = quantize_weight(isa, &weight, outputs, inputs, scheme, WeightObserver::MinMax).unwrap();
                 prop_assert_eq!(&found.values, &expected.values, "{}", isa);
                 prop_assert_eq!(&found.scales, &expected.scales, "{}", isa);
-                prop_assert_eq!((found.outputs, found.inputs), (outputs, inputs));
+                prop_assert_eq!((found.outputs, found.inputs, found.group), (outputs, inputs, expected.group));
                 prop_assert!(close(found.signal, expected.signal), "{} {}", found.signal, expected.signal);
                 prop_assert!(close(found.noise, expected.noise), "{} {}", found.noise, expected.noise);
                 let real: Vec<f32> = found.dequantize();
@@ -80,19 +96,19 @@ proptest! {
 
     #[test]
     fn a_clipped_range_is_quantised_by_the_scalar_function((outputs, inputs, weight) in weights()) {
-        for scheme in [CHANNEL, TENSOR] {
+        for scheme in schemes(inputs) {
             let found =
                 quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, WeightObserver::Mse).unwrap();
             for (i, w) in weight.iter().enumerate() {
-                let params = QuantParams { scale: found.scale(i / inputs), zero_point: 0 };
-                prop_assert_eq!(found.values[i], quantize(*w, params));
+                let scale = found.scales_of(i / inputs)[i % inputs / found.group];
+                prop_assert_eq!(found.values[i], quantize_weight_value(*w, scale, scheme.bits));
             }
         }
     }
 
     #[test]
     fn mse_is_never_worse_than_min_max((outputs, inputs, weight) in weights()) {
-        for scheme in [CHANNEL, TENSOR] {
+        for scheme in schemes(inputs) {
             let noise = |observer| {
                 let weight = quantize_weight(Isa::best(), &weight, outputs, inputs, scheme, observer).unwrap();
                 let rows = weight.scales.clone();
@@ -132,7 +148,8 @@ fn per_channel_keeps_the_small_rows_that_per_tensor_loses() {
     assert_eq!(channel.scales, [100.0 / 127.5, 0.1 / 127.5]);
     assert_eq!(tensor.values, [127, -64, 32, 0, 0, 0]);
     assert_eq!(channel.values, [127, -64, 32, 127, -64, 32]);
-    assert_eq!((tensor.scale(1), channel.scale(1)), (tensor.scales[0], channel.scales[1]));
+    assert_eq!((tensor.scales_of(1), channel.scales_of(1)), (&tensor.scales[..], &channel.scales[1..]));
+    assert_eq!(tensor.scales_by_row(), [tensor.scales[0]; 2]);
     assert!(channel.noise < tensor.noise);
 }
 
@@ -180,12 +197,14 @@ fn shapes_that_do_not_fit_are_refused() {
 #[test]
 fn a_scheme_that_is_not_made_is_refused() {
     for (scheme, says) in [
-        (WeightScheme { bits: WeightBits::Four, granularity: Granularity::Channel }, "int4 per-channel"),
-        (WeightScheme::int8(Granularity::Group(1)), "int8 per-group of 1"),
+        (WeightScheme { bits: WeightBits::Four, granularity: Granularity::Group(3) }, "int4 per-group of 3"),
         (WeightScheme::int8(Granularity::Token), "int8 per-token"),
     ] {
         let error =
             quantize_weight(Isa::SCALAR, &[1.0; 4], 2, 2, scheme, WeightObserver::MinMax).unwrap_err();
-        assert!(error.to_string().starts_with(&format!("cannot be quantised as {says}")), "{error}");
+        assert!(
+            error.to_string().starts_with(&format!("has 2 inputs, which are no whole groups of {says}")),
+            "{error}"
+        );
     }
 }

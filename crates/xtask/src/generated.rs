@@ -21,8 +21,10 @@ const FILES: [Generated; 2] = [
 ];
 
 /// The commands of the program in the order of its help.
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "run",
+    "sweep",
+    "auto",
     "calibrate",
     "statistics",
     "quantize",

@@ -1,6 +1,6 @@
 //! Accuracy against size as a scatter with error bars and the frontier as a line.
 
-use super::Comparison;
+use super::{Comparison, Row, frontier};
 use crate::svg::{self, Scale, coordinate as c, push};
 
 /// The look of the marks, for the page and for the file alone.
@@ -41,6 +41,56 @@ const MARK: f64 = 5.5;
 const CHARACTER: f64 = 6.4;
 /// Height of a line of lettering.
 const LINE: f64 = 14.0;
+
+/// What accuracy is drawn against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Across {
+    /// Bytes of the weight files.
+    Bytes,
+    /// Milliseconds of the combination that is compared.
+    Latency,
+}
+
+impl Across {
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Bytes => "the size of the weight files",
+            Self::Latency => "latency",
+        }
+    }
+
+    fn of(self, row: &Row) -> Option<f64> {
+        match self {
+            Self::Bytes => Some(row.bytes as f64),
+            Self::Latency => row.latency_ms,
+        }
+    }
+
+    fn of_original(self, comparison: &Comparison) -> Option<f64> {
+        match self {
+            Self::Bytes => Some(comparison.original.bytes as f64),
+            Self::Latency => comparison.original.latency_ms,
+        }
+    }
+
+    /// Of each run, and of the original, whether no other is as far to the left and as good, and better in one.
+    fn frontier(self, comparison: &Comparison) -> (Vec<bool>, bool) {
+        if self == Self::Bytes {
+            let on = comparison.runs.iter().map(|row| row.frontier).collect();
+            return (on, comparison.original.frontier);
+        }
+        // In nanoseconds; what was not measured is on no frontier.
+        let point = |at: Option<f64>, loss: Option<f64>| match at {
+            Some(ms) => ((ms * 1e6) as u64, loss),
+            None => (0, None),
+        };
+        let runs = comparison.runs.iter().map(|row| point(self.of(row), row.loss));
+        let original = point(self.of_original(comparison), Some(0.0));
+        let mut on = frontier(&runs.chain([original]).collect::<Vec<_>>());
+        let original = on.pop().unwrap_or(false);
+        (on, original)
+    }
+}
 
 /// What is drawn of a run or of the original, in pixels.
 struct Point {
@@ -88,32 +138,34 @@ impl Area {
 /// The chart as a file of its own.
 pub(super) fn file(comparison: &Comparison) -> String {
     let Format { width, height, .. } = WIDE;
-    let label = svg::escape(&label(comparison));
+    let label = svg::escape(&label(comparison, Across::Bytes));
     let mut out = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">"#
     );
     push(&mut out, format_args!("\n<style>\n{COLOURS}{STYLE}</style>\n<title>{label}</title>\n"));
     push(&mut out, format_args!("<rect class=\"back\" width=\"{width}\" height=\"{height}\" rx=\"6\"/>\n"));
-    draw(&mut out, comparison, WIDE);
+    draw(&mut out, comparison, Across::Bytes, WIDE);
     out + "</svg>\n"
 }
 
 /// The chart as a part of a page.
-pub(super) fn inline(comparison: &Comparison, format: Format, class: &str) -> String {
+pub(super) fn inline(comparison: &Comparison, across: Across, format: Format, class: &str) -> String {
     let Format { width, height, .. } = format;
-    let label = svg::escape(&label(comparison));
+    let label = svg::escape(&label(comparison, across));
     let mut out = format!(
         r#"<svg class="chart {class}" width="100%" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">"#
     );
-    draw(&mut out, comparison, format);
+    draw(&mut out, comparison, across, format);
     out + "</svg>"
 }
 
-fn label(comparison: &Comparison) -> String {
-    let runs = comparison.runs.iter().filter(|row| row.value.is_some()).count();
+fn label(comparison: &Comparison, across: Across) -> String {
+    let drawn = |row: &&Row| row.value.is_some() && across.of(row).is_some();
+    let runs = comparison.runs.iter().filter(drawn).count();
     format!(
-        "{} against the size of the weight files: {runs} {} and the original",
+        "{} against {}: {runs} {} and the original",
         metric(comparison),
+        across.in_words(),
         if runs == 1 { "run" } else { "runs" }
     )
 }
@@ -122,22 +174,30 @@ fn metric(comparison: &Comparison) -> String {
     format!("{} {}", svg::plain(&comparison.metric.task), svg::plain(&comparison.metric.name))
 }
 
-fn draw(out: &mut String, comparison: &Comparison, format: Format) {
+fn draw(out: &mut String, comparison: &Comparison, across: Across, format: Format) {
     let Format { width, height, left, ticks, .. } = format;
     let (floor, right) = (height - BOTTOM, width - RIGHT);
-    let compared = || comparison.runs.iter().filter_map(|row| Some((row, row.value?)));
+    let (on_frontier, original_on) = across.frontier(comparison);
+    let rows = || comparison.runs.iter().zip(on_frontier.iter().copied());
+    let compared = || rows().filter_map(|(row, on)| Some((row, row.value?, across.of(row)?, on)));
+    let original = across.of_original(comparison);
 
-    let largest =
-        compared().map(|(row, _)| row.bytes).fold(comparison.original.bytes, u64::max).max(1) as f64;
-    let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
-    let (unit, unit_name) = units.into_iter().find(|(unit, _)| largest >= *unit).unwrap_or((1.0, "B"));
-    let sizes = Scale::around([0.0, largest * 1.06 / unit], 0.0);
-    let spread = compared().flat_map(|(row, value)| {
+    let largest = compared().map(|(_, _, at, _)| at).fold(original.unwrap_or(0.0), f64::max);
+    let (unit, unit_name) = match across {
+        Across::Bytes => {
+            let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+            let unit = units.into_iter().find(|(unit, _)| largest.max(1.0) >= *unit).unwrap_or((1.0, "B"));
+            (unit.0, format!("weight files, {}", unit.1))
+        }
+        Across::Latency => (1.0, "latency, ms".to_owned()),
+    };
+    let sizes = Scale::around([0.0, if largest > 0.0 { largest * 1.06 / unit } else { 1.0 }], 0.0);
+    let spread = compared().flat_map(|(row, value, ..)| {
         let error = row.stderr.map_or(0.0, |stderr| 2.0 * stderr);
         [value - error, value + error]
     });
     let values = Scale::around(spread.chain([comparison.original.value]), 0.1);
-    let x = |bytes: u64| left + sizes.at(bytes as f64 / unit) * (right - left);
+    let x = |at: f64| left + sizes.at(at / unit) * (right - left);
     let up = comparison.metric.higher_is_better;
     let y = |value: f64| {
         let height = if up { values.at(value) } else { 1.0 - values.at(value) };
@@ -165,30 +225,27 @@ fn draw(out: &mut String, comparison: &Comparison, format: Format) {
     let (from, to, y0) = (c(left), c(right), c(floor));
     push(out, format_args!(r#"<line class="grid" x1="{from}" x2="{to}" y1="{y0}" y2="{y0}"/>"#));
     let below = c(height - 12.0);
-    push(
-        out,
-        format_args!(r#"<text x="{to}" y="{below}" text-anchor="end">weight files, {unit_name}</text>"#),
-    );
+    push(out, format_args!(r#"<text x="{to}" y="{below}" text-anchor="end">{unit_name}</text>"#));
 
     // Points.
     let mut points: Vec<Point> = compared()
-        .map(|(row, value)| Point {
+        .map(|(row, value, at, on)| Point {
             name: comparison.short_name(&row.run),
-            x: x(row.bytes),
+            x: x(at),
             y: y(value),
             error: row.stderr.map(|stderr| [value - 2.0 * stderr, value + 2.0 * stderr].map(y)),
-            on: row.frontier,
+            on,
             original: false,
         })
         .collect();
-    if comparison.original.value.is_finite() {
+    if let Some(original) = original.filter(|_| comparison.original.value.is_finite()) {
         let name = if comparison.metric.ideal { "original (ideal)" } else { "original" };
         points.push(Point {
             name: name.to_owned(),
-            x: x(comparison.original.bytes),
+            x: x(original),
             y: y(comparison.original.value),
             error: None,
-            on: comparison.original.frontier,
+            on: original_on,
             original: true,
         });
         let at = c(y(comparison.original.value));
@@ -427,6 +484,7 @@ mod tests {
             excluded: None,
             gates_met: None,
             lowest_output_sqnr_db: None,
+            latency_ms: None,
         };
         for (format, count) in [(WIDE, 3), (WIDE, 20), (NARROW, 3), (NARROW, 20)] {
             let comparison = Comparison {
@@ -443,10 +501,11 @@ mod tests {
                     architecture: "BertModel".to_owned(),
                     fingerprint: Fingerprint::builder("model").finish(),
                 },
-                original: Reference { bytes: 90_000_000, value: 0.82, frontier: true },
+                original: Reference { bytes: 90_000_000, value: 0.82, frontier: true, latency_ms: None },
+                latency: None,
                 runs: (0..count).map(row).collect(),
             };
-            let drawn = lettering(&inline(&comparison, format, "test"));
+            let drawn = lettering(&inline(&comparison, Across::Bytes, format, "test"));
             assert!(drawn.iter().any(|(text, _)| text.starts_with('r')), "{drawn:?}");
             assert_apart(&drawn);
         }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::chart::Across;
 use super::{Comparison, Row, chart};
 use crate::report::escape;
 use crate::report::html::{PAGE_SCRIPT, STYLE, kept, page, render};
@@ -22,8 +23,12 @@ struct Column {
     cell: fn(&Row) -> Option<String>,
 }
 
-/// Columns beyond those that every comparison has. A latency joins them here when reports hold one.
-const OPTIONAL: [Column; 3] = [
+/// Columns beyond those that every comparison has.
+const OPTIONAL: [Column; 4] = [
+    Column {
+        title: "latency",
+        cell: |row| row.latency_ms.map(|ms| format!("{} ms", escape::activation(Some(ms)))),
+    },
     Column {
         title: "gates",
         cell: |row| row.gates_met.map(|met| if met { "met" } else { "not met" }.to_owned()),
@@ -44,9 +49,18 @@ struct View {
     original: Cells,
     wide: String,
     narrow: String,
+    latency: Option<LatencyCharts>,
     optional: Vec<String>,
     runs: Vec<Cells>,
     excluded: usize,
+}
+
+/// Accuracy against latency.
+#[derive(Serialize)]
+struct LatencyCharts {
+    wide: String,
+    narrow: String,
+    about: String,
 }
 
 /// A row of the page's table.
@@ -94,6 +108,7 @@ impl Comparison {
             "gates_met",
             "lowest_output_sqnr_db",
             "excluded",
+            "latency_ms",
         ];
         let optional =
             |value: Option<f64>| value.filter(|v| v.is_finite()).map_or(String::new(), |v| v.to_string());
@@ -116,7 +131,7 @@ impl Comparison {
             String::new(),
             self.original.frontier.to_string(),
         ]));
-        csv.push_str(",,,\n");
+        push(&mut csv, format_args!(",,,,{}\n", optional(self.original.latency_ms)));
         for row in &self.runs {
             csv.push_str(&about([
                 field(&row.run),
@@ -131,7 +146,8 @@ impl Comparison {
             let gates = row.gates_met.map_or(String::new(), |met| met.to_string());
             let excluded = row.excluded.as_deref().map_or(String::new(), field);
             let sqnr = optional(row.lowest_output_sqnr_db);
-            push(&mut csv, format_args!(",{gates},{sqnr},{excluded}\n"));
+            let latency = optional(row.latency_ms);
+            push(&mut csv, format_args!(",{gates},{sqnr},{excluded},{latency}\n"));
         }
         csv
     }
@@ -154,7 +170,8 @@ impl Comparison {
             String::new(),
             String::new(),
         ];
-        let original = original.into_iter().chain(optional.iter().map(|_| String::new())).collect();
+        let beside = optional.iter().map(|column| self.of_original(column, ""));
+        let original = original.into_iter().chain(beside).collect();
         let rows = self.runs.iter().map(|row| {
             let cells = vec![
                 mark(row.frontier),
@@ -203,12 +220,24 @@ impl Comparison {
                 loss: "–".to_owned(),
                 loss_key: Some(0.0),
                 stderr: "–".to_owned(),
-                optional: optional.iter().map(|_| "–".to_owned()).collect(),
+                optional: optional.iter().map(|column| self.of_original(column, "–")).collect(),
                 frontier: self.original.frontier,
                 compared: true,
             },
-            wide: chart::inline(self, chart::WIDE, "wide-chart"),
-            narrow: chart::inline(self, chart::NARROW, "narrow-chart"),
+            wide: chart::inline(self, Across::Bytes, chart::WIDE, "wide-chart"),
+            narrow: chart::inline(self, Across::Bytes, chart::NARROW, "narrow-chart"),
+            latency: self.latency.as_ref().map(|of| LatencyCharts {
+                wide: chart::inline(self, Across::Latency, chart::WIDE, "wide-chart"),
+                narrow: chart::inline(self, Across::Latency, chart::NARROW, "narrow-chart"),
+                about: format!(
+                    "{} of {} tokens, batch {}, {} {}",
+                    if of.phase.is_some() { "a prompt" } else { "texts" },
+                    of.tokens,
+                    of.batch,
+                    of.threads,
+                    if of.threads == 1 { "thread" } else { "threads" }
+                ),
+            }),
             runs: self.runs.iter().map(|row| self.cells(row, &optional)).collect(),
             excluded: self.runs.iter().filter(|row| row.excluded.is_some()).count(),
             optional: optional.iter().map(|column| capital(column.title)).collect(),
@@ -250,6 +279,12 @@ impl Comparison {
         }
         let same = self.runs.iter().filter(|row| last(&row.run) == last(run)).count();
         plain(if same > 1 { run } else { last(run) })
+    }
+
+    /// The original's cell of an optional column.
+    fn of_original(&self, column: &Column, none: &str) -> String {
+        let latency = self.original.latency_ms.filter(|_| column.title == OPTIONAL[0].title);
+        latency.map_or_else(|| none.to_owned(), |ms| format!("{} ms", escape::activation(Some(ms))))
     }
 
     /// The optional columns that some run has a value in.

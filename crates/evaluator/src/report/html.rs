@@ -4,6 +4,7 @@
 //! choice of colours. A content security policy forbids the page every connection and every script but its own: it
 //! names them by the report's fingerprint, which a hostile name inside the report cannot know.
 
+pub(super) mod heat;
 mod histogram;
 mod layers;
 mod metrics;
@@ -44,6 +45,10 @@ pub struct LayerDetails {
     pub weights: Option<Bins>,
     /// Of the input, over the calibration data.
     pub activations: Option<Bins>,
+    /// Of the float weight before the transforms that changed it.
+    pub weights_before: Option<Bins>,
+    /// Of the input before the transforms that changed it.
+    pub activations_before: Option<Bins>,
 }
 
 /// What the page shows beyond `report.json`.
@@ -66,6 +71,7 @@ struct View<'a> {
     unknown_errors: bool,
     latency: Option<LatencyView<'a>>,
     layers: Vec<layers::LayerRow<'a>>,
+    heat: Option<heat::Heat>,
     low_db: f64,
     histograms: bool,
     float_groups: Vec<markdown::FloatGroup<'a>>,
@@ -102,10 +108,10 @@ impl Report {
             metrics: metrics::rows(self),
             unknown_errors: markdown::has_unknown_errors(self),
             latency: self.latency.as_ref().map(|found| latency::view(found, significant)),
-            histograms: details
-                .layers
-                .iter()
-                .any(|layer| layer.weights.is_some() || layer.activations.is_some()),
+            histograms: details.layers.iter().any(|layer| {
+                layer.weights.is_some() || layer.activations.is_some() || layer.activations_before.is_some()
+            }),
+            heat: heat::heat(self),
             low_db: layers::LOW_DB,
             float_groups: markdown::float_groups(&self.not_quantized),
             outliers: self.layers.iter().any(|layer| !layer.outlier_channels.is_empty()),

@@ -3,7 +3,9 @@
 use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 
+use super::html::heat::{by_loss, name};
 use super::latency::{self, LatencyView};
+use super::suggestion::suggestion;
 use super::{Layer, Metric, NotQuantized, OutlierChannel, Report, escape};
 
 /// How many layers the list of the worst names.
@@ -23,6 +25,7 @@ struct View<'a> {
     layers: Vec<LayerRow<'a>>,
     layer_bytes: u64,
     worst_layers: Vec<WorstLayer<'a>>,
+    sensitivity: Vec<SensitivityRow>,
     float_groups: Vec<FloatGroup<'a>>,
     float_bytes: u64,
     warnings: Vec<String>,
@@ -73,6 +76,15 @@ impl Report {
             layers: self.layers.iter().map(layer_row).collect(),
             layer_bytes: total(self.layers.iter().map(|layer| layer.bytes)),
             worst_layers: worst_layers(&self.layers),
+            sensitivity: by_loss(&self.sensitivity)
+                .into_iter()
+                .map(|group| SensitivityRow {
+                    name: name(group),
+                    scheme: group.scheme.clone(),
+                    output_sqnr_db: group.output_sqnr_db,
+                    loss: if group.loss.is_finite() { format!("{:.2e}", group.loss) } else { "-".to_owned() },
+                })
+                .collect(),
             float_groups: float_groups(&self.not_quantized),
             float_bytes: total(self.not_quantized.iter().map(|tensor| tensor.bytes)),
             warnings: warnings(self, str::to_owned),
@@ -265,12 +277,22 @@ pub(super) fn largest_outliers(layer: &Layer) -> Vec<&OutlierChannel> {
     channels
 }
 
+/// A group of Linears that was quantised alone.
+#[derive(Serialize)]
+struct SensitivityRow {
+    name: String,
+    scheme: String,
+    output_sqnr_db: f64,
+    loss: String,
+}
+
 /// An entry of the list of the worst layers.
 #[derive(Serialize)]
 struct WorstLayer<'a> {
     path: &'a str,
     sqnr: String,
     cause: String,
+    suggestion: &'static str,
 }
 
 /// The layers with the lowest output SQNR, worst first, each with what the numbers say about the cause.
@@ -287,6 +309,7 @@ fn worst_layers(layers: &[Layer]) -> Vec<WorstLayer<'_>> {
             path: &layer.path,
             sqnr: escape::with_unit(sqnr),
             cause: cause(layer),
+            suggestion: suggestion(layer),
         })
         .collect()
 }

@@ -4,8 +4,8 @@
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::{
     Bins, Calibration, Details, Engine, ExpertRows, Gate, Latency, LatencyRow, Layer, LayerDetails, Metric,
-    Model, NotQuantized, OutlierChannel, Report, SCHEMA, SelfCheck, Settings, Size, Timing, WeightRange,
-    Zeropoint,
+    Model, NotQuantized, OutlierChannel, PassTime, Report, SCHEMA, SelfCheck, Sensitivity, Settings, Size,
+    Timing, WeightRange, Zeropoint,
 };
 
 pub(crate) fn metric(
@@ -161,6 +161,7 @@ pub(crate) fn rich() -> Report {
             float("encoder.layer.0.output.LayerNorm.bias", 1536, "norms are small and sensitive"),
             float("embeddings.word_embeddings.weight", 46_881_792, "an embedding: `embeddings = \"keep\"`"),
         ],
+        sensitivity: Vec::new(),
         self_check: Some(SelfCheck { samples: 16, cosine_min: 0.999_987 }),
         warnings: vec!["200 of 256 samples asked for: <the data> has no more".to_owned()],
         timing: Timing {
@@ -171,11 +172,12 @@ pub(crate) fn rich() -> Report {
             peak_rss_bytes: 612_000_000,
             processor: Some("AMD EPYC 9R14".to_owned()),
             threads: Some(2),
+            passes: Vec::new(),
         },
     }
 }
 
-/// [`rich`] with two mixtures of experts, one of which has experts without rows.
+/// [`rich`] with two mixtures of experts, one of which has experts without rows, sensitivities and the times of passes.
 pub(crate) fn mixtures() -> Report {
     let mixture = |path: &str, fewest, unused: &[u64]| ExpertRows {
         path: path.to_owned(),
@@ -186,7 +188,21 @@ pub(crate) fn mixtures() -> Report {
         unused: unused.to_vec(),
     };
     let experts = vec![mixture("layers.0.mlp", 17, &[]), mixture("layers.1.<mlp|2>", 0, &[3, 7])];
-    Report { experts, ..rich() }
+    let group = |linears: &[&str], output_sqnr_db, loss| Sensitivity {
+        linears: linears.iter().map(|path| (*path).to_owned()).collect(),
+        scheme: "weights int8, activations <float>".to_owned(),
+        output_sqnr_db,
+        loss,
+        unit: "nats".to_owned(),
+    };
+    let sensitivity = vec![
+        group(&["layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj"], 31.2, 0.004),
+        group(&["layers.0.<mlp>"], 200.0, f64::NAN),
+        group(&["layers.1.down_proj"], 12.0, 0.31),
+    ];
+    let pass = |what: &str, seconds| PassTime { what: what.to_owned(), seconds };
+    let passes = vec![pass("observing the original", 8.5), pass("observing the <rest>", f64::NAN)];
+    Report { experts, sensitivity, timing: Timing { passes, ..rich().timing }, ..rich() }
 }
 
 /// Nothing measured, nothing quantised: every other branch of the templates.
@@ -209,10 +225,14 @@ pub(crate) fn bare() -> Report {
 /// Histograms of the first three layers of [`rich`], and a config.
 pub(crate) fn details() -> Details {
     let bell = |min: f64, max: f64| Bins { min, max, counts: vec![1, 12, 80, 300, 310, 75, 9, 0] };
-    let layer = |weights, activations| LayerDetails { weights, activations };
+    let layer = |weights, activations| LayerDetails { weights, activations, ..LayerDetails::default() };
     Details {
         layers: vec![
-            layer(Some(bell(-0.42, 0.42)), Some(bell(-4.5, 6.5))),
+            LayerDetails {
+                weights_before: Some(bell(-0.9, 0.9)),
+                activations_before: Some(bell(-14.5, 60.5)),
+                ..layer(Some(bell(-0.42, 0.42)), Some(bell(-4.5, 6.5)))
+            },
             layer(
                 Some(bell(-0.5, 0.5)),
                 Some(Bins { min: -4.5, max: 48.5, counts: vec![900, 40, 3, 0, 0, 0, 0, 1] }),

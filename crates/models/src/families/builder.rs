@@ -392,8 +392,10 @@ impl<'a> Builder<'a> {
 
     /// Takes a Linear into the description; its tensors must be there.
     pub(super) fn push(&mut self, mut linear: LinearSpec) -> Result<LinearId, ModelError> {
-        if linear.transposed && self.is_own_int8(&linear.weight) {
-            // INT8 weights have their outputs first.
+        let is_own = format_of(self.input.config) == DirectoryFormat::Zeropoint;
+        let is_packed = || is_own && self.packed_weight(&linear.tensor).is_some();
+        if linear.transposed && (self.is_own_int8(&linear.weight) || is_packed()) {
+            // Quantised weights have their outputs first.
             linear.transposed = false;
             linear.weight_shape = vec![linear.outputs, linear.inputs];
         }

@@ -2,15 +2,14 @@
 
 use super::error::{Problem, within};
 use super::quantization::{
-    ActivationMode, ActivationObserver, Activations, AlgorithmKind, Override, Preset, Quantization,
-    WeightObserver, Weights,
+    ActivationMode, ActivationObserver, Activations, AlgorithmKind, LayerScheme, Override, Preset,
+    Quantization, WeightGranularity, WeightObserver, Weights,
 };
-use super::transforms::Transform;
+use super::transforms::{Transform, TransformKind};
 
 impl Quantization {
     pub(super) fn check(&self) -> Result<(), Problem> {
-        self.weights.check("quantization.weights")?;
-        self.activations.check("quantization", self.scheme)?;
+        check_scheme("quantization", self.scheme, &self.layer_scheme())?;
         for (index, pattern) in self.ignore.iter().flatten().enumerate() {
             pattern.check(&format!("quantization.ignore.{index}"))?;
         }
@@ -25,7 +24,7 @@ impl Quantization {
             }
             within(path, damping, 0.0..=1.0)?;
         }
-        for (index, transform) in self.transforms.iter().enumerate() {
+        for (index, transform) in self.transforms.iter().flatten().enumerate() {
             transform.check(&format!("quantization.transforms.{index}"))?;
         }
         for (index, other) in self.overrides.iter().enumerate() {
@@ -38,7 +37,7 @@ impl Quantization {
 impl Quantization {
     /// Whether any layer may have static activations.
     pub(super) fn has_static_activations(&self) -> bool {
-        let is_static = |preset: Preset| preset.scheme().activations.mode == ActivationMode::Static;
+        let is_static = |preset: Preset| preset.mode() == Some(ActivationMode::Static);
         is_static(self.scheme)
             || self.overrides.iter().filter_map(|other| other.scheme.preset()).any(is_static)
     }
@@ -50,8 +49,14 @@ impl Quantization {
         if self.algorithm.kind == AlgorithmKind::Gptq {
             return Some("quantization.algorithm".to_owned());
         }
-        let smooths = |transform: &Transform| transform.search.is_some() && transform.smooth != Some(false);
-        let index = self.transforms.iter().position(smooths)?;
+        if self.bias_correction {
+            return Some("quantization.bias_correction".to_owned());
+        }
+        let smooths = |transform: &Transform| {
+            transform.kind == TransformKind::Awq
+                || (transform.search.is_some() && transform.smooth != Some(false))
+        };
+        let index = self.transforms.iter().flatten().position(smooths)?;
         Some(format!("quantization.transforms.{index}"))
     }
 }
@@ -68,9 +73,7 @@ impl Override {
             pattern.check(&format!("{at}.layers.{index}"))?;
         }
         if let Some(preset) = self.scheme.preset() {
-            let scheme = self.layer_scheme().unwrap_or_else(|| preset.scheme());
-            scheme.weights.check(&format!("{at}.weights"))?;
-            return scheme.activations.check(at, preset);
+            return check_scheme(at, preset, &self.layer_scheme().unwrap_or_else(|| preset.scheme()));
         }
         for (key, given) in [("weights", self.weights.is_some()), ("activations", self.activations.is_some())]
         {
@@ -86,14 +89,71 @@ impl Override {
     }
 }
 
-fn eight_bits(at: &str, bits: u8) -> Result<(), Problem> {
+/// `parent` is the table that holds `scheme`, `weights` and `activations`.
+fn check_scheme(parent: &str, preset: Preset, layer: &LayerScheme) -> Result<(), Problem> {
+    let (weights, at) = (layer.weights, format!("{parent}.weights"));
+    if let Some(activations) = layer.activations {
+        if preset.mode().is_none() {
+            let message = format!(
+                "`{parent}.activations` is given, but the scheme \"{}\" leaves activations float",
+                preset.as_str()
+            );
+            return Err(Problem::new(format!("{parent}.activations"), message)
+                .label("of schemes with INT8 activations")
+                .related(format!("{parent}.scheme"), "the scheme")
+                .hint("remove `activations`, or write `scheme = \"w8a8-dynamic\"`"));
+        }
+        eight_bits(&at, weights.bits, "w4a16", parent)?;
+        if weights.granularity == WeightGranularity::Group {
+            let path = format!("{at}.granularity");
+            let message = format!("`{path}` is \"group\", which no runtime multiplies with INT8 activations");
+            return Err(Problem::new(path, message)
+                .label("of weight-only schemes")
+                .related(format!("{at}.group_size"), "the size of groups")
+                .related(format!("{parent}.scheme"), "the scheme")
+                .hint("write `granularity = \"channel\"`, or `scheme = \"w8a16\"` or \"w4a16\""));
+        }
+        weights.check(&at)?;
+        return activations.check(parent, preset);
+    }
+    match (preset, weights.bits) {
+        (Preset::W8a16, 4) => {
+            let path = format!("{at}.bits");
+            let message = format!("`{path}` is 4, which contradicts the scheme \"w8a16\"");
+            return Err(Problem::new(path, message)
+                .label("not of \"w8a16\"")
+                .related(format!("{parent}.scheme"), "the scheme")
+                .hint("write `scheme = \"w4a16\"`, or remove `bits`"));
+        }
+        (Preset::W4a16, 8) => {
+            let path = format!("{at}.bits");
+            let message = format!("`{path}` is 8, which contradicts the scheme \"w4a16\"");
+            return Err(Problem::new(path, message)
+                .label("not of \"w4a16\"")
+                .related(format!("{parent}.scheme"), "the scheme")
+                .hint("write `scheme = \"w8a16\"`, or remove `bits`"));
+        }
+        (_, 4) => {}
+        (_, bits) => eight_bits(&at, bits, "w4a16", parent)?,
+    }
+    weights.check(&at)
+}
+
+/// INT8, unless another scheme has other integers.
+fn eight_bits(at: &str, bits: u8, four: &str, parent: &str) -> Result<(), Problem> {
     if bits == 8 {
         return Ok(());
     }
     let path = format!("{at}.bits");
-    Err(Problem::new(path.clone(), format!("`{path}` must be 8, but is {bits}"))
-        .label("not offered")
-        .hint("allowed: 8, that is INT8"))
+    let problem =
+        Problem::new(path.clone(), format!("`{path}` must be 8, but is {bits}")).label("not offered");
+    Err(if bits == 4 && !four.is_empty() {
+        problem
+            .related(format!("{parent}.scheme"), "the scheme")
+            .hint(format!("INT4 weights are of the scheme \"{four}\", whose activations stay float; otherwise 8, that is INT8"))
+    } else {
+        problem.hint("allowed: 8, that is INT8")
+    })
 }
 
 /// Whether the setting of an observer is given exactly where its observer is.
@@ -130,10 +190,21 @@ fn in_percent(path: &str, percentile: f64) -> Result<(), Problem> {
 
 impl Weights {
     fn check(self, at: &str) -> Result<(), Problem> {
-        eight_bits(at, self.bits)?;
+        if let Some(size) = self.group_size {
+            let path = format!("{at}.group_size");
+            if self.granularity != WeightGranularity::Group {
+                let message = format!("`{path}` is given, but the granularity is not \"group\"");
+                return Err(Problem::new(path, message)
+                    .label("of groups")
+                    .related(format!("{at}.granularity"), "the granularity")
+                    .hint("remove `group_size`, or write `granularity = \"group\"`"));
+            }
+            within(&path, size, 8..=4096).map_err(|problem| problem.hint("32, 64 and 128 are usual"))?;
+        }
         if !self.symmetric {
             let path = format!("{at}.symmetric");
-            let message = format!("`{path}` must be true: no INT8 runtime loads asymmetric weights");
+            let message =
+                format!("`{path}` must be true: no runtime of this format loads asymmetric weights alike");
             return Err(Problem::new(path, message).label("not offered").hint("remove `symmetric`"));
         }
         let path = format!("{at}.percentile");
@@ -147,13 +218,13 @@ impl Activations {
     /// `parent` is the table that holds both `scheme` and `activations`.
     fn check(&self, parent: &str, preset: Preset) -> Result<(), Problem> {
         let at = format!("{parent}.activations");
-        eight_bits(&at, self.bits)?;
+        eight_bits(&at, self.bits, "", parent)?;
         let usual = Self::of(self.mode);
         let (mode, granularity, other) = match self.mode {
             ActivationMode::Static => ("static", "tensor", Preset::W8a8Static),
             ActivationMode::Dynamic => ("dynamic", "token", Preset::W8a8Dynamic),
         };
-        if self.mode != preset.mode() {
+        if Some(self.mode) != preset.mode() {
             let message =
                 format!("`{at}.mode` is \"{mode}\", which contradicts the scheme \"{}\"", preset.as_str());
             return Err(Problem::new(format!("{at}.mode"), message)

@@ -269,6 +269,15 @@ pub enum Metric {
     DifferenceMean,
 }
 
+impl Gate {
+    /// A limit on a metric by its name; `None` where that is none that can be held to one.
+    pub fn of(task: &str, metric: &str, max_drop: f64) -> Option<Self> {
+        use serde::de::value::{Error, StrDeserializer};
+        let metric = Metric::deserialize(StrDeserializer::<Error>::new(metric)).ok()?;
+        Some(Self { task: task.to_owned(), metric, max_drop })
+    }
+}
+
 impl TaskKind {
     /// The metrics that a task of this kind can have; which of them it has depends on the model's head.
     pub fn metrics(self) -> &'static [Metric] {

@@ -34,6 +34,7 @@ mod refine;
 mod report;
 mod set;
 mod size;
+mod sweep;
 mod transforms;
 mod tree;
 mod written;
@@ -64,6 +65,7 @@ pub use quantization::{
 };
 pub use report::Report;
 pub use size::byte_size;
+pub use sweep::{Sweep, SweepRun};
 pub use transforms::{Transform, TransformKind};
 
 use error::Problem;
@@ -102,6 +104,9 @@ pub struct Config {
     /// Where the run goes and what is written.
     #[serde(default)]
     pub output: Output,
+    /// The schemes that a sweep makes and compares.
+    #[serde(default, skip_serializing_if = "Sweep::is_empty")]
+    pub sweep: Sweep,
     #[serde(skip)]
     #[schemars(skip)]
     written: Written,
@@ -122,6 +127,7 @@ impl Config {
             evaluation: Evaluation::default(),
             report: Report::default(),
             output: Output::default(),
+            sweep: Sweep::default(),
             written: Written::default(),
         }
     }
@@ -144,9 +150,27 @@ impl Config {
         }
         let mut config: Self = decode::decode(&sources.tree).map_err(|mistake| sources.error(mistake))?;
         config.output.dir = Some(config.output_dir());
+        config.output.formats =
+            Some(config.output.formats.unwrap_or_else(|| vec![config.quantization.scheme.format()]));
         config.check().map_err(|problem| sources.error_at_key(problem))?;
         config.written = sources.into();
         Ok(config)
+    }
+
+    /// The config with the sweep that a file of its own describes: what `[sweep]` may say, without its head.
+    pub fn with_sweep_of(mut self, path: &Path) -> Result<Self, ConfigError> {
+        let origin = path.display().to_string();
+        let text = read(path).map_err(|problem| ConfigError::new(&origin, None, problem))?;
+        let text = String::from_utf8(text).map_err(|error| not_utf8(&origin, &error))?;
+        let sources = Sources::new(&text, &origin, &[])?;
+        self.sweep = decode::decode(&sources.tree).map_err(|mistake| sources.error(mistake))?;
+        let inside = |mut problem: Problem| {
+            let inner = problem.path.strip_prefix("sweep.").map(str::to_owned);
+            problem.path = inner.unwrap_or_default();
+            sources.error_at_key(problem)
+        };
+        self.sweep.check().map_err(inside)?;
+        Ok(self)
     }
 
     /// The config with another output directory, which `option` of a command line names.
@@ -159,6 +183,18 @@ impl Config {
         self.check().map_err(|problem| sources.error_at_key(problem))?;
         self.written = sources.into();
         Ok(self)
+    }
+
+    /// The config with changes as `--set` takes them, another output directory, and no sweep: one of those of a sweep.
+    pub fn with_changes(&self, changes: &[String], dir: &str) -> Result<Self, ConfigError> {
+        let (text, origin, before) = match self.written.sources() {
+            Some(sources) => sources.as_given(),
+            None => (self.to_toml(), "config".to_owned(), Vec::new()),
+        };
+        let sets: Vec<String> = before.into_iter().chain(changes.iter().cloned()).collect();
+        let mut config = Self::parse(&text, &origin, &sets)?;
+        config.sweep = Sweep::default();
+        config.with_output_dir(dir, "--out")
     }
 
     /// Where the value of a dotted key (`evaluation.tasks.0.data`) is written, marked and with `label` at the mark;
@@ -180,6 +216,7 @@ impl Config {
         self.quantization.check()?;
         self.evaluation.check()?;
         self.output.check()?;
+        self.sweep.check()?;
         if self.output.dir.as_ref().is_some_and(|dir| Path::new(dir) == Path::new(&self.model.source)) {
             return Err(Problem::new("output.dir", "`output.dir` is the directory of the model itself")
                 .label("the output")
@@ -234,6 +271,12 @@ impl Config {
         self.output.dir.clone().unwrap_or_else(derived)
     }
 
+    /// The format of the model's directory.
+    pub fn output_format(&self) -> OutputFormat {
+        let given = self.output.formats.as_ref().and_then(|formats| formats.first());
+        given.copied().unwrap_or(self.quantization.scheme.format())
+    }
+
     /// The config as TOML with every default written out; [`parse`](Self::parse) reads the same config from it. A key
     /// that stands for nothing (no limit, no revision) is left out.
     ///
@@ -243,6 +286,7 @@ impl Config {
     pub fn to_toml(&self) -> String {
         let mut resolved = self.clone();
         resolved.output.dir = Some(self.output_dir());
+        resolved.output.formats = Some(vec![self.output_format()]);
         toml::to_string(&resolved).expect("a valid config has a TOML form")
     }
 

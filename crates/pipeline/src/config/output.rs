@@ -12,9 +12,10 @@ use super::size::byte_size;
 pub struct Output {
     /// The run directory, relative to the current directory. By default `runs/MODEL-SCHEME`.
     pub dir: Option<String>,
-    /// The format the model is written in, one.
+    /// The format the model is written in, one. By default "compressed-tensors"; of the scheme "best-int8-runtime", which it does not
+    /// carry, "zeropoint".
     #[schemars(length(min = 1))]
-    pub formats: Vec<OutputFormat>,
+    pub formats: Option<Vec<OutputFormat>>,
     /// Most bytes of tensors in one weight file, such as `"5GB"` or `"500MiB"`; a larger tensor has a file of its own.
     #[schemars(regex(pattern = r"^[0-9]+ ?([kKMGT]?i?B)?$"))]
     pub max_shard_size: String,
@@ -39,12 +40,7 @@ const MAX_SHARD_SIZE: &str = "5GB";
 
 impl Default for Output {
     fn default() -> Self {
-        Self {
-            dir: None,
-            formats: vec![OutputFormat::CompressedTensors],
-            max_shard_size: MAX_SHARD_SIZE.to_owned(),
-            self_check: true,
-        }
+        Self { dir: None, formats: None, max_shard_size: MAX_SHARD_SIZE.to_owned(), self_check: true }
     }
 }
 
@@ -66,7 +62,7 @@ impl Output {
         if let Some(dir) = &self.dir {
             not_blank("output.dir", dir)?;
         }
-        match self.formats.as_slice() {
+        match self.formats.as_deref().unwrap_or(&[OutputFormat::CompressedTensors]) {
             [] => Err(Problem::new("output.formats", "`output.formats` names no format")
                 .label("empty")
                 .hint("allowed: [\"compressed-tensors\"], [\"zeropoint\"]")),
@@ -85,10 +81,5 @@ impl Output {
                 "run twice, with `--set output.formats=[\"zeropoint\"]` and another `--out` the second time",
             )),
         }
-    }
-
-    /// The format of the directory.
-    pub fn format(&self) -> OutputFormat {
-        self.formats.first().copied().unwrap_or(OutputFormat::CompressedTensors)
     }
 }

@@ -4,9 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeropoint_core as core;
 
+use super::output::OutputFormat;
 use super::pattern::Pattern;
 use super::refine::QuantizationKeys;
-use super::transforms::Transform;
+use super::transforms::{Transform, TransformKind};
 
 /// `[quantization]`: how weights and activations become INT8.
 ///
@@ -18,18 +19,21 @@ pub struct Quantization {
     pub scheme: Preset,
     /// How weights are quantised.
     pub weights: Weights,
-    /// How activations are quantised.
-    pub activations: Activations,
+    /// How activations are quantised; `None` where weights alone are.
+    pub activations: Option<Activations>,
     /// The Linears that stay float; `None` for those that the architecture says are not worth quantising.
     pub ignore: Option<Vec<Pattern>>,
     /// What becomes of embedding tables.
     pub embeddings: Embeddings,
     /// What becomes of the output matrix of a decoder.
     pub lm_head: LmHead,
-    /// What is done to weights before they are rounded, and to activations with them.
-    pub transforms: Vec<Transform>,
+    /// What is done to weights before they are rounded, and to activations with them; `None` for those of the preset that are exact in
+    /// the model.
+    pub transforms: Option<Vec<Transform>>,
     /// How weights are rounded.
     pub algorithm: Algorithm,
+    /// Whether biases take up what rounding changes of the mean of each output.
+    pub bias_correction: bool,
     /// Other schemes for some layers; where several match, the last one holds.
     pub overrides: Vec<Override>,
 }
@@ -44,15 +48,31 @@ pub enum Preset {
     /// INT8 weights per channel; INT8 activations per tensor, scaled once from calibration data.
     #[serde(rename = "w8a8-static")]
     W8a8Static,
+    /// INT8 weights per channel, activations float: half the bytes of bf16 and next to nothing lost.
+    #[serde(rename = "w8a16")]
+    W8a16,
+    /// INT4 weights in groups of 64 inputs, rounded by GPTQ, activations float: a little over a quarter of the bytes of bf16.
+    #[serde(rename = "w4a16")]
+    W4a16,
+    /// The least loss at "w8a8-dynamic" that still loads everywhere: what is exact in the model of smoothing and of rotations that go
+    /// into weights, and GPTQ.
+    #[serde(rename = "best-int8")]
+    BestInt8,
+    /// The least loss at "w8a8-dynamic" in Zeropoint's runtime: inputs rotated when the model runs, and GPTQ. Writes the format
+    /// "zeropoint".
+    #[serde(rename = "best-int8-runtime")]
+    BestInt8Runtime,
 }
 
 /// How weights are quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
 pub struct Weights {
-    /// 8.
+    /// 8, or without quantised activations 4.
     pub bits: u8,
     /// Over what a scale is shared.
     pub granularity: WeightGranularity,
+    /// Neighbouring inputs that share a scale, per group; `None` otherwise.
+    pub group_size: Option<u32>,
     /// `true`.
     pub symmetric: bool,
     /// How the range is found.
@@ -69,6 +89,8 @@ pub enum WeightGranularity {
     Channel,
     /// The whole tensor.
     Tensor,
+    /// `group_size` neighbouring inputs of an output channel; of weight-only schemes.
+    Group,
 }
 
 /// How the range of a weight is found.
@@ -245,6 +267,12 @@ pub enum OverrideScheme {
     /// The preset of this name.
     #[serde(rename = "w8a8-static")]
     W8a8Static,
+    /// The preset of this name.
+    #[serde(rename = "w8a16")]
+    W8a16,
+    /// The preset of this name, its algorithm apart, which is one for all layers.
+    #[serde(rename = "w4a16")]
+    W4a16,
     /// The layers stay float.
     #[serde(rename = "none")]
     None,
@@ -255,23 +283,34 @@ pub enum OverrideScheme {
 pub struct LayerScheme {
     /// How its weight is quantised.
     pub weights: Weights,
-    /// How its input is quantised.
-    pub activations: Activations,
+    /// How its input is quantised; `None` where it stays float.
+    pub activations: Option<Activations>,
 }
 
 impl Preset {
     /// Every preset.
-    pub const ALL: [Self; 2] = [Self::W8a8Dynamic, Self::W8a8Static];
+    pub const ALL: [Self; 6] = [
+        Self::W8a8Dynamic,
+        Self::W8a8Static,
+        Self::W8a16,
+        Self::W4a16,
+        Self::BestInt8,
+        Self::BestInt8Runtime,
+    ];
 
     /// The name used in configs and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::W8a8Dynamic => "w8a8-dynamic",
             Self::W8a8Static => "w8a8-static",
+            Self::W8a16 => "w8a16",
+            Self::W4a16 => "w4a16",
+            Self::BestInt8 => "best-int8",
+            Self::BestInt8Runtime => "best-int8-runtime",
         }
     }
 
-    /// The preset whose activations have this mode.
+    /// The plain preset whose activations have this mode.
     pub fn of(mode: ActivationMode) -> Self {
         match mode {
             ActivationMode::Dynamic => Self::W8a8Dynamic,
@@ -279,17 +318,52 @@ impl Preset {
         }
     }
 
-    /// When the scales of its activations are found.
-    pub fn mode(self) -> ActivationMode {
+    /// When the scales of its activations are found; `None` where they stay float.
+    pub fn mode(self) -> Option<ActivationMode> {
         match self {
-            Self::W8a8Dynamic => ActivationMode::Dynamic,
-            Self::W8a8Static => ActivationMode::Static,
+            Self::W8a8Dynamic | Self::BestInt8 | Self::BestInt8Runtime => Some(ActivationMode::Dynamic),
+            Self::W8a8Static => Some(ActivationMode::Static),
+            Self::W8a16 | Self::W4a16 => None,
         }
     }
 
-    /// What the preset stands for.
+    /// What the preset stands for, layer by layer.
     pub fn scheme(self) -> LayerScheme {
-        LayerScheme { weights: Weights::default(), activations: Activations::of(self.mode()) }
+        let weights = match self {
+            Self::W4a16 => Weights {
+                bits: 4,
+                granularity: WeightGranularity::Group,
+                group_size: Some(Weights::GROUP_SIZE),
+                ..Weights::default()
+            },
+            _ => Weights::default(),
+        };
+        LayerScheme { weights, activations: self.mode().map(Activations::of) }
+    }
+
+    /// How the preset rounds weights.
+    pub fn algorithm(self) -> Algorithm {
+        let kind = match self {
+            Self::W8a8Dynamic | Self::W8a8Static | Self::W8a16 => AlgorithmKind::Rtn,
+            Self::W4a16 | Self::BestInt8 | Self::BestInt8Runtime => AlgorithmKind::Gptq,
+        };
+        AlgorithmKeys { kind, damping: None }.into()
+    }
+
+    /// The transforms of the preset, of which a run makes those that are exact in its model.
+    pub fn transforms(self) -> Vec<Transform> {
+        match self {
+            Self::BestInt8 => {
+                vec![Transform::searched(TransformKind::Smoothquant), Transform::of(TransformKind::Rotation)]
+            }
+            Self::BestInt8Runtime => vec![Transform::searched(TransformKind::OnlineRotation)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The format that carries what the preset makes.
+    pub fn format(self) -> OutputFormat {
+        if self == Self::BestInt8Runtime { OutputFormat::Zeropoint } else { OutputFormat::CompressedTensors }
     }
 }
 
@@ -341,11 +415,17 @@ impl Default for Weights {
         Self {
             bits: 8,
             granularity: WeightGranularity::Channel,
+            group_size: None,
             symmetric: true,
             observer: WeightObserver::Mse,
             percentile: None,
         }
     }
+}
+
+impl Weights {
+    /// Inputs of a group where nothing is said.
+    pub(super) const GROUP_SIZE: u32 = 64;
 }
 
 impl Activations {
@@ -400,6 +480,8 @@ impl OverrideScheme {
         match self {
             Self::W8a8Dynamic => Some(Preset::W8a8Dynamic),
             Self::W8a8Static => Some(Preset::W8a8Static),
+            Self::W8a16 => Some(Preset::W8a16),
+            Self::W4a16 => Some(Preset::W4a16),
             Self::None => None,
         }
     }
@@ -411,7 +493,7 @@ impl Override {
         let preset = self.scheme.preset()?.scheme();
         Some(LayerScheme {
             weights: self.weights.unwrap_or(preset.weights),
-            activations: self.activations.unwrap_or(preset.activations),
+            activations: self.activations.or(preset.activations),
         })
     }
 }
@@ -420,15 +502,6 @@ impl Quantization {
     /// The scheme of every layer that no override is about.
     pub fn layer_scheme(&self) -> LayerScheme {
         LayerScheme { weights: self.weights, activations: self.activations }
-    }
-}
-
-impl From<WeightGranularity> for core::Granularity {
-    fn from(granularity: WeightGranularity) -> Self {
-        match granularity {
-            WeightGranularity::Channel => Self::Channel,
-            WeightGranularity::Tensor => Self::Tensor,
-        }
     }
 }
 
@@ -441,13 +514,27 @@ impl From<ActivationMode> for core::ActivationMode {
     }
 }
 
+impl From<Weights> for core::WeightScheme {
+    fn from(weights: Weights) -> Self {
+        let group_size = weights.group_size.unwrap_or(Weights::GROUP_SIZE);
+        Self {
+            bits: if weights.bits == 4 { core::WeightBits::Four } else { core::WeightBits::Eight },
+            granularity: match weights.granularity {
+                WeightGranularity::Channel => core::Granularity::Channel,
+                WeightGranularity::Tensor => core::Granularity::Tensor,
+                WeightGranularity::Group => core::Granularity::Group(group_size as usize),
+            },
+        }
+    }
+}
+
 impl From<LayerScheme> for core::Scheme {
     fn from(scheme: LayerScheme) -> Self {
-        let activations = core::ActivationScheme {
-            mode: scheme.activations.mode.into(),
-            symmetry: core::Symmetry::from_flag(scheme.activations.symmetric),
-        };
-        Self::int8(scheme.weights.granularity.into(), activations)
+        let activations = scheme.activations.map(|activations| core::ActivationScheme {
+            mode: activations.mode.into(),
+            symmetry: core::Symmetry::from_flag(activations.symmetric),
+        });
+        Self { weights: scheme.weights.into(), activations }
     }
 }
 
@@ -457,22 +544,27 @@ mod tests {
 
     #[test]
     fn presets_are_the_schemes_of_their_names() {
+        let dynamic = "weights int8 per-channel symmetric, activations int8 dynamic per-token symmetric";
         let cases = [
-            (
-                Preset::W8a8Dynamic,
-                "weights int8 per-channel symmetric, activations int8 dynamic per-token symmetric",
-            ),
+            (Preset::W8a8Dynamic, dynamic),
             (
                 Preset::W8a8Static,
                 "weights int8 per-channel symmetric, activations int8 static per-tensor asymmetric",
             ),
+            (Preset::W8a16, "weights int8 per-channel symmetric, activations float"),
+            (Preset::W4a16, "weights int4 per-group of 64 symmetric, activations float"),
+            (Preset::BestInt8, dynamic),
+            (Preset::BestInt8Runtime, dynamic),
         ];
         assert_eq!(cases.map(|(preset, _)| preset), Preset::ALL);
         for (preset, text) in cases {
             assert_eq!(Quantization::from(preset).layer_scheme(), preset.scheme());
             assert_eq!(serde_json::to_value(preset).unwrap(), preset.as_str());
             assert_eq!(core::Scheme::from(preset.scheme()).to_string(), text);
-            assert_eq!(Preset::of(preset.mode()), preset);
+            assert_eq!(Quantization::from(preset).transforms.is_none(), !preset.transforms().is_empty());
+        }
+        for mode in [ActivationMode::Dynamic, ActivationMode::Static] {
+            assert_eq!(Preset::of(mode).mode(), Some(mode));
         }
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct QuantizationKeys {
     /// How weights are quantised, where it differs from the preset.
     weights: WeightKeys,
     /// How activations are quantised, where it differs from the preset.
-    activations: ActivationKeys,
+    activations: Option<ActivationKeys>,
     /// The Linears that stay float: exact names, or `re:` and a regular expression that matches from the start. By
     /// default those that the architecture says are not worth quantising (heads, poolers, classifiers); giving this
     /// replaces them.
@@ -42,10 +42,14 @@ pub(super) struct QuantizationKeys {
     embeddings: Embeddings,
     /// What becomes of the output matrix of a decoder.
     lm_head: LmHead,
-    /// Changes of the weights that leave what the model computes as it is and make it easier to quantise.
-    transforms: Vec<Transform>,
-    /// How weights are rounded.
-    algorithm: Algorithm,
+    /// Changes of the weights that leave what the model computes as it is and make it easier to quantise. By default those of the
+    /// preset that are exact in the model; giving this replaces them.
+    transforms: Option<Vec<Transform>>,
+    /// How weights are rounded. By default as the preset says.
+    algorithm: Option<Algorithm>,
+    /// Whether the biases of quantised Linears take up what rounding changes of the mean of each output over the calibration samples,
+    /// behind the blocks as they are quantised.
+    bias_correction: bool,
     /// Other schemes for some layers; where several match, the last one holds.
     overrides: Vec<OverrideKeys>,
 }
@@ -54,11 +58,14 @@ pub(super) struct QuantizationKeys {
 #[derive(Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct WeightKeys {
-    /// Bits of an integer: 8.
-    #[schemars(extend("const" = 8))]
+    /// Bits of an integer: 8, or 4 of "w4a16".
+    #[schemars(range(min = 4, max = 8))]
     bits: Option<u8>,
-    /// Over what a scale is shared. Default: "channel".
+    /// Over what a scale is shared. Default: "channel", of "w4a16" and where `group_size` is given "group".
     granularity: Option<WeightGranularity>,
+    /// Neighbouring inputs that share a scale, of the granularity "group". Default: 64.
+    #[schemars(range(min = 8, max = 4096))]
+    group_size: Option<u32>,
     /// Whether the zero point is 0: true, as no INT8 runtime loads other weights.
     #[schemars(extend("const" = true))]
     symmetric: Option<bool>,
@@ -129,9 +136,14 @@ impl WeightKeys {
         let observer = self.observer.unwrap_or(base.observer);
         let inherited =
             (observer == WeightObserver::Percentile).then(|| base.percentile.unwrap_or(WEIGHT_PERCENTILE));
+        let by_size = self.group_size.map(|_| WeightGranularity::Group);
+        let granularity = self.granularity.or(by_size).unwrap_or(base.granularity);
+        let group_size =
+            (granularity == WeightGranularity::Group).then(|| base.group_size.unwrap_or(Weights::GROUP_SIZE));
         Weights {
             bits: self.bits.unwrap_or(base.bits),
-            granularity: self.granularity.unwrap_or(base.granularity),
+            granularity,
+            group_size: self.group_size.or(group_size),
             symmetric: self.symmetric.unwrap_or(base.symmetric),
             observer,
             percentile: self.percentile.or(inherited),
@@ -142,7 +154,8 @@ impl WeightKeys {
 impl ActivationKeys {
     /// A change of mode starts again from the usual activations of that mode. The settings of an observer are filled in
     /// where it takes them, and inherited where the base has them.
-    fn refine(self, base: Activations) -> Activations {
+    fn refine(self, base: Option<Activations>) -> Activations {
+        let base = base.unwrap_or_else(|| Activations::of(ActivationMode::Dynamic));
         let mode = self.mode.unwrap_or(base.mode);
         let base = if mode == base.mode { base } else { Activations::of(mode) };
         let observer = self.observer.or(base.observer);
@@ -176,10 +189,12 @@ impl OverrideKeys {
     /// A scheme that is named starts from its preset; without a name, from the scheme of all layers.
     fn refine(self, all: LayerScheme) -> Override {
         let weights = self.weights.unwrap_or_default();
-        let activations = self.activations.unwrap_or_default();
-        let scheme = self.scheme.unwrap_or_else(|| match activations.mode.unwrap_or(all.activations.mode) {
-            ActivationMode::Dynamic => OverrideScheme::W8a8Dynamic,
-            ActivationMode::Static => OverrideScheme::W8a8Static,
+        let mode = self.activations.and_then(|keys| keys.mode).or(all.activations.map(|usual| usual.mode));
+        let scheme = self.scheme.unwrap_or_else(|| match mode {
+            Some(ActivationMode::Dynamic) => OverrideScheme::W8a8Dynamic,
+            Some(ActivationMode::Static) => OverrideScheme::W8a8Static,
+            None if weights.bits.unwrap_or(all.weights.bits) == 4 => OverrideScheme::W4a16,
+            None => OverrideScheme::W8a16,
         });
         let base = match self.scheme {
             None => all,
@@ -190,21 +205,26 @@ impl OverrideKeys {
             layers: self.layers,
             scheme,
             weights: (quantised || self.weights.is_some()).then(|| weights.refine(base.weights)),
-            activations: (quantised || self.activations.is_some())
-                .then(|| activations.refine(base.activations)),
+            activations: refined(self.activations, base.activations.filter(|_| quantised)),
         }
     }
 }
 
+/// Activations of a layer that has them, or is said to.
+fn refined(keys: Option<ActivationKeys>, base: Option<Activations>) -> Option<Activations> {
+    (keys.is_some() || base.is_some()).then(|| keys.unwrap_or_default().refine(base))
+}
+
 impl From<QuantizationKeys> for Quantization {
     fn from(keys: QuantizationKeys) -> Self {
-        let scheme =
-            keys.scheme.unwrap_or_else(|| keys.activations.mode.map_or(Preset::default(), Preset::of));
+        let mode = keys.activations.and_then(|keys| keys.mode);
+        let scheme = keys.scheme.unwrap_or_else(|| mode.map_or(Preset::default(), Preset::of));
         let preset = scheme.scheme();
         let all = LayerScheme {
             weights: keys.weights.refine(preset.weights),
-            activations: keys.activations.refine(preset.activations),
+            activations: refined(keys.activations, preset.activations),
         };
+        let by_preset = scheme.transforms();
         Self {
             scheme,
             weights: all.weights,
@@ -212,8 +232,9 @@ impl From<QuantizationKeys> for Quantization {
             ignore: keys.ignore,
             embeddings: keys.embeddings,
             lm_head: keys.lm_head,
-            transforms: keys.transforms,
-            algorithm: keys.algorithm,
+            transforms: keys.transforms.or(by_preset.is_empty().then_some(by_preset)),
+            algorithm: keys.algorithm.unwrap_or_else(|| scheme.algorithm()),
+            bias_correction: keys.bias_correction,
             overrides: keys.overrides.into_iter().map(|keys| keys.refine(all)).collect(),
         }
     }

@@ -35,6 +35,9 @@ pub struct Transform {
 pub enum TransformKind {
     /// Channels of activations divided, and weights multiplied, by factors that go into what comes before.
     Smoothquant,
+    /// The same, by factors that spare the weights that meet large activations, for weight-only schemes; a strength is searched for at
+    /// each input.
+    Awq,
     /// Rotations that go into weights: of the residual stream of decoders whose norms are `RMSNorm`, and of heads.
     Rotation,
     /// Inputs rotated when the model runs, which Zeropoint's runtime alone does.
@@ -46,6 +49,7 @@ impl TransformKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Smoothquant => "smoothquant",
+            Self::Awq => "awq",
             Self::Rotation => "rotation",
             Self::OnlineRotation => "online-rotation",
         }
@@ -70,7 +74,7 @@ struct TransformKeys {
     residual: Option<bool>,
     /// rotation: whether each head is turned between the value and the output projection. Default: true.
     heads: Option<bool>,
-    /// smoothquant and online-rotation: only inputs of these Linears: exact names, or `re:` and a regular expression that matches
+    /// smoothquant, awq and online-rotation: only inputs of these Linears: exact names, or `re:` and a regular expression that matches
     /// from the start. Default: all that can be.
     layers: Option<Vec<Pattern>>,
 }
@@ -95,12 +99,32 @@ impl From<TransformKeys> for Transform {
 }
 
 impl Transform {
+    /// One of a kind with what is usual.
+    pub fn of(kind: TransformKind) -> Self {
+        TransformKeys {
+            kind,
+            strength: None,
+            search: None,
+            smooth: None,
+            residual: None,
+            heads: None,
+            layers: None,
+        }
+        .into()
+    }
+
+    /// One whose strength is searched for.
+    pub fn searched(kind: TransformKind) -> Self {
+        Self { strength: None, search: Some(true), ..Self::of(kind) }
+    }
+
     pub(super) fn check(&self, at: &str) -> Result<(), Problem> {
         let is_folded = self.kind == TransformKind::Rotation;
         let is_online = self.kind == TransformKind::OnlineRotation;
+        let takes_strength = is_online || self.kind == TransformKind::Smoothquant;
         for (key, given, belongs) in [
-            ("strength", self.strength.is_some(), !is_folded),
-            ("search", self.search.is_some(), !is_folded),
+            ("strength", self.strength.is_some(), takes_strength),
+            ("search", self.search.is_some(), takes_strength),
             ("smooth", self.smooth.is_some(), is_online),
             ("residual", self.residual.is_some(), is_folded),
             ("heads", self.heads.is_some(), is_folded),

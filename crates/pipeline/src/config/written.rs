@@ -42,6 +42,13 @@ impl Sources {
         Ok(sources)
     }
 
+    /// The text, what it is called, and every `--set` on top of it.
+    pub(super) fn as_given(&self) -> (String, String, Vec<String>) {
+        let sets = self.arguments.iter().filter(|(option, _)| *option == "--set");
+        let sets = sets.map(|(_, set)| set.to_string()).collect();
+        (self.text.to_string(), self.origin.to_string(), sets)
+    }
+
     /// The value of an option of its own, in place of `--set path=value`.
     pub(super) fn put(&mut self, option: &'static str, path: &str, value: &str) -> Result<(), Problem> {
         let place = Place::Argument(self.arguments.len(), 0..value.len());

@@ -18,12 +18,21 @@ pub(super) enum Fate<'a> {
     Split(Vec<(usize, Option<&'a LayerScheme>)>),
     /// The bias of such Linears.
     SplitBias(Vec<usize>),
+    /// The bias of a planned Linear that takes up what rounding changes; in f32.
+    Bias(usize),
     /// An embedding table that is not copied as it is, or that an INT8 head reads.
     Table(TableFate<'a>),
     /// A second copy of an embedding table.
     Copy(Stored),
     /// Copied.
     Kept,
+}
+
+impl Fate<'_> {
+    /// Whether it can be told only when the weights of its part are rounded.
+    pub(super) fn follows_weights(&self, prepared: &Prepared) -> bool {
+        prepared.plan.bias_correction && matches!(self, Self::Bias(_) | Self::SplitBias(_))
+    }
 }
 
 /// The fate of every tensor of the source, by name; what is not here is copied.
@@ -48,6 +57,12 @@ impl<'a> Fates<'a> {
             }
             if !linear.is_fused_in_file() {
                 fates.insert(&linear.weight, Fate::Quantized(plan.linear, scheme));
+                // A Linear that the task does not run has no inputs to take a mean of.
+                if let Some(bias) =
+                    linear.bias.as_ref().filter(|_| prepared.plan.bias_correction && linear.site.is_some())
+                {
+                    fates.insert(bias, Fate::Bias(plan.linear));
+                }
                 continue;
             }
             let together = || {
@@ -98,11 +113,12 @@ pub(super) fn specs_of(prepared: &Prepared, fate: &Fate<'_>, info: &TensorInfo) 
                 vec![TensorSpec::new(format!("{}.weight", linear.tensor), info.dtype, shape)]
             })
             .collect(),
-        Fate::SplitBias(parts) => parts
-            .iter()
-            .map(|id| &spec.linears[*id])
-            .map(|l| TensorSpec::new(format!("{}.bias", l.tensor), info.dtype, vec![l.outputs]))
-            .collect(),
+        Fate::SplitBias(parts) => {
+            let dtype = if prepared.plan.bias_correction { Dtype::F32 } else { info.dtype };
+            let linears = parts.iter().map(|id| &spec.linears[*id]);
+            linears.map(|l| TensorSpec::new(format!("{}.bias", l.tensor), dtype, vec![l.outputs])).collect()
+        }
+        Fate::Bias(_) => vec![TensorSpec::new(&info.name, Dtype::F32, info.shape.clone())],
         Fate::Table(fate) => fate.specs(info),
         Fate::Copy(Stored::Bf16) => vec![TensorSpec::new(&info.name, Dtype::BF16, info.shape.clone())],
         // The table serves both.
@@ -121,7 +137,7 @@ pub(crate) fn largest_copy(prepared: &Prepared) -> usize {
     let (tensors, fates) = (prepared.graph().checkpoint().tensors(), Fates::of(prepared));
     let bytes = tensors.map(|info| match fates.get(&info.name) {
         // As it is read, and the next one; in f32, and what it is rounded to.
-        Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) => {
+        Fate::Quantized(..) | Fate::Split(_) | Fate::SplitBias(_) | Fate::Bias(_) => {
             info.elements() * 5 + 2 * info.bytes() as usize
         }
         // In f32, what it is rounded to, and what a head has of it.

@@ -1,20 +1,21 @@
 //! A Linear on its way into the output: decoded, looked through, quantised, written.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use rayon::prelude::*;
+use zeropoint_evaluator::report::Bins;
 use zeropoint_formats::TensorInfo;
 use zeropoint_formats::compressed_tensors::{QuantizedLinear, linear_tensor_bytes};
 use zeropoint_formats::safetensors::element::{decode_floats, floats_from_bytes};
 use zeropoint_kernels::{Isa, extremes};
-use zeropoint_models::{ActivationQuantizer, LinearSpec, ModelError, SiteId};
+use zeropoint_models::{ActivationQuantizer, LinearSpec, ModelError};
 use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::{
-    Curvature, LayerScheme, QuantizedWeight, quantize_weight, quantize_weight_gptq, site_quantizer,
+    LayerScheme, QuantizedWeight, bias_correction, quantize_weight, quantize_weight_gptq, site_quantizer,
 };
 
-use crate::distribution::WeightDistribution;
+use crate::distribution::{WeightDistribution, weight_bins};
+use crate::sequence::PartInputs;
 use crate::{PipelineError, Prepared};
 
 /// Elements of a copied tensor that are decoded at a time to be checked.
@@ -25,12 +26,11 @@ pub(crate) struct DeployedLinear {
     pub(crate) weight: QuantizedWeight,
     pub(crate) scheme: LayerScheme,
     pub(crate) quantizer: Option<ActivationQuantizer>,
+    /// Where it takes up what rounding changes.
+    pub(crate) bias: Option<Vec<f32>>,
     pub(crate) bytes: u64,
     pub(crate) distribution: Option<WeightDistribution>,
 }
-
-/// What the inputs of sites say of the weights that read them, where weights are rounded for them.
-pub(crate) type Curvatures = BTreeMap<SiteId, Curvature>;
 
 /// Writes a tensor.
 pub(crate) type Write<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PipelineError> + 'a;
@@ -38,7 +38,7 @@ pub(crate) type Write<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PipelineError> 
 /// Quantises the weight `float`, `[outputs, inputs]`, and writes its tensors.
 pub(super) fn quantize_linear(
     prepared: &Prepared,
-    (statistics, curvatures): (&StatisticsFile, &Curvatures),
+    (statistics, seen): (&StatisticsFile, &PartInputs),
     isa: Isa,
     linear: &LinearSpec,
     scheme: &LayerScheme,
@@ -48,19 +48,31 @@ pub(super) fn quantize_linear(
     let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
     let (outputs, inputs) = (linear.outputs, linear.inputs);
     let (weights, observer) = (scheme.scheme.weights, scheme.weight_observer);
-    let weight = match linear.site.and_then(|site| curvatures.get(&site)) {
+    let weight = match linear.site.and_then(|site| seen.curvatures.get(&site)) {
         Some(curvature) => quantize_weight_gptq(isa, float, outputs, inputs, (weights, observer), curvature),
         None => quantize_weight(isa, float, outputs, inputs, weights, observer),
     }
     .map_err(|error| failed(error.to_string()))?;
-    let distribution = WeightDistribution::of(isa, float, &weight);
+    let mut distribution = WeightDistribution::of(isa, float, &weight, weights.bits);
+    if let Some(distribution) = &mut distribution {
+        distribution.before = before_transforms(prepared, isa, linear)?;
+    }
     let quantizer = input_quantizer(prepared, Some(statistics), linear, scheme)?;
+    let means = linear.site.and_then(|site| seen.means.get(&site)).filter(|_| linear.bias.is_some());
+    let bias = match means.and_then(|means| means.of(quantizer)) {
+        None => None,
+        Some([x, quantized]) => {
+            let correction = bias_correction(float, &x, &weight, &quantized);
+            let bias = linear.read_bias(prepared.graph().checkpoint())?.unwrap_or_default();
+            Some(bias.iter().zip(&correction).map(|(bias, more)| bias + more).collect())
+        }
+    };
     let input = match quantizer {
         Some(ActivationQuantizer::Static(params)) => Some(params),
         _ => None,
     };
     let stored = QuantizedLinear {
-        weight_scales: (0..linear.outputs).map(|row| weight.scale(row)).collect(),
+        weight_scales: weight.scales_by_row(),
         weight: weight.values,
         outputs: linear.outputs,
         inputs: linear.inputs,
@@ -74,10 +86,26 @@ pub(super) fn quantize_linear(
         bytes += part.len() as u64;
     }
     let weight = QuantizedWeight { values: stored.weight, ..weight };
-    Ok(DeployedLinear { weight, scheme: *scheme, quantizer, bytes, distribution })
+    Ok(DeployedLinear { weight, scheme: *scheme, quantizer, bias, bytes, distribution })
 }
 
-/// How the input of a Linear becomes INT8; `None` for one that the task does not run and whose scheme needs nothing.
+/// The values of a weight before the transforms that change it.
+fn before_transforms(
+    prepared: &Prepared,
+    isa: Isa,
+    linear: &LinearSpec,
+) -> Result<Option<Bins>, PipelineError> {
+    let spec = prepared.graph().spec();
+    let id = spec.linears.iter().position(|other| other.path == linear.path);
+    let changed = prepared.transformed.as_ref().zip(id).is_some_and(|(graph, id)| graph.changes(id));
+    let original = prepared.directory.spec().linears.iter().find(|other| other.path == linear.path);
+    let Some(original) = original.filter(|_| changed) else { return Ok(None) };
+    let weight = original.read_weight(prepared.directory.checkpoint())?;
+    Ok(Some(weight_bins(isa, &weight)))
+}
+
+/// How the input of a Linear becomes INT8; `None` where it stays float, and for one that the task does not run and whose scheme needs
+/// nothing.
 pub(crate) fn input_quantizer(
     prepared: &Prepared,
     statistics: Option<&StatisticsFile>,
@@ -88,6 +116,7 @@ pub(crate) fn input_quantizer(
         linear.site.and_then(|site| statistics?.sites.get(&prepared.graph().spec().sites[site].id));
     match (linear.site, scheme.scheme.is_static()) {
         (None, false) => Ok(None),
+        _ if scheme.scheme.is_weight_only() => Ok(None),
         _ => site_quantizer(observed, scheme)
             .map(Some)
             .map_err(|error| PipelineError::Layer { path: linear.path.clone(), reason: error.to_string() }),

@@ -36,7 +36,7 @@ fn config(fixture: &Path, transforms: &str) -> Config {
         ""
     };
     config.quantization = toml::from_str(&format!("transforms = [{transforms}]{experts}")).unwrap();
-    config.output.formats = vec![OutputFormat::Zeropoint];
+    config.output.formats = Some(vec![OutputFormat::Zeropoint]);
     config.calibration.samples = 6;
     config.evaluation.tasks.clear();
     config

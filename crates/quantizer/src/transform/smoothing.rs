@@ -190,13 +190,28 @@ pub fn column_maxima(isa: Isa, weight: &[f32], maxima: &mut [f32]) {
     maxima.iter_mut().zip(&found).for_each(|(max, found)| *max = max.max(*found));
 }
 
+/// Beyond these the numbers of a norm or a row would lose digits.
+const RANGE: (f64, f64) = (1e-5, 1e5);
+
+/// `mean|x|^a` of each channel for the strength `a`, over the geometric mean of the largest and the smallest of them (Lin et al. 2023,
+/// equation 5, and the normalisation of the authors' code): what channels are divided by and columns multiplied.
+///
+/// A channel in which nothing is seen has the factor of one of magnitude `1e-4`.
+pub fn activation_aware_factors(strength: f64, means: &[f32]) -> Vec<f32> {
+    const LEAST: f64 = 1e-4;
+    let powers: Vec<f64> = means.iter().map(|mean| f64::from(*mean).max(LEAST).powf(strength)).collect();
+    let (least, most) =
+        powers.iter().fold((f64::INFINITY, 0f64), |(a, b), power| (a.min(*power), b.max(*power)));
+    let middle = (least * most).sqrt();
+    let factor = |power: &f64| (power / middle).clamp(RANGE.0, RANGE.1) as f32;
+    powers.iter().map(factor).map(|factor| if is_divisor(factor) { factor } else { 1.0 }).collect()
+}
+
 /// `max|x|^a / max|w|^(1-a)` of each channel for the strength `a` (Xiao et al. 2023, equation 4): what channels are divided by and
 /// columns multiplied. `activations` and `weights` are the largest magnitudes of the channels.
 ///
 /// A channel in which nothing is seen, or whose weights are zero, has the factor 1.
 pub fn smoothing_factors(strength: f64, activations: &[f32], weights: &[f32]) -> Vec<f32> {
-    /// Beyond these the numbers of a norm or a row would lose digits.
-    const RANGE: (f64, f64) = (1e-5, 1e5);
     let factor = |(x, w): (&f32, &f32)| {
         let factor = (f64::from(*x).powf(strength) / f64::from(*w).powf(1.0 - strength))
             .clamp(RANGE.0, RANGE.1) as f32;
@@ -219,6 +234,13 @@ mod tests {
         assert_eq!(smoothing_factors(1.0, &[16.0], &[4.0]), [16.0]);
         assert_eq!(smoothing_factors(0.0, &[16.0], &[4.0]), [0.25]);
         assert_eq!(smoothing_factors(1.0, &[1e30, 1e-30], &[1.0, 1.0]), [1e5, 1e-5]);
+    }
+
+    #[test]
+    fn activation_aware_factors_are_powers_around_one() {
+        assert_eq!(activation_aware_factors(0.5, &[16.0, 1.0, 4.0]), [2.0, 0.5, 1.0]);
+        assert_eq!(activation_aware_factors(0.0, &[16.0, 1.0, 0.0]), [1.0; 3]);
+        assert_eq!(activation_aware_factors(1.0, &[0.0, 1.0]), [1e-2, 1e2]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::histogram::{self, Chosen};
 use super::{Bins, Details};
+use crate::report::suggestion::suggestion;
 use crate::report::{Layer, OutlierChannel, Report, escape, markdown};
 use crate::svg::{self, percent, push, typeset};
 
@@ -38,6 +39,9 @@ pub(super) struct LayerRow<'a> {
     /// Among the worst that are named.
     worst: bool,
     cause: String,
+    suggestion: &'static str,
+    weight_before: Option<String>,
+    activation_before: Option<String>,
     weight_chart: Option<Chart>,
     activation_chart: Option<Chart>,
 }
@@ -101,6 +105,13 @@ pub(super) fn rows<'a>(report: &'a Report, details: &Details) -> Vec<LayerRow<'a
                 outlier_cell: outlier_cell(layer),
                 worst: rank < NAMED && finite(layer.output_sqnr_db).is_some(),
                 cause: typeset_numbers(&markdown::cause(layer)),
+                suggestion: suggestion(layer),
+                weight_before: charts
+                    .and_then(|c| c.weights_before.as_ref())
+                    .map(|bins| before(&format!("weights of {}", svg::plain(&layer.path)), bins)),
+                activation_before: charts
+                    .and_then(|c| c.activations_before.as_ref())
+                    .map(|bins| before(&format!("inputs of {}", svg::plain(&layer.path)), bins)),
                 weight_chart: charts.and_then(|c| c.weights.as_ref()).map(|bins| weight_chart(layer, bins)),
                 activation_chart: charts
                     .and_then(|c| c.activations.as_ref())
@@ -189,6 +200,11 @@ fn outlier_cell(layer: &Layer) -> String {
         0 => named.join(", "),
         more => format!("{} + {more}", named.join(", ")),
     }
+}
+
+/// A histogram from before the transforms, in which no range was chosen.
+fn before(what: &str, bins: &Bins) -> String {
+    histogram::draw(bins, None, &histogram::describe(&format!("{what} before the transforms"), bins, None))
 }
 
 fn weight_chart(layer: &Layer, bins: &Bins) -> Chart {

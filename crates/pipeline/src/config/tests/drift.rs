@@ -42,6 +42,7 @@ ignore = ["pooler.dense"]
 embeddings = "bf16"
 lm_head = "int8"
 algorithm = { kind = "gptq", damping = 0.05 }
+bias_correction = true
 [[quantization.transforms]]
 kind = "smoothquant"
 search = false
@@ -61,6 +62,10 @@ layers = ['re:.*output']
 scheme = "w8a8-static"
 weights = { bits = 8, granularity = "tensor", symmetric = true, observer = "min-max" }
 activations = { bits = 8, mode = "static", granularity = "tensor", symmetric = true, observer = "percentile", percentile = 99.5 }
+[[quantization.overrides]]
+layers = ['re:.*gate']
+scheme = "w4a16"
+weights = { bits = 4, granularity = "group", group_size = 32, symmetric = true, observer = "mse" }
 [evaluation]
 batch_size = 3
 bootstrap_resamples = 200
@@ -91,11 +96,17 @@ metric = "spearman"
 max_drop = 0.005
 [report]
 latency = true
+sensitivity = true
 [output]
 dir = "out"
 formats = ["compressed-tensors"]
 max_shard_size = "2GiB"
 self_check = true
+[sweep]
+grid = [["quantization.scheme=w8a16", "quantization.scheme=w4a16"]]
+[[sweep.runs]]
+name = "static"
+set = ["quantization.scheme=w8a8-static"]
 "#;
 
 /// Settings of observers, which exclude each other.
@@ -152,7 +163,8 @@ fn the_schema_and_the_language_have_the_same_keys() {
         }
     }
     let (mut in_file, mut in_resolved, mut in_schema) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    for text in OBSERVERS.map(with_observer).into_iter().chain([FULL.to_owned()]) {
+    let groups = format!("{MODEL}[quantization]\nscheme = 'w4a16'\nweights.group_size = 32");
+    for text in OBSERVERS.map(with_observer).into_iter().chain([FULL.to_owned(), groups]) {
         let config = parse(&text).unwrap();
         assert_eq!(parse(&config.to_toml()).unwrap(), config);
         written(&toml::from_str(&text).unwrap(), "", &mut in_file);

@@ -36,6 +36,7 @@ scheme = "w8a8-dynamic"
 embeddings = "keep"
 lm_head = "keep"
 transforms = []
+bias_correction = false
 overrides = []
 
 [quantization.weights]
@@ -65,6 +66,7 @@ name = "fidelity"
 
 [report]
 latency = false
+sensitivity = false
 
 [output]
 dir = "runs/minilm-w8a8-dynamic"
@@ -88,15 +90,15 @@ fn keys_refine_the_preset() {
 
     let percentile =
         scheme("scheme = 'w8a8-static'\nactivations = { observer = 'percentile', symmetric = true }");
-    let static_ = Preset::W8a8Static.scheme().activations;
+    let static_ = Activations::of(ActivationMode::Static);
     assert_eq!(
         percentile.activations,
-        Activations {
+        Some(Activations {
             observer: Some(ActivationObserver::Percentile),
             percentile: Some(99.99),
             symmetric: true,
             ..static_
-        }
+        })
     );
     let by_observer = |observer: &str| {
         scheme(&format!("scheme = 'w8a8-static'\nactivations.observer = '{observer}'")).activations
@@ -119,7 +121,7 @@ fn keys_refine_the_preset() {
         with(ActivationObserver::MinMax),
     ];
     for expected in expected {
-        assert_eq!(by_observer(expected.observer.unwrap().as_str()), expected);
+        assert_eq!(by_observer(expected.observer.unwrap().as_str()), Some(expected));
     }
     let weights = scheme("weights.observer = 'percentile'").weights;
     assert_eq!((weights.observer, weights.percentile), (WeightObserver::Percentile, Some(99.9)));
@@ -145,21 +147,56 @@ fn overrides_start_from_their_preset_or_from_the_scheme_of_all() {
     let quantization = parse(text).unwrap().quantization;
     let all = quantization.layer_scheme();
     let schemes: Vec<_> = quantization.overrides.iter().map(Override::layer_scheme).collect();
-    let mse = Activations { observer: Some(ActivationObserver::Mse), percentile: None, ..all.activations };
+    let usual = all.activations.unwrap();
+    let mse = Activations { observer: Some(ActivationObserver::Mse), percentile: None, ..usual };
     // The percentile is inherited.
-    let per_channel =
-        Activations { observer: Some(ActivationObserver::PercentilePerChannel), ..all.activations };
+    let per_channel = Activations { observer: Some(ActivationObserver::PercentilePerChannel), ..usual };
     let by_tensor = Weights { granularity: WeightGranularity::Tensor, ..all.weights };
     let expected = [
         None,
         Some(Preset::W8a8Static.scheme()),
         Some(LayerScheme { weights: by_tensor, ..all }),
-        Some(LayerScheme { activations: mse, ..all }),
-        Some(LayerScheme { activations: Activations::of(ActivationMode::Dynamic), ..all }),
-        Some(LayerScheme { activations: per_channel, ..all }),
+        Some(LayerScheme { activations: Some(mse), ..all }),
+        Some(LayerScheme { activations: Some(Activations::of(ActivationMode::Dynamic)), ..all }),
+        Some(LayerScheme { activations: Some(per_channel), ..all }),
     ];
     assert_eq!(schemes, expected);
     assert_eq!(quantization.overrides[4].scheme, OverrideScheme::W8a8Dynamic);
+}
+
+#[test]
+fn presets_bring_weights_algorithms_transforms_and_formats_that_keys_replace() {
+    let config = |keys: &str| parse(&format!("{MODEL}[quantization]\n{keys}")).unwrap();
+    let scheme = |keys: &str| config(keys).quantization;
+    let four = scheme("scheme = 'w4a16'");
+    assert_eq!(
+        (four.weights.bits, four.weights.granularity, four.weights.group_size),
+        (4, WeightGranularity::Group, Some(64))
+    );
+    assert_eq!(
+        (four.activations, four.algorithm.kind, four.transforms),
+        (None, AlgorithmKind::Gptq, Some(vec![]))
+    );
+    let size = scheme("scheme = 'w8a16'\nweights = { group_size = 32 }").weights;
+    assert_eq!((size.bits, size.granularity, size.group_size), (8, WeightGranularity::Group, Some(32)));
+    let channel =
+        scheme("scheme = 'w4a16'\nweights = { granularity = 'channel' }\nalgorithm = { kind = 'rtn' }");
+    assert_eq!((channel.weights.group_size, channel.algorithm.kind), (None, AlgorithmKind::Rtn));
+
+    assert_eq!(scheme("scheme = 'best-int8'").transforms, None, "the model has a say");
+    assert_eq!(scheme("scheme = 'best-int8'\ntransforms = []").transforms, Some(vec![]));
+    assert_eq!(config("scheme = 'best-int8'").output_format(), OutputFormat::CompressedTensors);
+    let runtime = config("scheme = 'best-int8-runtime'");
+    assert_eq!(runtime.output_format(), OutputFormat::Zeropoint);
+    assert_eq!(parse(&runtime.to_toml()).unwrap(), runtime);
+
+    let mixed = scheme(
+        "scheme = 'w8a16'\noverrides = [{ layers = ['a'], weights = { bits = 4, group_size = 128 } }, { layers = ['b'], scheme = 'w8a8-dynamic' }]",
+    );
+    assert_eq!(mixed.overrides[0].scheme, OverrideScheme::W4a16);
+    let [first, second] = [0, 1].map(|index| mixed.overrides[index].layer_scheme().unwrap());
+    assert_eq!((first.weights.bits, first.weights.group_size, first.activations), (4, Some(128), None));
+    assert_eq!(second, Preset::W8a8Dynamic.scheme());
 }
 
 #[test]

@@ -1,0 +1,107 @@
+//! A sweep: many schemes of one model, made one after the other and compared.
+
+use std::path::{Path, PathBuf};
+
+use zeropoint_evaluator::compare::{Comparison, MetricName};
+use zeropoint_evaluator::report::Report;
+
+use crate::compare::{compare, write_comparison};
+use crate::config::Config;
+use crate::events::{Cancel, Event, Events};
+use crate::kept::KeptOutputs;
+use crate::run::{Inputs, RunOptions, RunOutcome, check_output, produce};
+use crate::sources::Sources;
+use crate::{PipelineError, Prepared};
+
+/// The directory of a sweep's comparison, beside those of its runs.
+pub const COMPARISON: &str = "comparison";
+
+/// A sweep that is ready to start: every scheme planned, all data read.
+pub struct PreparedSweep {
+    /// The directory of the runs.
+    pub dir: PathBuf,
+    /// Each run with its name.
+    pub runs: Vec<(String, Prepared)>,
+}
+
+/// What a sweep made.
+pub struct SweepOutcome {
+    /// Every run.
+    pub runs: Vec<RunOutcome>,
+    /// All of them on one metric; `None` where nothing was measured.
+    pub comparison: Option<Comparison>,
+    /// Where that lies.
+    pub dir: PathBuf,
+}
+
+impl PreparedSweep {
+    /// Plans every scheme of the `[sweep]` of a config, each as a run in a directory of its own in `output.dir`.
+    ///
+    /// # Errors
+    ///
+    /// A config without a sweep, and those of [`Prepared::with_sources`] for any of its schemes.
+    pub fn new(config: &Config, force: bool, sources: &Sources<'_>) -> Result<Self, PipelineError> {
+        let points = config.sweep.points();
+        if points.is_empty() {
+            let reason = "the config has no `[sweep]`; give one, or a file of it with --grid".to_owned();
+            return Err(PipelineError::Option { option: "sweep", reason });
+        }
+        let dir = PathBuf::from(config.output_dir());
+        let prepare = |run: crate::config::SweepRun| {
+            let target = dir.join(&run.name);
+            let named = |source| PipelineError::OfRun { run: run.name.clone(), source: Box::new(source) };
+            let config =
+                config.with_changes(&run.set, &target.to_string_lossy()).map_err(|e| named(e.into()))?;
+            let prepared = Prepared::with_sources(config, sources).map_err(named)?;
+            if finished(&prepared).is_none() {
+                check_output(&prepared.config, force)?;
+            }
+            Ok((run.name, prepared))
+        };
+        let runs = points.into_iter().map(prepare).collect::<Result<_, PipelineError>>()?;
+        Ok(Self { dir, runs })
+    }
+
+    /// Makes every run that is not there yet, measures the original once, and compares all on `metric` or the one that they have.
+    ///
+    /// Statistics of each graph, and what the original gives, are found once: in the cache and in memory.
+    pub fn run(
+        &self,
+        options: &RunOptions,
+        metric: Option<&MetricName>,
+        events: &dyn Events,
+        cancel: &Cancel,
+    ) -> Result<SweepOutcome, PipelineError> {
+        let kept = KeptOutputs::default();
+        let mut outcomes = Vec::new();
+        for (index, (name, prepared)) in self.runs.iter().enumerate() {
+            let total = self.runs.len();
+            events.event(Event::Run { name: name.clone(), index: index + 1, total });
+            if let Some(report) = finished(prepared) {
+                events.event(Event::RunReused { name: name.clone() });
+                outcomes.push(RunOutcome { dir: PathBuf::from(prepared.config.output_dir()), report });
+                continue;
+            }
+            let inputs = Inputs { statistics: None, kept: Some(&kept) };
+            outcomes.push(produce(prepared, options, inputs, events, cancel)?);
+        }
+        let dirs: Vec<PathBuf> = outcomes.iter().map(|outcome| outcome.dir.clone()).collect();
+        let measured = outcomes.iter().any(|outcome| !outcome.report.metrics.is_empty());
+        let comparison = measured.then(|| compare(&dirs, metric)).transpose()?;
+        let dir = self.dir.join(COMPARISON);
+        if let Some(comparison) = &comparison {
+            write_comparison(comparison, &dir)?;
+        }
+        Ok(SweepOutcome { runs: outcomes, comparison, dir })
+    }
+}
+
+/// The report of a run that was made before, of this very config.
+fn finished(prepared: &Prepared) -> Option<Report> {
+    let dir = PathBuf::from(prepared.config.output_dir());
+    let text = |name: &str| std::fs::read_to_string(Path::new(&dir).join(name)).ok();
+    if text("config.toml")? != prepared.config.to_toml() {
+        return None;
+    }
+    Report::from_json(&text("report.json")?).ok()
+}
