@@ -2,7 +2,8 @@
 
     llm_compressor.py SOURCE OUT SCHEME [--text FILE] [--skip 40] [--samples 64] [--window 512]
 
-SCHEME is `w8a8-dynamic` or `w8a8-static`, symmetric, or with `-asymmetric` behind it; `w8a16`; or `w4a16-g64`. Weights are
+SCHEME is `w8a8-dynamic` or `w8a8-static`, symmetric, or with `-asymmetric` behind it; `w8a8-dynamic-gptq`, which is SmoothQuant of
+strength 0.8 and GPTQ; `w8a16`; or `w4a16-g64`. But for GPTQ weights are
 rounded to nearest with the scales of the largest magnitude, per output channel or per group of 64 inputs; activations per
 token at run time, or per tensor from the smallest and largest value seen. `lm_head` stays float, everything is in f32.
 The static schemes are calibrated on the windows behind the first --skip of FILE, which is tokenised as a whole, without
@@ -21,7 +22,9 @@ import check
 import torch
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from llmcompressor import oneshot
+from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -33,6 +36,7 @@ def scheme(name):
     tensor = {"num_bits": 8, "strategy": "tensor", "observer": "static_minmax"}
     weights, inputs = {
         "w8a8-dynamic": (channel, token),
+        "w8a8-dynamic-gptq": (channel, token),
         "w8a8-dynamic-asymmetric": (channel, token | {"symmetric": False}),
         "w8a8-static": (channel, tensor | {"symmetric": True}),
         "w8a8-static-asymmetric": (channel, tensor | {"symmetric": False}),
@@ -55,11 +59,14 @@ def main():
 
     model = AutoModelForCausalLM.from_pretrained(args.source, dtype=torch.float32)
     data = None
-    if "static" in args.scheme:
+    if "static" in args.scheme or "gptq" in args.scheme:
         windows = check.token_windows(args.source, args.text, args.window)[args.skip : args.skip + args.samples]
         rows = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in windows]
         data = torch.utils.data.DataLoader(rows, batch_size=None)
-    recipe = QuantizationModifier(config_groups={"group_0": scheme(args.scheme)}, ignore=["lm_head"])
+    kind = GPTQModifier if "gptq" in args.scheme else QuantizationModifier
+    recipe = [kind(config_groups={"group_0": scheme(args.scheme)}, ignore=["lm_head"])]
+    if "gptq" in args.scheme:
+        recipe.insert(0, SmoothQuantModifier(smoothing_strength=0.8))
     oneshot(model=model, recipe=recipe, dataset=data, num_calibration_samples=args.samples, max_seq_length=args.window)
     model.save_pretrained(args.out, save_compressed=True)
     AutoTokenizer.from_pretrained(args.source).save_pretrained(args.out)

@@ -27,7 +27,7 @@ fn config_files() {
         ("a table that is nearly right", &format!("{model}[quantisation]\n")),
         ("a key from another tool", &format!("{model}[quantization]\ngroup_size = 128\n")),
         ("a value of another type", &format!("{model}calibration.samples = '64'\n")),
-        ("a value that is not offered", &format!("{model}quantization.scheme = 'w4a16'\n")),
+        ("a value that is not offered", &format!("{model}quantization.scheme = 'w4a4'\n")),
         ("a number out of range", &format!("{model}calibration.batch_size = 0\n")),
         (
             "keys that contradict each other",
@@ -306,7 +306,7 @@ fn first_configs() {
         (2, "a model that does not exist", &["init", "absent"]),
         (2, "a file", &["init", "config.toml"]),
         (1, "a model that is quantised already", &["init", "finished/model"]),
-        (2, "an unknown scheme", &["init", "embedded", "--scheme", "w4a16"]),
+        (2, "an unknown scheme", &["init", "embedded", "--scheme", "w4a4"]),
         (2, "a schema beside standard output", &["init", "embedded", "--schema"]),
         (1, "a file that is there", &["init", "embedded", "--out", "config.toml"]),
         (1, "a directory", &["init", "embedded", "--out", "directory", "--force"]),

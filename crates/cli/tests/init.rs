@@ -71,6 +71,7 @@ fn a_first_config_says_nothing_but_defaults() {
     default.model.task = ModelTask::Classification;
     default.calibration.max_length = Some(64);
     default.output.dir = Some(default.output_dir());
+    default.output.formats = Some(vec![default.output_format()]);
     assert_eq!(config, default);
 }
 

@@ -67,6 +67,13 @@ pub(crate) fn plan(error: PipelineError, config: &Config) -> PipelineError {
         PipelineError::Transform(TransformError::Layer { place, .. }) => {
             (vec![place.clone()], "not exact there")
         }
+        PipelineError::Plan(PlanError::Groups { .. }) => {
+            let keys = ["quantization.weights.group_size", "quantization.weights", "quantization.scheme"];
+            (keys.map(str::to_owned).to_vec(), "does not divide")
+        }
+        PipelineError::Plan(PlanError::NoBias { .. }) => {
+            (vec!["quantization.bias_correction".to_owned()], "nothing to correct")
+        }
         PipelineError::Plan(PlanError::Int8Tables) => {
             (vec!["quantization.embeddings".to_owned()], "not in this format")
         }

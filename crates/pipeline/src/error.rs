@@ -367,6 +367,15 @@ impl PipelineError {
             .is_some_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
     }
 
+    /// The sizes of groups that would do, where those asked for do not come out even.
+    pub(crate) fn group_sizes(&self) -> Option<&[usize]> {
+        match self {
+            Self::Plan(PlanError::Groups { sizes, .. }) => Some(sizes),
+            Self::Named { error, .. } => error.group_sizes(),
+            _ => None,
+        }
+    }
+
     /// What to do about it, where that is not in the sentence itself.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {

@@ -7,7 +7,7 @@ use zeropoint_formats::write_file_atomically;
 use zeropoint_models::{HeadOutput, Problem};
 use zeropoint_quantizer::Decision;
 
-use crate::config::{Calibration, Config, Preset, Transform};
+use crate::config::{Calibration, Config, Preset, Transform, WeightGranularity};
 use crate::deploy::planned_output;
 use crate::{PipelineError, Prepared, Sources, inspect};
 
@@ -26,7 +26,7 @@ pub fn starter(
     config.quantization = scheme.into();
     config.validate()?;
     let found = inspect(source, None, sources)?;
-    let prepared = Prepared::with_sources(config, sources)?;
+    let prepared = prepared(config, sources)?;
     let name = plain(&found.name);
 
     let mut text = String::new();
@@ -190,6 +190,22 @@ fn calibration(prepared: &Prepared) -> String {
     text
 }
 
+/// The run of a config whose groups, where the preset has some that do not come out even, are the usual size that does.
+fn prepared(mut config: Config, sources: &Sources<'_>) -> Result<Prepared, PipelineError> {
+    const USUAL: [usize; 5] = [64, 32, 128, 16, 8];
+    let error = match Prepared::with_sources(config.clone(), sources) {
+        Err(error) => error,
+        Ok(prepared) => return Ok(prepared),
+    };
+    let Some(sizes) = error.group_sizes() else { return Err(error) };
+    let weights = &mut config.quantization.weights;
+    weights.group_size = USUAL.into_iter().find(|size| sizes.contains(size)).map(|size| size as u32);
+    if weights.group_size.is_none() {
+        weights.granularity = WeightGranularity::Channel;
+    }
+    Prepared::with_sources(config, sources)
+}
+
 fn quantization(scheme: Preset, prepared: &Prepared) -> String {
     let mut text = "[quantization]\n".to_owned();
     let about = match scheme {
@@ -206,7 +222,12 @@ fn quantization(scheme: Preset, prepared: &Prepared) -> String {
     };
     text.push_str(&commented(&format!("scheme = \"{}\"", scheme.as_str()), about));
     match scheme {
-        Preset::W4a16 => text.push_str("weights = { group_size = 64, observer = \"mse\" }\n"),
+        Preset::W4a16 => {
+            let size = prepared.config.quantization.weights.group_size;
+            let groups =
+                size.map_or("granularity = \"channel\"".to_owned(), |size| format!("group_size = {size}"));
+            let _ = writeln!(text, "weights = {{ {groups}, observer = \"mse\" }}");
+        }
         _ => text.push_str("weights = { granularity = \"channel\", observer = \"mse\" }\n"),
     }
     if scheme == Preset::W8a8Static {
