@@ -186,9 +186,12 @@ pub(crate) struct SweepArgs {
     /// the same config, are taken as they are
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<String>,
-    /// Replace runs that earlier sweeps wrote with other configs
+    /// Make all runs anew, in place of those that earlier sweeps wrote
     #[arg(long)]
     pub(crate) force: bool,
+    /// Begin a run anew instead of going on with what an interrupted one has left
+    #[arg(long)]
+    pub(crate) restart: bool,
     /// The metric to compare (default: the first that most of the runs have measured against labels)
     #[arg(long, value_name = "TASK.METRIC", value_parser = compare::metric)]
     pub(crate) metric: Option<MetricName>,

@@ -9,7 +9,7 @@ use zeropoint_pipeline::{
 };
 
 use crate::args::{AutoArgs, Cheap};
-use crate::commands::{cache, load, print_json};
+use crate::commands::{cache, gate_outcome, load, print_json};
 use crate::terminal::Terminal;
 use crate::{Outcome, render};
 
@@ -63,11 +63,11 @@ pub(crate) fn auto_command(
     }
     terminal.say(&render::summary(&outcome.run));
     terminal.say(&format!("config: {}", outcome.run.dir.join("config.toml").display()));
-    if outcome.met() {
-        return Ok(Outcome::Done);
+    if !outcome.met() {
+        terminal.say("The limit was not met with these schemes; the last try, the gentlest, is kept.");
+        return Ok(Outcome::GateNotMet);
     }
-    terminal.say("The limit was not met with these schemes; the last try, the gentlest, is kept.");
-    Ok(Outcome::GateNotMet)
+    Ok(gate_outcome(outcome.run.gates_passed(), terminal))
 }
 
 /// Every try on a line.

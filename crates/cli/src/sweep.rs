@@ -22,7 +22,7 @@ pub(crate) fn sweep_command(
     let sweep = PreparedSweep::new(&config, args.force || args.dry_run, &sources)?;
     let options = RunOptions {
         force: args.force,
-        restart: false,
+        restart: args.restart,
         cache: cache(&args.cache),
         memory: args.memory.memory,
     };

@@ -342,7 +342,8 @@ pub struct Sensitivity {
     /// Their outputs against those of the float Linears on the same inputs, in decibels, [capped](capped_sqnr_db).
     #[serde(with = "number")]
     pub output_sqnr_db: f64,
-    /// What the outputs of the model lose: of logits the mean Kullback-Leibler divergence, of vectors 1 less the mean cosine.
+    /// What the outputs of the model lose on average: of logits the Kullback-Leibler divergence, of vectors 1 less the cosine, of a
+    /// score the difference.
     #[serde(with = "number")]
     pub loss: f64,
     /// The unit of the loss, in words.

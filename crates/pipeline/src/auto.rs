@@ -3,8 +3,7 @@
 
 mod choice;
 mod request;
-
-use std::collections::BTreeMap;
+mod schemes;
 
 use zeropoint_evaluator::compare::MetricName;
 use zeropoint_formats::TensorSpec;
@@ -13,18 +12,19 @@ use zeropoint_models::{FloatParts, LinearId, LinearSpec};
 use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::LayerScheme;
 
-use crate::config::{Config, Gate, Override, Pattern, WeightGranularity, Weights};
+use crate::config::{Config, LmHead};
 use crate::dry_run::dry_run;
 use crate::events::{Cancel, Event, Events, Stage};
 use crate::identity::model_weights;
 use crate::kept::KeptOutputs;
 use crate::run::{Inputs, RunOptions, RunOutcome, check_output, produce};
-use crate::sensitivity::{Sensitivities, Unit, units};
+use crate::sensitivity::{Cost, Sensitivities, Unit, units};
 use crate::sources::Sources;
-use crate::statistics::{CacheDir, Origin, Pass, cached, keep, observe};
-use crate::{PipelineError, Prepared, convert};
+use crate::statistics::{KeptCache, Origin, Pass, cached, keep, observe};
+use crate::{PipelineError, Prepared};
 
 use choice::{Choice, Item};
+use schemes::{Planned, Scheme};
 
 pub use request::{AutoOutcome, AutoRequest, Budget, Candidate, Prefer, Try};
 
@@ -41,37 +41,32 @@ pub fn auto(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<AutoOutcome, PipelineError> {
+    if config.calibration.samples == 0 {
+        let reason =
+            "`calibration.samples` is 0, but a search measures on some of them; ask for samples".to_owned();
+        return Err(PipelineError::Option { option: "auto", reason });
+    }
+    let by_preset = config.quantization.transforms.is_none();
     let prepared = Prepared::with_sources(config, sources)?;
     prepared.model.check_whole()?;
     let metric = metric_of(&prepared, request)?;
-    let cache = SearchCache::new(&options.cache)?;
-    let options = RunOptions { cache: cache.dir.clone(), ..options.clone() };
-    let search = Search { prepared: &prepared, request, metric, options: &options, sources, events, cancel };
-    search.run()
-}
-
-/// Where statistics are kept between the runs of a search; a directory of its own where the user wants none kept.
-struct SearchCache {
-    dir: CacheDir,
-    own: Option<tempfile::TempDir>,
-}
-
-impl SearchCache {
-    fn new(cache: &CacheDir) -> Result<Self, PipelineError> {
-        if *cache != CacheDir::None {
-            return Ok(Self { dir: cache.clone(), own: None });
-        }
-        let own =
-            tempfile::tempdir().map_err(|source| PipelineError::Io { path: std::env::temp_dir(), source })?;
-        Ok(Self { dir: CacheDir::At(own.path().to_owned()), own: Some(own) })
-    }
-}
-
-impl Drop for SearchCache {
-    fn drop(&mut self) {
-        // What cannot be removed is in the system's directory for such files.
-        let _ = self.own.take().map(tempfile::TempDir::close);
-    }
+    let cache = KeptCache::new(&options.cache)?;
+    // What a try has left when it was stopped is of no use to another.
+    let options = RunOptions { cache: cache.dir.clone(), restart: true, ..options.clone() };
+    let search = Search {
+        prepared: &prepared,
+        by_preset,
+        request,
+        metric,
+        options: &options,
+        sources,
+        events,
+        cancel,
+    };
+    search.run().map_err(|error| match error {
+        PipelineError::Interrupted { source, .. } => *source,
+        error => error,
+    })
 }
 
 fn metric_of(prepared: &Prepared, request: &AutoRequest) -> Result<MetricName, PipelineError> {
@@ -99,6 +94,8 @@ fn metric_of(prepared: &Prepared, request: &AutoRequest) -> Result<MetricName, P
 
 struct Search<'a> {
     prepared: &'a Prepared,
+    /// Whether transforms were left to a preset, so that those which a choice does not allow may go.
+    by_preset: bool,
     request: &'a AutoRequest,
     metric: MetricName,
     options: &'a RunOptions,
@@ -110,7 +107,7 @@ struct Search<'a> {
 impl Search<'_> {
     fn run(self) -> Result<AutoOutcome, PipelineError> {
         let units = self.units()?;
-        let schemes: Vec<Vec<(Candidate, Weights)>> =
+        let schemes: Vec<Vec<Scheme>> =
             units.iter().map(|unit| self.candidates(unit)).collect::<Result<_, _>>()?;
         let fixed = self.fixed_bytes(&units)?;
         let sizes: Vec<Vec<u64>> =
@@ -129,10 +126,10 @@ impl Search<'_> {
         let items: Vec<Vec<Item>> = (0..units.len())
             .map(|unit| {
                 let weights: usize = units[unit].linears.iter().map(|id| self.weights(*id)).sum();
-                let of_candidate = |(index, (candidate, _)): (usize, &(Candidate, Weights))| {
+                let of_candidate = |(index, scheme): (usize, &Scheme)| {
                     let bytes = sizes[unit][index];
                     let price = match self.request.prefer {
-                        Prefer::Speed => bytes as f64 + candidate.work() * weights as f64,
+                        Prefer::Speed => bytes as f64 + scheme.candidate.work() * weights as f64,
                         Prefer::Size => bytes as f64,
                     };
                     Item { bytes, price, loss: costs[unit][index] }
@@ -141,25 +138,36 @@ impl Search<'_> {
             })
             .collect();
         let choice = Choice::new(items);
-        let plan = Planned { units: &units, schemes: &schemes, fixed };
+        let plan = Planned { units: &units, schemes: &schemes, fixed, outside: self.outside(&units)? };
         match self.request.budget {
             Budget::MaxDrop(limit) => self.within_loss(&choice, &plan, limit),
             Budget::TargetBytes(most) => self.within_bytes(&choice, &plan, most),
         }
     }
 
-    /// The groups that are searched for: of Linears that become integers and that no override names.
-    fn units(&self) -> Result<Vec<Unit>, PipelineError> {
+    /// Whether an override of the config names a Linear.
+    fn named(&self) -> Result<impl Fn(&str) -> bool + use<>, PipelineError> {
         let mut named = Vec::new();
         for pattern in self.prepared.config.quantization.overrides.iter().flat_map(|other| &other.layers) {
             named.push(zeropoint_quantizer::Pattern::parse(pattern.as_str())?);
         }
+        Ok(move |path: &str| named.iter().any(|pattern| pattern.matches(path)))
+    }
+
+    /// The head whose scheme `lm_head` decides.
+    fn decided_head(&self) -> Option<LinearId> {
         let spec = self.prepared.graph().spec();
+        spec.language_head().filter(|_| self.prepared.config.quantization.lm_head == LmHead::Int8)
+    }
+
+    /// The groups that are searched for: of Linears that become integers and that nothing else decides.
+    fn units(&self) -> Result<Vec<Unit>, PipelineError> {
+        let (named, head) = (self.named()?, self.decided_head());
         let is_free = |id: LinearId| {
             let plan = &self.prepared.plan.linears[id];
-            plan.scheme().is_some() && !named.iter().any(|pattern| pattern.matches(&plan.path))
+            plan.scheme().is_some() && head != Some(id) && !named(&plan.path)
         };
-        let units = units(spec, &is_free);
+        let units = units(self.prepared.graph().spec(), &is_free);
         if units.is_empty() {
             let reason =
                 "overrides decide every Linear that can be quantised, so there is nothing to search for"
@@ -169,9 +177,18 @@ impl Search<'_> {
         Ok(units)
     }
 
-    /// The schemes of a unit, with the weights of each.
-    fn candidates(&self, unit: &Unit) -> Result<Vec<(Candidate, Weights)>, PipelineError> {
-        const SIZES: [u32; 4] = [64, 32, 128, 16];
+    /// Quantised Linears that are in no group, since the task does not run them: they keep the scheme of the config.
+    fn outside(&self, units: &[Unit]) -> Result<Vec<LinearId>, PipelineError> {
+        let (named, head) = (self.named()?, self.decided_head());
+        let inside = |id: LinearId| units.iter().any(|unit| unit.linears.contains(&id));
+        let quantized = self.prepared.plan.quantized().map(|(plan, _)| plan);
+        let outside =
+            quantized.filter(|plan| head != Some(plan.linear) && !inside(plan.linear) && !named(&plan.path));
+        Ok(outside.map(|plan| plan.linear).collect())
+    }
+
+    /// The schemes of a unit: those of the candidates, with what the config says of weights and activations.
+    fn candidates(&self, unit: &Unit) -> Result<Vec<Scheme>, PipelineError> {
         let spec = self.prepared.graph().spec();
         let mut candidates = self.request.candidates.clone();
         candidates.sort_unstable();
@@ -180,21 +197,9 @@ impl Search<'_> {
             let reason = "there is no scheme to choose from".to_owned();
             return Err(PipelineError::Option { option: "--candidates", reason });
         }
-        let with_weights = |candidate: Candidate| {
-            let mut weights =
-                candidate.preset().map_or_else(Weights::default, |preset| preset.scheme().weights);
-            if weights.granularity == WeightGranularity::Group {
-                let divides = |size: &u32| {
-                    unit.linears.iter().all(|id| spec.linears[*id].inputs.is_multiple_of(*size as usize))
-                };
-                weights.group_size = SIZES.into_iter().find(divides);
-                if weights.group_size.is_none() {
-                    weights.granularity = WeightGranularity::Channel;
-                }
-            }
-            (candidate, weights)
-        };
-        Ok(candidates.into_iter().map(with_weights).collect())
+        let inputs: Vec<usize> = unit.linears.iter().map(|id| spec.linears[*id].inputs).collect();
+        let base = self.prepared.config.quantization.layer_scheme();
+        Ok(candidates.into_iter().map(|candidate| Scheme::of(candidate, &base, &inputs)).collect())
     }
 
     fn weights(&self, id: LinearId) -> usize {
@@ -202,18 +207,16 @@ impl Search<'_> {
     }
 
     /// Bytes of a unit under each of its schemes.
-    fn bytes(&self, unit: &Unit, candidates: &[(Candidate, Weights)]) -> Vec<u64> {
-        let of_linear = |id: &LinearId, candidate: Candidate, weights: Weights| {
+    fn bytes(&self, unit: &Unit, candidates: &[Scheme]) -> Vec<u64> {
+        let of_linear = |id: &LinearId, scheme: &Scheme| {
             let linear = &self.prepared.graph().spec().linears[*id];
-            if let Some(layer) = layer_scheme(candidate, weights) {
+            if let Some(layer) = scheme.numbers() {
                 return tensor_bytes(linear, &layer);
             }
             let info = self.prepared.directory.checkpoint().get(&linear.weight);
             (linear.weights() * info.map_or(4, |info| info.dtype.size())) as u64
         };
-        let of_candidate = |&(candidate, weights): &(Candidate, Weights)| {
-            unit.linears.iter().map(|id| of_linear(id, candidate, weights)).sum()
-        };
+        let of_candidate = |scheme: &Scheme| unit.linears.iter().map(|id| of_linear(id, scheme)).sum();
         candidates.iter().map(of_candidate).collect()
     }
 
@@ -228,11 +231,9 @@ impl Search<'_> {
     }
 
     /// What each scheme of each unit costs alone; nothing for one that leaves it float.
-    fn costs(
-        &self,
-        units: &[Unit],
-        schemes: &[Vec<(Candidate, Weights)>],
-    ) -> Result<Vec<Vec<f64>>, PipelineError> {
+    fn costs(&self, units: &[Unit], schemes: &[Vec<Scheme>]) -> Result<Vec<Vec<f64>>, PipelineError> {
+        /// Of outputs that are no numbers: more than any sum of others.
+        const LOST: f64 = 1e9;
         self.events.event(Event::Started(Stage::Load));
         let weights = model_weights(self.prepared)?;
         let statistics = self.statistics(weights)?;
@@ -247,20 +248,18 @@ impl Search<'_> {
             events: self.events,
             cancel: self.cancel,
         };
-        let layers: Vec<Vec<LayerScheme>> = schemes
-            .iter()
-            .map(|all| {
-                all.iter().filter_map(|(candidate, weights)| layer_scheme(*candidate, *weights)).collect()
-            })
-            .collect();
+        let layers: Vec<Vec<LayerScheme>> =
+            schemes.iter().map(|all| all.iter().filter_map(Scheme::numbers).collect()).collect();
         let graph = Origin::of_graph(self.prepared, weights)?.graph;
         let costs = sensitivities.measure(graph, units, &layers, &self.options.cache)?;
-        let with_float = |(all, costs): (&Vec<(Candidate, Weights)>, Vec<crate::sensitivity::Cost>)| {
+        let with_float = |(all, costs): (&Vec<Scheme>, Vec<Cost>)| {
             let mut costs = costs.into_iter();
-            let loss = |(candidate, _): &(Candidate, Weights)| match candidate {
+            let loss = |scheme: &Scheme| match scheme.candidate {
                 Candidate::Float => 0.0,
                 // Less than nothing is a chance of the samples.
-                _ => costs.next().map_or(f64::INFINITY, |cost| cost.loss.max(0.0)),
+                _ => costs
+                    .next()
+                    .map_or(LOST, |cost| if cost.loss.is_finite() { cost.loss.max(0.0) } else { LOST }),
             };
             all.iter().map(loss).collect()
         };
@@ -293,49 +292,50 @@ impl Search<'_> {
         found(Origin::of_graph(prepared, weights)?, &transformed)
     }
 
-    /// From the cheapest on, what the metric says holds; groups that lose most for what they save are given up until it does.
+    /// From the cheapest on, what the metric says holds; groups that lose most for what they save are given up until it does. The last
+    /// try that may be made is the gentlest.
     fn within_loss(
         self,
         choice: &Choice,
         plan: &Planned<'_>,
         limit: f64,
     ) -> Result<AutoOutcome, PipelineError> {
-        let kept = KeptOutputs::default();
+        let kept = KeptOutputs::new(self.options.memory.0);
         let mut tries: Vec<Try> = Vec::new();
         let mut last: Option<(Vec<usize>, RunOutcome)> = None;
         let mut allowed = f64::INFINITY;
+        let gentlest =
+            choice.gentlest(|group, index| plan.schemes[group][index].candidate != Candidate::Float);
+        let Some(gentlest) = gentlest else {
+            let reason = "the schemes to choose from leave every Linear float".to_owned();
+            return Err(PipelineError::Option { option: "--candidates", reason });
+        };
         while tries.len() < TRIES {
+            let is_last = |chosen: &Vec<usize>| last.as_ref().is_some_and(|(before, _)| before == chosen);
             let mut chosen = choice.cheapest_within(allowed);
-            if last.as_ref().is_some_and(|(before, _)| *before == chosen) {
+            if is_last(&chosen) {
                 chosen = choice.next_step(&chosen);
             }
-            let quantises = plan.quantises(&chosen);
-            if !quantises || last.as_ref().is_some_and(|(before, _)| *before == chosen) {
+            if tries.len() + 1 == TRIES || is_last(&chosen) || !plan.quantises(&chosen) {
+                chosen.clone_from(&gentlest);
+            }
+            if is_last(&chosen) {
                 break;
             }
             let predicted = choice.loss(&chosen);
             let (run, drop) = self.try_out(plan, &chosen, Some(limit), tries.len(), &kept)?;
             let met = drop <= limit;
-            tries.push(Try {
-                linears: plan.counts(&chosen),
-                bytes: run.report.size.quantized_bytes,
-                predicted,
-                drop,
-                met,
-            });
+            let (linears, bytes) = (plan.counts(&chosen), run.report.size.quantized_bytes);
+            tries.push(Try { linears, bytes, predicted, drop, met });
             last = Some((chosen, run));
             if met {
                 break;
             }
             // What was predicted is what was lost, in another unit.
-            let by_ratio =
-                if drop.is_finite() && drop > 0.0 { 0.9 * predicted * limit.max(0.0) / drop } else { 0.0 };
+            let by_ratio = if drop.is_finite() && drop > 0.0 { 0.9 * predicted * limit / drop } else { 0.0 };
             allowed = by_ratio.min(0.7 * predicted);
         }
-        let Some((_, run)) = last else {
-            let reason = "the schemes to choose from leave every Linear float".to_owned();
-            return Err(PipelineError::Option { option: "--candidates", reason });
-        };
+        let Some((_, run)) = last else { return Err(PipelineError::Cancelled) };
         Ok(AutoOutcome { metric: self.metric, tries, run })
     }
 
@@ -350,12 +350,15 @@ impl Search<'_> {
         let mut room = most.saturating_sub(plan.fixed);
         let mut chosen = choice.best_within(room);
         while plan.quantises(&chosen) {
-            let planned = Prepared::with_sources(self.config(plan, &chosen, None)?, self.sources)?;
-            let bytes = dry_run(&planned, self.options)?.quantized_bytes;
+            if self.cancel.is_requested() {
+                return Err(PipelineError::Cancelled);
+            }
+            let bytes = dry_run(&self.prepare(plan, &chosen, None)?, self.options)?.quantized_bytes;
+            let smaller = choice.bytes(&chosen).saturating_sub(1);
             if bytes <= most || room == 0 {
                 break;
             }
-            room = room.saturating_sub((bytes - most).max(64));
+            room = room.saturating_sub(bytes - most).min(smaller);
             chosen = choice.best_within(room);
         }
         if !plan.quantises(&chosen) {
@@ -363,7 +366,8 @@ impl Search<'_> {
             return Err(PipelineError::Option { option: "--target-bytes", reason });
         }
         let predicted = choice.loss(&chosen);
-        let (run, drop) = self.try_out(plan, &chosen, None, 0, &KeptOutputs::default())?;
+        let kept = KeptOutputs::new(self.options.memory.0);
+        let (run, drop) = self.try_out(plan, &chosen, None, 0, &kept)?;
         let bytes = run.report.size.quantized_bytes;
         let linears = plan.counts(&chosen);
         let tries = vec![Try { linears, bytes, predicted, drop, met: bytes <= most }];
@@ -379,13 +383,12 @@ impl Search<'_> {
         before: usize,
         kept: &KeptOutputs,
     ) -> Result<(RunOutcome, f64), PipelineError> {
-        let config = self.config(plan, chosen, limit)?;
+        let prepared = self.prepare(plan, chosen, limit)?;
         let force = self.options.force || before > 0;
-        check_output(&config, force)?;
-        let name =
-            plan.counts(chosen).iter().map(|(scheme, count)| format!("{count} {scheme}")).collect::<Vec<_>>();
+        check_output(&prepared.config, force)?;
+        let name: Vec<String> =
+            plan.counts(chosen).iter().map(|(scheme, count)| format!("{count} {scheme}")).collect();
         self.events.event(Event::Run { name: name.join(", "), index: before + 1, total: TRIES });
-        let prepared = Prepared::with_sources(config, self.sources)?;
         let options = RunOptions { force, ..self.options.clone() };
         let inputs = Inputs { statistics: None, kept: Some(kept) };
         let run = produce(&prepared, &options, inputs, self.events, self.cancel)?;
@@ -395,53 +398,26 @@ impl Search<'_> {
         Ok((run, drop))
     }
 
-    /// The config of a choice: the scheme of most weights for all, others by name, and what the user's overrides say behind.
-    fn config(
+    /// The run of a choice. Transforms that a preset brought, and that have nothing left to do in it, go.
+    fn prepare(
         &self,
         plan: &Planned<'_>,
         chosen: &[usize],
         limit: Option<f64>,
-    ) -> Result<Config, PipelineError> {
-        let mut config = self.prepared.config.clone();
-        let spec = self.prepared.graph().spec();
-        let mut groups: Vec<((Candidate, Weights), Vec<LinearId>)> = Vec::new();
-        for (unit, scheme) in plan.units.iter().zip(plan.chosen(chosen)) {
-            match groups.iter_mut().find(|(known, _)| *known == scheme) {
-                Some((_, linears)) => linears.extend(&unit.linears),
-                None => groups.push((scheme, unit.linears.clone())),
+    ) -> Result<Prepared, PipelineError> {
+        let limit = limit.map(|limit| (&self.metric, limit));
+        let mut config = plan.config(self.prepared, chosen, limit)?;
+        loop {
+            let error = match Prepared::with_sources(config.clone(), self.sources) {
+                Err(error) => error,
+                Ok(prepared) => return Ok(prepared),
+            };
+            let transforms = config.quantization.transforms.get_or_insert_default();
+            match error.impossible_transform().filter(|index| self.by_preset && *index < transforms.len()) {
+                Some(index) => drop(transforms.remove(index)),
+                None => return Err(error),
             }
         }
-        let size = |linears: &Vec<LinearId>| linears.iter().map(|id| self.weights(*id)).sum::<usize>();
-        let main = groups.iter().filter(|((candidate, _), _)| candidate.preset().is_some());
-        let main = main.max_by_key(|(_, linears)| size(linears)).map(|(scheme, _)| *scheme);
-        let Some((candidate, weights)) = main else { return Ok(config) };
-        let quantization = &mut config.quantization;
-        let preset = candidate.preset().unwrap_or_default();
-        quantization.scheme = preset;
-        quantization.weights = weights;
-        quantization.activations = preset.scheme().activations;
-        let name = |id: &LinearId| Pattern(spec.linears[*id].path.clone());
-        let others = groups.iter().filter(|(scheme, _)| *scheme != (candidate, weights));
-        let mut overrides: Vec<Override> = others
-            .map(|((candidate, weights), linears)| Override {
-                layers: linears.iter().map(name).collect(),
-                scheme: candidate.scheme(),
-                weights: candidate.preset().map(|_| *weights),
-                activations: candidate.preset().and_then(|preset| preset.scheme().activations),
-            })
-            .collect();
-        overrides.append(&mut quantization.overrides);
-        quantization.overrides = overrides;
-        let (task, name) = (&self.metric.task, &self.metric.name);
-        let is_gate = |gate: &Gate| gate.task == *task && gate.metric.to_string() == *name;
-        if let Some(max_drop) = limit
-            && let Some(gate) = Gate::of(task, name, max_drop)
-        {
-            config.evaluation.gate.retain(|gate| !is_gate(gate));
-            config.evaluation.gate.push(gate);
-        }
-        config.validate()?;
-        Ok(config)
     }
 }
 
@@ -449,36 +425,4 @@ impl Search<'_> {
 fn tensor_bytes(linear: &LinearSpec, layer: &LayerScheme) -> u64 {
     let tensors = linear_tensor_specs(&linear.tensor, linear.outputs, linear.inputs, layer.scheme);
     tensors.iter().map(TensorSpec::bytes).sum()
-}
-
-/// A candidate's numbers and observers.
-fn layer_scheme(candidate: Candidate, weights: Weights) -> Option<LayerScheme> {
-    let preset = candidate.preset()?.scheme();
-    Some(convert::layer_scheme(crate::config::LayerScheme { weights, ..preset }))
-}
-
-/// The units with their schemes.
-struct Planned<'a> {
-    units: &'a [Unit],
-    schemes: &'a [Vec<(Candidate, Weights)>],
-    fixed: u64,
-}
-
-impl Planned<'_> {
-    fn chosen<'a>(&'a self, chosen: &'a [usize]) -> impl Iterator<Item = (Candidate, Weights)> + 'a {
-        self.schemes.iter().zip(chosen).map(|(schemes, index)| schemes[*index])
-    }
-
-    fn quantises(&self, chosen: &[usize]) -> bool {
-        self.chosen(chosen).any(|(candidate, _)| candidate != Candidate::Float)
-    }
-
-    /// Linears of each scheme.
-    fn counts(&self, chosen: &[usize]) -> BTreeMap<&'static str, usize> {
-        let mut counts = BTreeMap::new();
-        for (unit, (candidate, _)) in self.units.iter().zip(self.chosen(chosen)) {
-            *counts.entry(candidate.as_str()).or_default() += unit.linears.len();
-        }
-        counts
-    }
 }

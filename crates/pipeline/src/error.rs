@@ -367,6 +367,17 @@ impl PipelineError {
             .is_some_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
     }
 
+    /// The index of a transform that cannot be made.
+    pub(crate) fn impossible_transform(&self) -> Option<usize> {
+        match self {
+            Self::Transform(TransformError::Impossible { place, .. }) => {
+                place.strip_prefix("quantization.transforms.")?.parse().ok()
+            }
+            Self::Named { error, .. } => error.impossible_transform(),
+            _ => None,
+        }
+    }
+
     /// The sizes of groups that would do, where those asked for do not come out even.
     pub(crate) fn group_sizes(&self) -> Option<&[usize]> {
         match self {

@@ -76,5 +76,5 @@ pub use run::{RunOptions, RunOutcome, check_output, quantize, run};
 pub use show::{ShownSite, ShownStatistics, show_statistics};
 pub use sources::{LocalFile, LocalModel, Sources};
 pub use statistics::{CacheDir, CalibrateOptions, calibrate};
-pub use sweep::{COMPARISON, PreparedSweep, SweepOutcome};
+pub use sweep::{PreparedSweep, SweepOutcome};
 pub use zeropoint_calibrator::Shard;

@@ -208,18 +208,27 @@ impl Prepared {
     }
 }
 
-/// Fills in the transforms that the preset says, those that are exact in the model; what is left out, with its reason.
+/// Fills in the transforms that the preset says, those that are exact in the model beside the ones before; what is left out, with its
+/// reason.
 fn settle_transforms(config: &mut Config, directory: &ModelDirectory) -> Vec<String> {
     let quantization = &mut config.quantization;
     if quantization.transforms.is_some() {
         return Vec::new();
     }
+    let of_preset = quantization.scheme.transforms();
+    quantization.transforms = Some(Vec::new());
+    // A plan that fails does so once more behind this.
+    let planned =
+        convert::plan_request(config).ok().and_then(|request| Plan::new(directory.spec(), &request).ok());
+    let Some(plan) = planned else { return Vec::new() };
+    let quantized: BTreeSet<LinearId> = plan.quantized().map(|(linear, _)| linear.linear).collect();
     let (mut kept, mut left_out) = (Vec::new(), Vec::new());
-    for transform in quantization.scheme.transforms() {
-        quantization.transforms = Some(vec![transform.clone()]);
+    let quantization = &mut config.quantization;
+    for transform in of_preset {
+        quantization.transforms = Some(kept.iter().chain([&transform]).cloned().collect());
         // A preset names no layers, so there is no pattern to be wrong.
         let transforms = convert::transforms(quantization).unwrap_or_default();
-        match TransformPlan::new(directory.spec(), &transforms, &|_| true) {
+        match TransformPlan::new(directory.spec(), &transforms, &|id| quantized.contains(&id)) {
             Ok(_) => kept.push(transform),
             Err(error) => left_out.push(format!(
                 "\"{}\" goes without its transform \"{}\", which this model does not allow: {}",
@@ -269,6 +278,8 @@ fn open_model(config: &Config, sources: &Sources<'_>) -> Result<(LocalModel, Mod
 /// that stay float. Run again, it gives the same.
 fn effective(mut config: Config, directory: &ModelDirectory, plan: &Plan) -> Config {
     let spec = directory.spec();
+    // A run is one of a sweep, or has nothing to do with it.
+    config.sweep = config::Sweep::default();
     config.model.task = match spec.head().output {
         HeadOutput::Embedding { .. } => config::ModelTask::Embedding,
         HeadOutput::Classification { .. } => config::ModelTask::Classification,

@@ -9,9 +9,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use zeropoint_calibrator::Room;
 use zeropoint_core::Fingerprint;
-use zeropoint_evaluator::metrics::fidelity::cosine;
-use zeropoint_evaluator::metrics::logits::kl_divergence;
 use zeropoint_evaluator::report::capped_sqnr_db;
+use zeropoint_evaluator::tasks::output_loss;
 use zeropoint_formats::write_file_atomically;
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
@@ -45,7 +44,7 @@ pub(crate) struct Unit {
 pub(crate) struct Cost {
     /// Its outputs against those of the float Linears on the same inputs, in decibels, capped.
     pub(crate) output_sqnr_db: f64,
-    /// What the outputs of the model lose: of logits the mean Kullback-Leibler divergence in nats, of vectors 1 less the mean cosine.
+    /// What the outputs of the model lose on average, in the unit of its head.
     pub(crate) loss: f64,
 }
 
@@ -76,11 +75,6 @@ pub(crate) fn units(spec: &ModelSpec, is_quantized: &dyn Fn(LinearId) -> bool) -
     }
     units.sort_by_key(|unit| unit.linears[0]);
     units
-}
-
-/// What a loss is counted in, in words.
-pub(crate) fn sensitivity_unit(spec: &ModelSpec) -> &'static str {
-    if matches!(spec.head().output, HeadOutput::Embedding { .. }) { "1 - cosine" } else { "nats" }
 }
 
 /// A site that is float, or quantised while it is switched.
@@ -120,6 +114,9 @@ impl SiteOp for Switch {
 
 /// A weight as it was rounded last, and the scheme that it was for.
 type Rounded = Option<(LayerScheme, QuantizedWeight)>;
+
+/// The float weights of some Linears.
+type Weights = BTreeMap<LinearId, (Vec<f32>, Rounded)>;
 
 /// A measurement of a model's units.
 pub(crate) struct Sensitivities<'a> {
@@ -175,6 +172,8 @@ impl Sensitivities<'_> {
     ) -> Option<PathBuf> {
         let key = Fingerprint::builder("sensitivity")
             .field("version", env!("CARGO_PKG_VERSION"))
+            .field("instruction set", Isa::active().map_or_else(|_| String::new(), |isa| isa.to_string()))
+            .field("description", format!("{:?}", self.prepared.graph().spec()))
             .field("graph", graph.to_string())
             .field("data", self.prepared.calibration.fingerprint().to_string())
             .field("units", format!("{units:?}"))
@@ -217,29 +216,47 @@ impl Sensitivities<'_> {
                 Ok(switch.map(|switch| Box::new(switch) as Box<dyn SiteOp>))
             };
             let model = Model::load_part(spec, directory.checkpoint(), part, &mut factory, Tables::Read)?;
-            let mut finished = Vec::new();
             for (batch, content) in batches.iter().enumerate() {
                 let before = states.take(batch)?;
+                let after = model.advance(content, before.clone())?;
+                let add = |sums: &mut Sums, found: State| {
+                    if let (State::Done(expected), State::Done(found)) = (&after, found) {
+                        sums.add(spec, expected, &found);
+                    }
+                };
+                for &unit in &begun {
+                    for (candidate, sums) in sums[unit].iter_mut().enumerate() {
+                        let index = (starts[unit] + candidate) * batches.len() + batch;
+                        match model.advance(content, states.take(index)?)? {
+                            found @ State::Done(_) => add(sums, found),
+                            state => states.update(index, |_| Ok(state))?,
+                        }
+                    }
+                }
                 for &unit in &here {
-                    let quantized = self.quantize(&units[unit], &schemes[unit], model.isa())?;
-                    for (candidate, sites) in quantized.into_iter().enumerate() {
+                    let mut weights = self.weights(&units[unit])?;
+                    for (candidate, scheme) in schemes[unit].iter().enumerate() {
                         if self.cancel.is_requested() {
                             return Err(PipelineError::Cancelled);
                         }
-                        for (site, op) in sites {
-                            switched[&site].switch(Some(op));
+                        for site in &units[unit].sites {
+                            let op = self.quantized(*site, &mut weights, scheme, model.isa())?;
+                            switched[site].switch(Some(op));
                         }
                         let state = model.advance(content, before.clone())?;
+                        let sums = &mut sums[unit][candidate];
                         for site in &units[unit].sites {
                             let (signal, noise) = switched[site].switch(None);
-                            sums[unit][candidate].signal += signal;
-                            sums[unit][candidate].noise += noise;
+                            sums.signal += signal;
+                            sums.noise += noise;
                         }
-                        if let State::Done(outputs) = state {
-                            finished.push((unit, candidate, outputs));
-                        } else {
-                            states
-                                .update((starts[unit] + candidate) * batches.len() + batch, |_| Ok(state))?;
+                        match state {
+                            // Nothing is kept of the outputs, which may have a vocabulary in each row.
+                            found @ State::Done(_) => add(sums, found),
+                            state => {
+                                let index = (starts[unit] + candidate) * batches.len() + batch;
+                                states.update(index, |_| Ok(state))?;
+                            }
                         }
                     }
                     if batch + 1 == batches.len() {
@@ -247,27 +264,8 @@ impl Sensitivities<'_> {
                         self.events.event(Event::Measured { done, total });
                     }
                 }
-                let after = model.advance(content, before)?;
-                let State::Done(expected) = after else {
-                    for &unit in &begun {
-                        for candidate in 0..schemes[unit].len() {
-                            let index = (starts[unit] + candidate) * batches.len() + batch;
-                            states.update(index, |state| model.advance(content, state))?;
-                        }
-                    }
+                if let State::Hidden(_) = after {
                     states.update(batch, |_| Ok(after))?;
-                    continue;
-                };
-                for &unit in &begun {
-                    for (candidate, sums) in sums[unit].iter_mut().enumerate() {
-                        let index = (starts[unit] + candidate) * batches.len() + batch;
-                        if let State::Done(found) = model.advance(content, states.take(index)?)? {
-                            sums.add(spec, &expected, &found);
-                        }
-                    }
-                }
-                for (unit, candidate, found) in finished.drain(..) {
-                    sums[unit][candidate].add(spec, &expected, &found);
                 }
             }
             begun.extend(here);
@@ -275,56 +273,56 @@ impl Sensitivities<'_> {
         Ok(sums.iter().map(|of_unit| of_unit.iter().map(Sums::cost).collect()).collect())
     }
 
-    /// The sites of a unit, once for each scheme.
-    fn quantize(
+    /// The float weights of a unit.
+    fn weights(&self, unit: &Unit) -> Result<Weights, PipelineError> {
+        let directory = self.prepared.graph();
+        let read = |id: &LinearId| {
+            let weight = directory.spec().linears[*id].read_weight(directory.checkpoint())?;
+            Ok((*id, (weight, None)))
+        };
+        unit.linears.iter().map(read).collect()
+    }
+
+    /// A site whose Linears are quantised by a scheme, those of `weights`; a weight that was rounded so last is not rounded again.
+    fn quantized(
         &self,
-        unit: &Unit,
-        schemes: &[LayerScheme],
+        site: SiteId,
+        weights: &mut Weights,
+        scheme: &LayerScheme,
         isa: Isa,
-    ) -> Result<Vec<Vec<(SiteId, SimulatedSite)>>, PipelineError> {
+    ) -> Result<SimulatedSite, PipelineError> {
         let directory = self.prepared.graph();
         let (spec, checkpoint) = (directory.spec(), directory.checkpoint());
-        let mut weights: BTreeMap<LinearId, (Vec<f32>, Rounded)> = BTreeMap::new();
-        for id in &unit.linears {
-            weights.insert(*id, (spec.linears[*id].read_weight(checkpoint)?, None));
-        }
-        let mut all = Vec::with_capacity(schemes.len());
-        for scheme in schemes {
-            let mut sites = Vec::with_capacity(unit.sites.len());
-            for site in &unit.sites {
-                let mut readers = Vec::new();
-                for id in &spec.sites[*site].consumers {
-                    let linear = &spec.linears[*id];
-                    let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
-                    let Some((weight, last)) = weights.get_mut(id) else {
-                        readers.push(SimulatedReader::Float(linear.read_float(checkpoint)?));
-                        continue;
-                    };
-                    let (numbers, observer) = (scheme.scheme.weights, scheme.weight_observer);
-                    let same = |known: &LayerScheme| {
-                        known.scheme.weights == numbers && known.weight_observer == observer
-                    };
-                    if !last.as_ref().is_some_and(|(known, _)| same(known)) {
-                        let (outputs, inputs) = (linear.outputs, linear.inputs);
-                        let rounded = quantize_weight(isa, weight, outputs, inputs, numbers, observer);
-                        *last = Some((*scheme, rounded.map_err(|error| failed(error.to_string()))?));
-                    }
-                    let Some((_, rounded)) = last else { continue };
-                    let quantizer = if scheme.scheme.is_weight_only() {
-                        None
-                    } else {
-                        let observed = self.statistics.sites.get(&spec.sites[*site].id);
-                        Some(site_quantizer(observed, scheme).map_err(|error| failed(error.to_string()))?)
-                    };
-                    let bias = linear.read_bias(checkpoint)?;
-                    let reader = simulated_reader(linear, rounded, numbers.bits, quantizer, bias);
-                    readers.push(reader.map_err(ModelError::from)?);
+        let mut readers = Vec::new();
+        for id in &spec.sites[site].consumers {
+            let linear = &spec.linears[*id];
+            let failed = |reason: String| PipelineError::Layer { path: linear.path.clone(), reason };
+            let Some((weight, last)) = weights.get_mut(id) else {
+                readers.push(SimulatedReader::Float(linear.read_float(checkpoint)?));
+                continue;
+            };
+            let (numbers, observer) = (scheme.scheme.weights, scheme.weight_observer);
+            let rounded = match last.take() {
+                Some((known, rounded))
+                    if known.scheme.weights == numbers && known.weight_observer == observer =>
+                {
+                    rounded
                 }
-                sites.push((*site, SimulatedSite { isa, readers }));
-            }
-            all.push(sites);
+                _ => quantize_weight(isa, weight, linear.outputs, linear.inputs, numbers, observer)
+                    .map_err(|error| failed(error.to_string()))?,
+            };
+            let quantizer = if scheme.scheme.is_weight_only() {
+                None
+            } else {
+                let observed = self.statistics.sites.get(&spec.sites[site].id);
+                Some(site_quantizer(observed, scheme).map_err(|error| failed(error.to_string()))?)
+            };
+            let bias = linear.read_bias(checkpoint)?;
+            let reader = simulated_reader(linear, &rounded, numbers.bits, quantizer, bias);
+            readers.push(reader.map_err(ModelError::from)?);
+            *last = Some((*scheme, rounded));
         }
-        Ok(all)
+        Ok(SimulatedSite { isa, readers })
     }
 }
 
@@ -353,19 +351,17 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds what the outputs of the model lose.
+    /// Adds what the outputs of the model lose, sample by sample.
     fn add(&mut self, spec: &ModelSpec, expected: &Outputs, found: &Outputs) {
-        let is_vector = matches!(spec.head().output, HeadOutput::Embedding { .. }) || expected.columns == 1;
-        let rows = expected.values.par_chunks_exact(expected.columns);
-        let losses: Vec<f64> = rows
-            .zip(found.values.par_chunks_exact(found.columns))
-            .map(|(expected, found)| match (is_vector, expected, found) {
-                // One number has no direction.
-                (true, [expected], [found]) => f64::from((expected - found).abs()),
-                (true, ..) => 1.0 - cosine(expected, found),
-                (false, ..) => kl_divergence(expected, found),
-            })
-            .collect();
+        let (head, columns) = (&spec.head().output, expected.columns);
+        // A sample's rows are taken together where they make one answer; a decoder's are many answers.
+        let losses: Vec<f64> = if *head == HeadOutput::CausalLm {
+            let rows = expected.values.par_chunks_exact(columns).zip(found.values.par_chunks_exact(columns));
+            rows.map(|(expected, found)| output_loss(head, expected, found, columns)).collect()
+        } else {
+            let samples = expected.samples().zip(found.samples());
+            samples.map(|(expected, found)| output_loss(head, expected, found, columns)).collect()
+        };
         self.loss += losses.iter().sum::<f64>();
         self.rows += losses.len();
     }

@@ -43,6 +43,23 @@ impl CacheDir {
     }
 }
 
+/// Where statistics are kept between several runs: the user's cache, or where none is wanted a directory that goes away with this.
+pub(crate) struct KeptCache {
+    pub(crate) dir: CacheDir,
+    _own: Option<tempfile::TempDir>,
+}
+
+impl KeptCache {
+    pub(crate) fn new(cache: &CacheDir) -> Result<Self, PipelineError> {
+        if *cache != CacheDir::None {
+            return Ok(Self { dir: cache.clone(), _own: None });
+        }
+        let own =
+            tempfile::tempdir().map_err(|source| PipelineError::Io { path: std::env::temp_dir(), source })?;
+        Ok(Self { dir: CacheDir::At(own.path().to_owned()), _own: Some(own) })
+    }
+}
+
 /// What statistics belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {

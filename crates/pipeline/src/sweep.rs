@@ -1,20 +1,20 @@
 //! A sweep: many schemes of one model, made one after the other and compared.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::compare::{Comparison, MetricName};
 use zeropoint_evaluator::report::Report;
 
 use crate::compare::{compare, write_comparison};
-use crate::config::Config;
+use crate::config::{COMPARISON, Config};
 use crate::events::{Cancel, Event, Events};
+use crate::identity::{Identity, model_weights};
 use crate::kept::KeptOutputs;
 use crate::run::{Inputs, RunOptions, RunOutcome, check_output, produce};
 use crate::sources::Sources;
+use crate::statistics::KeptCache;
 use crate::{PipelineError, Prepared};
-
-/// The directory of a sweep's comparison, beside those of its runs.
-pub const COMPARISON: &str = "comparison";
 
 /// A sweep that is ready to start: every scheme planned, all data read.
 pub struct PreparedSweep {
@@ -22,6 +22,8 @@ pub struct PreparedSweep {
     pub dir: PathBuf,
     /// Each run with its name.
     pub runs: Vec<(String, Prepared)>,
+    /// The reports of those that are there already.
+    finished: Vec<Option<Report>>,
 }
 
 /// What a sweep made.
@@ -47,19 +49,23 @@ impl PreparedSweep {
             return Err(PipelineError::Option { option: "sweep", reason });
         }
         let dir = PathBuf::from(config.output_dir());
-        let prepare = |run: crate::config::SweepRun| {
+        let mut model = None;
+        let mut finished_runs = Vec::new();
+        let mut prepare = |run: crate::config::SweepRun| {
             let target = dir.join(&run.name);
             let named = |source| PipelineError::OfRun { run: run.name.clone(), source: Box::new(source) };
             let config =
                 config.with_changes(&run.set, &target.to_string_lossy()).map_err(|e| named(e.into()))?;
             let prepared = Prepared::with_sources(config, sources).map_err(named)?;
-            if finished(&prepared).is_none() {
+            let finished = if force { None } else { finished(&prepared, &mut model)? };
+            if finished.is_none() {
                 check_output(&prepared.config, force)?;
             }
+            finished_runs.push(finished);
             Ok((run.name, prepared))
         };
-        let runs = points.into_iter().map(prepare).collect::<Result<_, PipelineError>>()?;
-        Ok(Self { dir, runs })
+        let runs = points.into_iter().map(&mut prepare).collect::<Result<_, PipelineError>>()?;
+        Ok(Self { dir: dir.clone(), runs, finished: finished_runs })
     }
 
     /// Makes every run that is not there yet, measures the original once, and compares all on `metric` or the one that they have.
@@ -72,12 +78,14 @@ impl PreparedSweep {
         events: &dyn Events,
         cancel: &Cancel,
     ) -> Result<SweepOutcome, PipelineError> {
-        let kept = KeptOutputs::default();
+        let kept = KeptOutputs::new(options.memory.0);
+        let cache = KeptCache::new(&options.cache)?;
+        let options = &RunOptions { cache: cache.dir.clone(), ..options.clone() };
         let mut outcomes = Vec::new();
-        for (index, (name, prepared)) in self.runs.iter().enumerate() {
+        for (index, ((name, prepared), finished)) in self.runs.iter().zip(&self.finished).enumerate() {
             let total = self.runs.len();
             events.event(Event::Run { name: name.clone(), index: index + 1, total });
-            if let Some(report) = finished(prepared) {
+            if let Some(report) = finished.clone() {
                 events.event(Event::RunReused { name: name.clone() });
                 outcomes.push(RunOutcome { dir: PathBuf::from(prepared.config.output_dir()), report });
                 continue;
@@ -96,12 +104,23 @@ impl PreparedSweep {
     }
 }
 
-/// The report of a run that was made before, of this very config.
-fn finished(prepared: &Prepared) -> Option<Report> {
+/// The report of a run that was made before: of this very config, version, model and data, and measured. `model` is the fingerprint of
+/// the model, once one was asked for.
+fn finished(prepared: &Prepared, model: &mut Option<Fingerprint>) -> Result<Option<Report>, PipelineError> {
     let dir = PathBuf::from(prepared.config.output_dir());
-    let text = |name: &str| std::fs::read_to_string(Path::new(&dir).join(name)).ok();
-    if text("config.toml")? != prepared.config.to_toml() {
-        return None;
+    let text = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+    let (Some(config), Some(report)) = (text("config.toml"), text("report.json")) else { return Ok(None) };
+    let Ok(report) = Report::from_json(&report) else { return Ok(None) };
+    let same = config == prepared.config.to_toml()
+        && report.zeropoint.version == env!("CARGO_PKG_VERSION")
+        && report.calibration.fingerprint == Some(prepared.calibration.fingerprint())
+        && (prepared.tasks.is_empty() || !report.metrics.is_empty());
+    if !same {
+        return Ok(None);
     }
-    Report::from_json(&text("report.json")?).ok()
+    let model = match model {
+        Some(model) => *model,
+        None => *model.insert(Identity::of(prepared, Some(model_weights(prepared)?), None)?.model(None)),
+    };
+    Ok((report.model.fingerprint == model).then_some(report))
 }

@@ -188,6 +188,11 @@ fn a_limit_on_the_loss_is_met_or_said_not_to_be_and_the_config_makes_it_again() 
     assert_eq!(format!("{:?}", again.report.metrics), format!("{:?}", found.run.report.metrics));
     assert_eq!(again.report.size, found.run.report.size);
 
+    // What cannot be met ends with nearly everything float, and says so.
+    let hopeless = with(0.0);
+    let last = hopeless.tries.last().expect("a try");
+    assert!(!hopeless.met() && hopeless.tries.len() > 1 && last.linears["none"] > 8, "{:?}", hopeless.tries);
+
     // Nothing float to fall back on.
     let strict = search(
         "llama-causal",

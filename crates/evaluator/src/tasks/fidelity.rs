@@ -118,6 +118,26 @@ pub(super) fn report(run: &Run<'_>, head: &HeadOutput, rows: &[Nearness]) -> Vec
     metrics
 }
 
+/// How much worse one output of a head is than that of the original, as [`loss_unit`] counts it; `values` are the rows of a sample.
+pub fn output_loss(head: &HeadOutput, original: &[f32], quantized: &[f32], columns: usize) -> f64 {
+    let [original, quantized] = [original, quantized].map(|values| Output { values, columns });
+    let near = nearness_of(head, original, quantized);
+    match Kind::of(head) {
+        Kind::Vector => 1.0 - near.cosine,
+        Kind::Score => (near.scores.1 - near.scores.0).abs(),
+        Kind::Distributions | Kind::YesOrNo | Kind::Span => near.kl,
+    }
+}
+
+/// What [`output_loss`] counts in, in words.
+pub fn loss_unit(head: &HeadOutput) -> &'static str {
+    match Kind::of(head) {
+        Kind::Vector => "1 - cosine",
+        Kind::Score => "absolute difference of the score",
+        Kind::Distributions | Kind::YesOrNo | Kind::Span => "nats",
+    }
+}
+
 /// How near two outputs of a head are.
 pub(super) fn nearness_of(head: &HeadOutput, original: Output<'_>, quantized: Output<'_>) -> Nearness {
     nearness(Kind::of(head), original, quantized)

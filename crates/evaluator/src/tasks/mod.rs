@@ -28,6 +28,7 @@ use zeropoint_models::{
     ActivationFn, HeadOutput, ModelError, ModelInput, ModelSpec, Problem, TokenSequence, Tokenizer,
 };
 
+pub use fidelity::{loss_unit, output_loss};
 pub use forward::{BatchOutputs, Forward};
 pub use images::ImageTask;
 pub use ranking::RankingPrompts;

@@ -26,7 +26,8 @@ impl Choice {
         self.of(chosen).map(|item| item.loss).sum()
     }
 
-    fn bytes(&self, chosen: &[usize]) -> u64 {
+    /// The sum of the bytes of a choice.
+    pub(super) fn bytes(&self, chosen: &[usize]) -> u64 {
         self.of(chosen).map(|item| item.bytes).sum()
     }
 
@@ -57,6 +58,22 @@ impl Choice {
         let choose = |rate: f64| self.least(|item| item.price / priced + rate * item.loss);
         let found = at_least_rate(choose, |chosen| self.loss(chosen) <= loss);
         if self.loss(&found) <= loss { found } else { self.least(|item| item.loss) }
+    }
+
+    /// What loses least of all choices in which an item `counts`; `None` where none does.
+    pub(super) fn gentlest(&self, counts: impl Fn(usize, usize) -> bool) -> Option<Vec<usize>> {
+        let mut chosen = self.least(|item| item.loss);
+        if chosen.iter().enumerate().any(|(group, index)| counts(group, *index)) {
+            return Some(chosen);
+        }
+        let more = |group: usize, index: usize| self.0[group][index].loss - self.0[group][chosen[group]].loss;
+        let all = self.0.iter().enumerate();
+        let all = all.flat_map(|(group, items)| (0..items.len()).map(move |index| (group, index)));
+        let (group, index) = all
+            .filter(|(group, index)| counts(*group, *index))
+            .min_by(|a, b| more(a.0, a.1).total_cmp(&more(b.0, b.1)))?;
+        chosen[group] = index;
+        Some(chosen)
     }
 
     /// The choice in which the group that gains most loss for its price has its next better item; the same where there is none.
@@ -166,6 +183,9 @@ mod tests {
         assert_eq!(choice.cheapest_within(-1.0), [1, 1], "what loses least");
         assert_eq!(choice.next_step(&[0, 0]), [1, 0]);
         assert_eq!(choice.next_step(&[1, 1]), [1, 1]);
+        assert_eq!(choice.gentlest(|_, _| true), Some(vec![1, 1]));
+        assert_eq!(choice.gentlest(|_, index| index == 0), Some(vec![1, 0]), "of those that count");
+        assert_eq!(choice.gentlest(|_, _| false), None);
         assert_eq!(choice.best_within(60), [1, 1]);
         assert_eq!(choice.best_within(59), [1, 0]);
         assert_eq!(choice.best_within(3), [0, 0], "the smallest");

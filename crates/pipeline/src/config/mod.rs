@@ -65,7 +65,7 @@ pub use quantization::{
 };
 pub use report::Report;
 pub use size::byte_size;
-pub use sweep::{Sweep, SweepRun};
+pub use sweep::{COMPARISON, Sweep, SweepRun};
 pub use transforms::{Transform, TransformKind};
 
 use error::Problem;
@@ -244,6 +244,13 @@ impl Config {
             return Err(Problem::new("calibration.samples", message)
                 .label("no samples")
                 .related(place, "what needs some")
+                .hint("ask for samples, or leave that out"));
+        }
+        if self.report.sensitivity {
+            let message = "`calibration.samples` is 0, but sensitivities are measured on some of them";
+            return Err(Problem::new("calibration.samples", message)
+                .label("no samples")
+                .related("report.sensitivity", "what needs some")
                 .hint("ask for samples, or leave that out"));
         }
         if self.output.self_check {

@@ -354,7 +354,7 @@ impl Preset {
     pub fn transforms(self) -> Vec<Transform> {
         match self {
             Self::BestInt8 => {
-                vec![Transform::searched(TransformKind::Smoothquant), Transform::of(TransformKind::Rotation)]
+                vec![Transform::of(TransformKind::Rotation), Transform::searched(TransformKind::Smoothquant)]
             }
             Self::BestInt8Runtime => vec![Transform::searched(TransformKind::OnlineRotation)],
             _ => Vec::new(),
@@ -475,6 +475,16 @@ impl Default for Quantization {
 }
 
 impl OverrideScheme {
+    /// The plain preset that a scheme refines.
+    pub fn of(layer: &LayerScheme) -> Self {
+        match (layer.activations.map(|activations| activations.mode), layer.weights.bits) {
+            (Some(ActivationMode::Dynamic), _) => Self::W8a8Dynamic,
+            (Some(ActivationMode::Static), _) => Self::W8a8Static,
+            (None, 4) => Self::W4a16,
+            (None, _) => Self::W8a16,
+        }
+    }
+
     /// The preset, unless the layers stay float.
     pub fn preset(self) -> Option<Preset> {
         match self {

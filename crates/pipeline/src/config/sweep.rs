@@ -32,6 +32,9 @@ pub struct SweepRun {
 /// Most schemes of a sweep.
 const MOST: usize = 1000;
 
+/// The directory of a sweep's comparison, beside those of its runs.
+pub const COMPARISON: &str = "comparison";
+
 /// What a sweep may change: how the model is quantised. Everything is then measured on the same data.
 const TABLES: [&str; 2] = ["quantization", "output.formats"];
 
@@ -51,7 +54,8 @@ impl Sweep {
                 .flat_map(|set| axis.iter().map(move |change| with(set, change)))
                 .collect();
         }
-        let mut taken: BTreeSet<String> = self.runs.iter().map(|run| run.name.clone()).collect();
+        let named = self.runs.iter().map(|run| run.name.clone());
+        let mut taken: BTreeSet<String> = named.chain([COMPARISON.to_owned()]).collect();
         let combinations = combinations.into_iter().filter(|set| !set.is_empty()).map(|set| {
             let values: Vec<String> = set.iter().map(|change| value_in_name(change)).collect();
             let stem = values.join("_");
@@ -92,6 +96,10 @@ impl Sweep {
                 return Err(Problem::new(path, message)
                     .label("names a directory")
                     .hint("allowed: letters, digits, `-`, `_` and `.`, not `-` or `.` at the beginning"));
+            }
+            if run.name == COMPARISON {
+                let message = format!("`{path}` is \"{COMPARISON}\", where the comparison of all runs goes");
+                return Err(Problem::new(path, message).label("taken").hint("choose another name"));
             }
             if !names.insert(&run.name) {
                 let message = format!("`{path}` is \"{}\", as that of another", run.name);

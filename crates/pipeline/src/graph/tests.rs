@@ -93,6 +93,7 @@ fn every_family_computes_what_it_did_under_every_transform_that_it_takes() {
         ("online", "{kind='online-rotation'}"),
         ("all", "{kind='smoothquant'}, {kind='rotation'}, {kind='online-rotation'}"),
         ("searched", "{kind='online-rotation', search=true}"),
+        ("awq", "{kind='awq'}"),
     ];
     let mut table = String::new();
     for fixture in fixtures() {
@@ -110,6 +111,37 @@ fn every_family_computes_what_it_did_under_every_transform_that_it_takes() {
         }
     }
     insta::assert_snapshot!(table);
+}
+
+/// Of logits before and after, the mean divergence in nats.
+fn divergence(before: &[f32], after: &[f32], columns: usize) -> f64 {
+    use zeropoint_evaluator::metrics::logits::kl_divergence;
+    let rows = before.chunks_exact(columns).zip(after.chunks_exact(columns));
+    let all: Vec<f64> = rows.map(|(before, after)| kl_divergence(before, after)).collect();
+    all.iter().sum::<f64>() / all.len() as f64
+}
+
+#[test]
+#[ignore = "needs ZEROPOINT_MODELS"]
+fn smollm2_computes_what_it_did_under_every_transform() {
+    let models = std::env::var_os("ZEROPOINT_MODELS").expect("ZEROPOINT_MODELS names a directory");
+    let model = Path::new(&models).join("smollm2");
+    for transforms in [
+        "{kind='smoothquant'}, {kind='rotation'}",
+        "{kind='online-rotation'}",
+        "{kind='rotation'}, {kind='online-rotation', layers=['re:.*down_proj']}",
+    ] {
+        let mut config = config(&model, transforms);
+        (config.calibration.samples, config.calibration.max_length) = (2, Some(128));
+        let prepared = Prepared::new(config).unwrap();
+        let float = Model::load(&prepared.directory).unwrap();
+        settle(&prepared, &float);
+        let transformed = Model::load(&prepared.transformed.as_ref().unwrap().directory).unwrap();
+        let (before, after) = (outputs(&prepared, &float), outputs(&prepared, &transformed));
+        let columns = prepared.directory.spec().linears.iter().map(|linear| linear.outputs).max().unwrap();
+        let found = divergence(&before, &after, columns);
+        assert!(found < 1e-6, "{transforms}: {found} nats");
+    }
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::Sensitivity;
+use zeropoint_evaluator::tasks::loss_unit;
 use zeropoint_models::{FloatParts, ModelParts};
 use zeropoint_observer::StatisticsFile;
 use zeropoint_quantizer::LayerScheme;
 
 use super::Work;
 use crate::PipelineError;
-use crate::sensitivity::{Sensitivities, sensitivity_unit, units};
+use crate::sensitivity::{Sensitivities, units};
 
 impl Work<'_> {
     /// What quantising each group of Linears alone costs, when the config asks for it; each by the scheme of its first.
@@ -36,7 +37,7 @@ impl Work<'_> {
             .field("transforms", transforms.unwrap_or_default())
             .finish();
         let costs = sensitivities.measure(key, &units, &schemes, &self.options.cache)?;
-        let unit = sensitivity_unit(spec).to_owned();
+        let unit = loss_unit(&spec.head().output).to_owned();
         let all = units.iter().zip(&schemes).zip(costs);
         Ok(all
             .filter_map(|((group, schemes), costs)| {
