@@ -2,7 +2,7 @@
 //!
 //! A [`Plan`] decides for every Linear of a model whether and how it becomes integers; [`quantize_weight`] rounds a weight
 //! to nearest under scales chosen by an observer; [`site_params`] turns calibration statistics into the parameters of
-//! an activation; [`simulated_linear`] builds the float simulation of the same decisions. Nothing here runs a model,
+//! an activation; [`simulated_reader`] builds the float simulation of the same decisions. Nothing here runs a model,
 //! opens a file or talks to a terminal.
 
 mod activations;
