@@ -70,6 +70,11 @@ pub(crate) fn auto_command(
     Ok(gate_outcome(outcome.run.gates_passed(), terminal))
 }
 
+/// Small numbers with their digits.
+fn number(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-3 { format!("{value:.2e}") } else { format!("{value:.5}") }
+}
+
 /// Every try on a line.
 fn tried(outcome: &AutoOutcome) -> String {
     let mut rows = vec![["try", "Linears", "bytes", "predicted", "lost", ""].map(str::to_owned).to_vec()];
@@ -83,8 +88,8 @@ fn tried(outcome: &AutoOutcome) -> String {
             (index + 1).to_string(),
             linears,
             tried.bytes.to_string(),
-            format!("{:.5}", tried.predicted),
-            format!("{:.5}", tried.drop),
+            number(tried.predicted),
+            number(tried.drop),
             if tried.met { "met" } else { "not met" }.to_owned(),
         ]);
     }

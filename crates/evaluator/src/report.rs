@@ -113,6 +113,11 @@ impl Report {
         Ok(serde_json::from_str(json)?)
     }
 
+    /// Whether weights were rounded by GPTQ, as the scheme's name says.
+    pub(crate) fn is_by_gptq(&self) -> bool {
+        self.settings.scheme.contains(", gptq")
+    }
+
     /// The metric that lost most, relative to the size of its original value (absolutely where that is 0).
     ///
     /// Metrics against an original come before fidelity metrics, whose `original` is an ideal. `None` when no metric has

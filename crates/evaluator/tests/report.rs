@@ -122,7 +122,10 @@ fn what_a_report_says_follows_from_its_numbers() {
         ),
         Case(|r| (r.timing.threads, r.timing.processor) = (Some(1), None), "Peak memory 612.0 MB, 1 thread."),
         Case(|r| r.calibration.passes = 2, "in 2 passes."),
-        Case(|r| r.layers[0].bytes = u64::MAX, "| of these, 5 INT8 layers | 18,446,744,073,709,551,615 |"),
+        Case(
+            |r| r.layers[0].bytes = u64::MAX,
+            "| of these, 5 quantised layers | 18,446,744,073,709,551,615 |",
+        ),
     ] {
         let mut report = rich();
         change(&mut report);

@@ -69,8 +69,8 @@ pub fn auto(
     })
 }
 
-fn metric_of(prepared: &Prepared, request: &AutoRequest) -> Result<MetricName, PipelineError> {
-    let option = |reason: String| PipelineError::Option { option: "--metric", reason };
+/// Every metric that the tasks of a run give.
+pub(crate) fn known_metrics(prepared: &Prepared) -> Result<Vec<MetricName>, PipelineError> {
     let mut known = Vec::new();
     for task in &prepared.tasks {
         let names = task.metrics(prepared.directory.spec())?;
@@ -78,6 +78,12 @@ fn metric_of(prepared: &Prepared, request: &AutoRequest) -> Result<MetricName, P
             names.iter().map(|name| MetricName { task: task.name.clone(), name: (*name).to_owned() }),
         );
     }
+    Ok(known)
+}
+
+fn metric_of(prepared: &Prepared, request: &AutoRequest) -> Result<MetricName, PipelineError> {
+    let option = |reason: String| PipelineError::Option { option: "--metric", reason };
+    let known = known_metrics(prepared)?;
     let gate = prepared.config.evaluation.gate.first();
     let of_gate = gate.map(|gate| MetricName { task: gate.task.clone(), name: gate.metric.to_string() });
     match request.metric.clone().or(of_gate).or_else(|| known.first().cloned()) {
@@ -112,8 +118,17 @@ impl Search<'_> {
         let fixed = self.fixed_bytes(&units)?;
         let sizes: Vec<Vec<u64>> =
             units.iter().zip(&schemes).map(|(unit, all)| self.bytes(unit, all)).collect();
+        let plan = Planned { units: &units, schemes: &schemes, fixed, outside: self.outside(&units)? };
         if let Budget::TargetBytes(most) = self.request.budget {
-            let least = fixed + sizes.iter().filter_map(|of_unit| of_unit.iter().min()).sum::<u64>();
+            let smallest = |of_unit: &Vec<u64>| {
+                (0..of_unit.len()).min_by_key(|index| of_unit[*index]).unwrap_or_default()
+            };
+            let smallest: Vec<usize> = sizes.iter().map(smallest).collect();
+            let least = if plan.quantises(&smallest) {
+                dry_run(&self.prepare(&plan, &smallest, None)?, self.options)?.quantized_bytes
+            } else {
+                fixed + sizes.iter().filter_map(|of_unit| of_unit.iter().min()).sum::<u64>()
+            };
             if least > most {
                 let reason = format!(
                     "{most} bytes cannot be reached: with the smallest scheme for each Linear the weight files have {least} bytes, \
@@ -138,7 +153,6 @@ impl Search<'_> {
             })
             .collect();
         let choice = Choice::new(items);
-        let plan = Planned { units: &units, schemes: &schemes, fixed, outside: self.outside(&units)? };
         match self.request.budget {
             Budget::MaxDrop(limit) => self.within_loss(&choice, &plan, limit),
             Budget::TargetBytes(most) => self.within_bytes(&choice, &plan, most),

@@ -446,6 +446,9 @@ impl PipelineError {
             Self::Transform(TransformError::Layer { .. }) => {
                 "take such Linears out of `layers`, or leave `layers` out: what cannot be smoothed is passed over then"
             }
+            Self::Plan(PlanError::Groups { .. }) => {
+                "write `quantization.weights.group_size`, or in an override of these layers `weights.group_size`"
+            }
             Self::Plan(PlanError::OnlyIgnored { .. }) => "`ignore = []` leaves no Linear float",
             Self::Plan(PlanError::NeverObserved { .. }) => "`model.task` decides what the model runs",
             Self::Plan(PlanError::Nothing { .. }) => {

@@ -6,12 +6,13 @@ use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::compare::{Comparison, MetricName};
 use zeropoint_evaluator::report::Report;
 
+use crate::auto::known_metrics;
 use crate::compare::{compare, write_comparison};
 use crate::config::{COMPARISON, Config};
 use crate::events::{Cancel, Event, Events};
 use crate::identity::{Identity, model_weights};
 use crate::kept::KeptOutputs;
-use crate::run::{Inputs, RunOptions, RunOutcome, check_output, produce};
+use crate::run::{Inputs, MARKER, RunOptions, RunOutcome, check_output, produce};
 use crate::sources::Sources;
 use crate::statistics::KeptCache;
 use crate::{PipelineError, Prepared};
@@ -49,6 +50,11 @@ impl PreparedSweep {
             return Err(PipelineError::Option { option: "sweep", reason });
         }
         let dir = PathBuf::from(config.output_dir());
+        if dir.join(MARKER).is_file() {
+            let reason =
+                format!("{} is a run, and a sweep writes several: give another --out", dir.display());
+            return Err(PipelineError::Option { option: "--out", reason });
+        }
         let mut model = None;
         let mut finished_runs = Vec::new();
         let mut prepare = |run: crate::config::SweepRun| {
@@ -78,6 +84,15 @@ impl PreparedSweep {
         events: &dyn Events,
         cancel: &Cancel,
     ) -> Result<SweepOutcome, PipelineError> {
+        if let (Some(metric), Some((_, prepared))) = (metric, self.runs.first()) {
+            let known = known_metrics(prepared)?;
+            if !known.contains(metric) {
+                let known: Vec<String> = known.iter().map(|metric| format!("`{metric}`")).collect();
+                let reason =
+                    format!("no task of the config gives `{metric}`; there are {}", known.join(", "));
+                return Err(PipelineError::Option { option: "--metric", reason });
+            }
+        }
         let kept = KeptOutputs::new(options.memory.0);
         let cache = KeptCache::new(&options.cache)?;
         let options = &RunOptions { cache: cache.dir.clone(), ..options.clone() };

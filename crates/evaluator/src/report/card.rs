@@ -24,8 +24,8 @@ pub struct CardInfo {
     pub zeropoint_only: bool,
 }
 
-/// Tags that say how the model came about; added to those of the source. The first is of the portable format.
-const OWN_TAGS: [&str; 3] = ["compressed-tensors", "int8", "zeropoint"];
+/// Tags that say what the weights are, by how the numbers of a layer begin.
+const BITS: [&str; 2] = ["int8", "int4"];
 
 /// What the template of the card sees.
 #[derive(Serialize)]
@@ -63,7 +63,10 @@ impl Report {
     pub fn to_model_card(&self, card: CardInfo) -> String {
         let FrontMatter(mut front) = card.front_matter;
         let mut tags = front.remove("tags").map_or(Vec::new(), |tags| tags.values().to_vec());
-        for tag in OWN_TAGS.into_iter().skip(usize::from(card.zeropoint_only)) {
+        let format = (!card.zeropoint_only).then_some("compressed-tensors");
+        let has = |bits: &&str| self.layers.iter().any(|layer| layer.weights.starts_with(*bits));
+        // How the model came about, added to what the source says of itself.
+        for tag in format.into_iter().chain(BITS.into_iter().filter(has)).chain(["zeropoint"]) {
             if !tags.iter().any(|known| known == tag) {
                 tags.push(tag.to_owned());
             }

@@ -121,7 +121,7 @@ impl Report {
             config: details.config.as_deref(),
             layers,
         };
-        let title = format!("{}, quantised to INT8", last_part(&self.model.source));
+        let title = format!("{}, quantised", last_part(&self.model.source));
         let body = render("report.html", include_str!("../templates/report.html.jinja"), view);
         page(&title, &body, &[STYLE], &[PAGE_SCRIPT, PICKER_SCRIPT])
     }

@@ -75,7 +75,7 @@ impl Report {
                 .map(|found| latency::view(found, |value| escape::activation(Some(value)))),
             layers: self.layers.iter().map(layer_row).collect(),
             layer_bytes: total(self.layers.iter().map(|layer| layer.bytes)),
-            worst_layers: worst_layers(&self.layers),
+            worst_layers: worst_layers(&self.layers, self.is_by_gptq()),
             sensitivity: by_loss(&self.sensitivity)
                 .into_iter()
                 .map(|group| SensitivityRow {
@@ -296,7 +296,7 @@ struct WorstLayer<'a> {
 }
 
 /// The layers with the lowest output SQNR, worst first, each with what the numbers say about the cause.
-fn worst_layers(layers: &[Layer]) -> Vec<WorstLayer<'_>> {
+fn worst_layers(layers: &[Layer], by_gptq: bool) -> Vec<WorstLayer<'_>> {
     let mut measured: Vec<(f64, &Layer)> = layers
         .iter()
         .filter_map(|layer| Some((layer.output_sqnr_db.filter(|sqnr| sqnr.is_finite())?, layer)))
@@ -309,7 +309,7 @@ fn worst_layers(layers: &[Layer]) -> Vec<WorstLayer<'_>> {
             path: &layer.path,
             sqnr: escape::with_unit(sqnr),
             cause: cause(layer),
-            suggestion: suggestion(layer),
+            suggestion: suggestion(layer, by_gptq),
         })
         .collect()
 }

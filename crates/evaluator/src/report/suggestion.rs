@@ -7,8 +7,8 @@ const CLEARLY: f64 = 3.0;
 /// Fraction of values from which on clipping counts.
 const MUCH_CLIPPED: f64 = 1e-4;
 
-/// What to try for a layer, by which side of it is the weaker and why.
-pub(super) fn suggestion(layer: &Layer) -> &'static str {
+/// What to try for a layer, by which side of it is the weaker and why; `by_gptq` says how it was rounded.
+pub(super) fn suggestion(layer: &Layer, by_gptq: bool) -> &'static str {
     let is_static = layer.activation_range.is_some();
     let is_weight_only = layer.activations == "float";
     let inputs = layer.activation_sqnr_db.filter(|db| db.is_finite());
@@ -17,12 +17,12 @@ pub(super) fn suggestion(layer: &Layer) -> &'static str {
     let clipped = layer.clipped_fraction.is_some_and(|fraction| fraction > MUCH_CLIPPED);
     let outliers = layer.outliers() > 0;
     if weights_are_weaker {
-        return if layer.weights.contains("int4") {
-            "round it by gptq, take smaller groups, or give it the scheme w8a16"
-        } else if layer.weights.contains("per-tensor") {
-            "take weights per channel"
-        } else {
-            "round it by gptq, or leave it float"
+        return match (layer.weights.contains("int4"), by_gptq) {
+            (true, true) => "take smaller groups, or give it the scheme w8a16",
+            (true, false) => "round it by gptq, take smaller groups, or give it the scheme w8a16",
+            (false, _) if layer.weights.contains("per-tensor") => "take weights per channel",
+            (false, true) => "leave it float",
+            (false, false) => "round it by gptq, or leave it float",
         };
     }
     match (is_static, outliers, clipped) {
@@ -35,6 +35,7 @@ pub(super) fn suggestion(layer: &Layer) -> &'static str {
         (false, ..) if inputs_are_weaker => {
             "give its activations a zero point for each token, or leave it float"
         }
+        _ if by_gptq => "leave it float where its loss counts",
         _ => "round it by gptq, or leave it float where its loss counts",
     }
 }
@@ -65,16 +66,17 @@ mod tests {
             bytes: 1,
             original_bytes: None,
         };
-        let dynamic = suggestion(&layer(40.0, Some(20.0), false, 2));
+        let dynamic = suggestion(&layer(40.0, Some(20.0), false, 2), false);
         assert!(dynamic.starts_with("smooth its input"), "{dynamic}");
-        let ranged = suggestion(&layer(40.0, Some(20.0), true, 2));
+        let ranged = suggestion(&layer(40.0, Some(20.0), true, 2), false);
         assert!(ranged.starts_with("give it dynamic activations, smooth"), "{ranged}");
-        assert_eq!(suggestion(&layer(40.0, Some(20.0), true, 0)), "give it dynamic activations");
-        assert!(suggestion(&layer(20.0, Some(40.0), true, 2)).starts_with("round it by gptq"));
+        assert_eq!(suggestion(&layer(40.0, Some(20.0), true, 0), false), "give it dynamic activations");
+        assert!(suggestion(&layer(20.0, Some(40.0), true, 2), false).starts_with("round it by gptq"));
         let four =
             Layer { weights: "int4 per-group of 64 symmetric".to_owned(), ..layer(20.0, None, false, 0) };
-        assert!(suggestion(&four).contains("smaller groups"));
+        assert!(suggestion(&four, false).contains("smaller groups"));
+        assert!(!suggestion(&four, true).contains("gptq"));
         let clipped = Layer { clipped_fraction: Some(0.01), ..layer(30.0, Some(29.0), true, 0) };
-        assert!(suggestion(&clipped).starts_with("choose its range by min-max"));
+        assert!(suggestion(&clipped, false).starts_with("choose its range by min-max"));
     }
 }

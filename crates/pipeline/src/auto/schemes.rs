@@ -8,7 +8,8 @@ use zeropoint_quantizer::LayerScheme;
 
 use super::Candidate;
 use crate::config::{
-    self, Activations, Config, Gate, Override, OverrideScheme, Pattern, WeightGranularity, Weights,
+    self, Activations, AlgorithmKind, Config, Gate, Override, OverrideScheme, Pattern, Preset,
+    WeightGranularity, Weights,
 };
 use crate::sensitivity::Unit;
 use crate::{PipelineError, Prepared, convert};
@@ -136,6 +137,11 @@ impl Planned<'_> {
         }
         overrides.append(&mut quantization.overrides);
         quantization.overrides = overrides;
+        // Four bits are rounded as their preset has it, and with them the rest: there is one algorithm for all.
+        let four = groups.iter().any(|(scheme, _)| scheme.candidate == Candidate::W4a16);
+        if four && quantization.algorithm.kind == AlgorithmKind::Rtn {
+            quantization.algorithm = Preset::W4a16.algorithm();
+        }
         quantization.scheme = main.candidate.preset().unwrap_or_default();
         quantization.weights = main.layer.weights;
         quantization.activations = main.layer.activations;

@@ -105,7 +105,7 @@ pub(super) fn rows<'a>(report: &'a Report, details: &Details) -> Vec<LayerRow<'a
                 outlier_cell: outlier_cell(layer),
                 worst: rank < NAMED && finite(layer.output_sqnr_db).is_some(),
                 cause: typeset_numbers(&markdown::cause(layer)),
-                suggestion: suggestion(layer),
+                suggestion: suggestion(layer, report.is_by_gptq()),
                 weight_before: charts
                     .and_then(|c| c.weights_before.as_ref())
                     .map(|bins| before(&format!("weights of {}", svg::plain(&layer.path)), bins)),
