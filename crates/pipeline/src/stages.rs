@@ -38,6 +38,7 @@ use observing::{Observations, UNTRANSFORMED};
 
 /// What the names of files begin with that hold how far the samples of the self-check are.
 const PROBES: &str = "self-check-";
+
 /// A run at work in its partial directory.
 pub(crate) struct Work<'a> {
     pub(crate) prepared: &'a Prepared,
