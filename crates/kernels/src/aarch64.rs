@@ -22,4 +22,9 @@ impl NeonDotprod {
     pub(crate) fn detect() -> Option<Self> {
         dot_tile::Sdot::detect().and_then(Self::new)
     }
+
+    /// The same with NEON's own integer product.
+    pub(crate) fn without_product(self) -> Neon {
+        Neon::beside(neon_tile::Smull::beside(self), self)
+    }
 }

@@ -142,13 +142,16 @@ impl Isa {
         }
     }
 
-    /// Runs `kernel`, compiled for this instruction set.
-    #[inline]
+    /// Runs `kernel`, compiled for this instruction set. Of sets that differ in the integer product alone, the first stands for
+    /// both where the kernel has none.
+    // Not to be inlined: every caller would get a copy of the scalar version.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Kind::Scalar => kernel.run(Scalar),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(token) => token.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni(token) if !K::USES_PRODUCT => token.without_product().run(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::AvxVnni(token) => token.run(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -157,6 +160,8 @@ impl Isa {
             Kind::Avx512Bf16(token) => token.run(kernel),
             #[cfg(target_arch = "aarch64")]
             Kind::Neon(token) => token.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDotprod(token) if !K::USES_PRODUCT => token.without_product().run(kernel),
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDotprod(token) => token.run(kernel),
         }

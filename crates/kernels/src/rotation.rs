@@ -141,6 +141,8 @@ struct Rotate<'a> {
 impl Kernel for Rotate<'_> {
     type Output = ();
 
+    const USES_PRODUCT: bool = false;
+
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let ChannelRotation { power, small, factors } = self.rotation;

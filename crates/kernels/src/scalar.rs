@@ -3,7 +3,7 @@
 use std::array::from_fn;
 
 use crate::gemm::{Line, PANEL, Tile};
-use crate::simd::{LANES, Product, Simd};
+use crate::simd::{Kernel, LANES, Product, Simd};
 
 /// Needs nothing of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,11 @@ impl Simd for Scalar {
     type D = [f64; LANES];
 
     const WIDE: bool = false;
+
+    #[inline(never)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {

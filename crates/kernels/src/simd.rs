@@ -16,6 +16,10 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Kernel {
     type Output;
 
+    /// Whether it goes by [`Simd::Product`]. One that does not is compiled once for all sets that differ in that alone, where it
+    /// says so.
+    const USES_PRODUCT: bool = true;
+
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
@@ -35,6 +39,10 @@ pub(crate) trait Simd: Copy {
 
     /// Whether [`Simd::dot_pairs`] is one instruction.
     const BF16: bool = false;
+
+    /// Runs a kernel as a function of its own. What is inlined in each of many places, or in one place with many others, would take
+    /// minutes to compile.
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;

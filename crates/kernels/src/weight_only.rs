@@ -163,6 +163,8 @@ struct Product<'a> {
 impl Kernel for Product<'_> {
     type Output = ();
 
+    const USES_PRODUCT: bool = false;
+
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x, w, columns, out, stride } = self;

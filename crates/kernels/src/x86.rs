@@ -40,4 +40,9 @@ impl AvxVnni {
     pub(crate) fn detect() -> Option<Self> {
         avx_vnni_tile::Dpbusd::detect().and_then(Self::new)
     }
+
+    /// The same with AVX2's own integer product.
+    pub(crate) fn without_product(self) -> Avx2 {
+        Avx2::beside(avx2_tile::Madd::beside(self), self)
+    }
 }

@@ -25,10 +25,16 @@ impl<P: Product> Quads<P> {
         is_aarch64_feature_detected!("neon").then_some(Self(product))
     }
 
+    /// Where the machine was found to have the registers, with another product.
+    pub(super) fn beside<Q>(product: P, _proof: Quads<Q>) -> Self {
+        Self(product)
+    }
+
     /// Runs `kernel`, compiled for NEON.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "neon")]
+        #[inline(never)]
         fn enabled<K: Kernel, S: Simd>(kernel: K, simd: S) -> K::Output {
             kernel.run(simd)
         }
@@ -55,6 +61,11 @@ impl<P: Product> Simd for Quads<P> {
     type D = [float64x2_t; 8];
 
     const WIDE: bool = false;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {

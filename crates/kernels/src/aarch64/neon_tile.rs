@@ -7,6 +7,7 @@
 use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
+use super::neon::Quads;
 use crate::gemm::{Line, PANEL, Tile};
 use crate::simd::Product;
 
@@ -44,6 +45,11 @@ pub(crate) struct Smull(());
 impl Smull {
     pub(super) fn detect() -> Option<Self> {
         (cfg!(target_endian = "little") && is_aarch64_feature_detected!("neon")).then_some(Self(()))
+    }
+
+    /// Where NEON was found with another product, which keeps bytes in that order too.
+    pub(super) fn beside<P>(_proof: Quads<P>) -> Self {
+        Self(())
     }
 }
 

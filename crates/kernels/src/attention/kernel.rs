@@ -2,6 +2,7 @@
 
 use std::array::from_fn;
 use std::f32::consts::LOG2_E;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{AttentionPrecision, HeadInput};
@@ -107,6 +108,8 @@ impl Factors for Paired {
 impl Kernel for Pack<'_, '_> {
     type Output = ();
 
+    const USES_PRODUCT: bool = false;
+
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         match self.input.precision {
@@ -120,6 +123,8 @@ impl Kernel for Pack<'_, '_> {
 impl Kernel for Attend<'_, '_> {
     type Output = ();
 
+    const USES_PRODUCT: bool = false;
+
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         match self.input.precision {
@@ -128,6 +133,40 @@ impl Kernel for Attend<'_, '_> {
             AttentionPrecision::Bf16 if S::BF16 || self.paired => self.all::<S, Paired>(s),
             AttentionPrecision::Bf16 => self.all::<S, Rounded>(s),
         }
+    }
+}
+
+/// Some rows of the queries, from `at` on.
+struct Block<'b, 'a, 'i, F, const R: usize> {
+    attend: &'b mut Attend<'a, 'i>,
+    at: usize,
+    factors: PhantomData<F>,
+}
+
+impl<F: Factors, const R: usize> Kernel for Block<'_, '_, '_, F, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.attend.rows::<S, F, R>(s, self.at);
+    }
+}
+
+/// One query's scores in some panels, up to the key `end`.
+struct Reach<'b, 'a, 'i> {
+    attend: &'b mut Attend<'a, 'i>,
+    query: usize,
+    row: usize,
+    panels: Range<usize>,
+    end: usize,
+}
+
+impl Kernel for Reach<'_, '_, '_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        self.attend.reach(s, self.query, self.row, (self.panels, self.end))
     }
 }
 
@@ -213,15 +252,20 @@ impl Attend<'_, '_> {
         }
     }
 
+    /// The rows `at..at + R` of the queries.
+    #[inline(always)]
+    fn block<S: Simd, F: Factors, const R: usize>(&mut self, s: S, at: usize) {
+        s.apart(Block::<F, R> { attend: self, at, factors: PhantomData });
+    }
+
     /// The token of a row of queries.
     #[inline(always)]
     fn token(&self, row: usize) -> usize {
         self.input.queries.start + row / self.together
     }
 
-    /// The rows `at..at + R` of the queries.
     #[inline(always)]
-    fn block<S: Simd, F: Factors, const R: usize>(&mut self, s: S, at: usize) {
+    fn rows<S: Simd, F: Factors, const R: usize>(&mut self, s: S, at: usize) {
         let HeadInput { tokens, head_dim, before, after, .. } = *self.input;
         let (first, last) = (self.token(at), self.token(at + R - 1));
         self.pack_queries::<S, F, R>(s, at);
@@ -383,7 +427,8 @@ impl Attend<'_, '_> {
         let scale = if settled { 1.0 } else { self.input.scale } * LOG2_E;
         let mut largest = [0.0; R];
         for (row, largest) in largest.iter_mut().enumerate() {
-            *largest = self.reach(s, self.token(at + row), row, (panels.clone(), end));
+            let (query, panels) = (self.token(at + row), panels.clone());
+            *largest = s.apart(Reach { attend: self, query, row, panels, end });
         }
         let mut sums = [s.splat(0.0); R];
         for (row, (sum, largest)) in sums.iter_mut().zip(largest).enumerate() {

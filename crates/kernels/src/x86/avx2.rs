@@ -23,10 +23,16 @@ impl<P: Product> Ymm<P> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(product))
     }
 
+    /// Where the machine was found to have the registers, with another product.
+    pub(super) fn beside<Q>(product: P, _proof: Ymm<Q>) -> Self {
+        Self(product)
+    }
+
     /// Runs `kernel`, compiled for AVX2 and FMA.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,fma")]
+        #[inline(never)]
         fn enabled<K: Kernel, S: Simd>(kernel: K, simd: S) -> K::Output {
             kernel.run(simd)
         }
@@ -48,6 +54,11 @@ impl<P: Product> Simd for Ymm<P> {
     type D = [__m256d; 4];
 
     const WIDE: bool = false;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {

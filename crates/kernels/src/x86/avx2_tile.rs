@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::Ymm;
 use crate::gemm::{Line, PANEL, TILE_ROWS, Tile};
 use crate::pack::position;
 use crate::simd::Product;
@@ -23,6 +24,11 @@ pub(crate) struct Madd(());
 impl Madd {
     pub(super) fn detect() -> Option<Self> {
         is_x86_feature_detected!("avx2").then_some(Self(()))
+    }
+
+    /// Where AVX2 was found with another product.
+    pub(super) fn beside<P>(_proof: Ymm<P>) -> Self {
+        Self(())
     }
 }
 

@@ -35,10 +35,12 @@ impl<const BF16: bool> Avx512<BF16> {
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        #[inline(never)]
         fn enabled<K: Kernel, S: Simd>(kernel: K, simd: S) -> K::Output {
             kernel.run(simd)
         }
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+        #[inline(never)]
         fn enabled_with_bf16<K: Kernel, S: Simd>(kernel: K, simd: S) -> K::Output {
             kernel.run(simd)
         }
@@ -73,6 +75,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     const WIDE: bool = true;
     const BF16: bool = BF16;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
