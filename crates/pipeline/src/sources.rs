@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use zeropoint_models::SourceRef;
 
 use crate::PipelineError;
-use crate::events::{Cancel, Event, Events};
+use crate::events::{Cancel, Events};
 
 /// What stands before a file of a data set of the hub.
 const DATA_PREFIX: &str = "hub:";
@@ -181,6 +181,9 @@ impl Sources<'_> {
 impl zeropoint_hub::Watch for Sources<'_> {
     fn event(&self, event: zeropoint_hub::HubEvent) {
         use zeropoint_hub::HubEvent;
+
+        use crate::events::Event;
+
         self.events.event(match event {
             HubEvent::Fetching { what, files, bytes } => Event::Fetching { what, files, bytes },
             HubEvent::Downloaded { file, done, total } => Event::Downloaded { file, done, total },
@@ -197,16 +200,16 @@ impl zeropoint_hub::Watch for Sources<'_> {
 
 #[cfg(not(feature = "hub"))]
 impl Sources<'_> {
-    fn no_hub<T>(&self, what: &str) -> Result<T, PipelineError> {
+    fn no_hub<T>(&self, what: String) -> Result<T, PipelineError> {
         let _ = (self.offline, self.headers_only, self.events, self.cancel);
-        Err(PipelineError::NoHub { what: what.to_owned() })
+        Err(PipelineError::NoHub { what })
     }
 
     fn fetch_model(&self, id: String, _revision: Option<&str>) -> Result<LocalModel, PipelineError> {
-        self.no_hub(&id)
+        self.no_hub(id)
     }
 
     fn fetch_data(&self, reference: &str) -> Result<LocalFile, PipelineError> {
-        self.no_hub(reference)
+        self.no_hub(reference.to_owned())
     }
 }
