@@ -2,6 +2,9 @@
 
 use crate::{QMAX, QMIN, QuantParams, WeightBits};
 
+/// `1.5 * 2^23`: an f32 between `2^23` and `2^24` has no fraction, so that adding this rounds what is within `±2^22`, half to even.
+const ROUNDER: f32 = 12_582_912.0;
+
 /// `clamp(round(r / scale + zero_point), -128, 127)` in f32, rounding half to even.
 ///
 /// The zero point is added before rounding, as `compressed-tensors` does it (`_quantize`), whose arithmetic those who
@@ -16,7 +19,9 @@ pub fn quantize(r: f32, params: QuantParams) -> i8 {
     let steps = r / params.scale + f32::from(params.zero_point);
     // Clamping before rounding equals clamping after: the bounds are integers and rounding is monotone. `max` first:
     // f32::max(NaN, x) is x, as is MAXPS with x as its second operand.
-    steps.max(QMIN as f32).min(QMAX as f32).round_ties_even() as i8
+    let steps = steps.max(QMIN as f32).min(QMAX as f32);
+    // As `round_ties_even`, which is a call into the C library where the target lacks the instruction.
+    ((steps + ROUNDER) - ROUNDER) as i8
 }
 
 /// A weight of so many bits: `clamp(round(w / scale), -2^(bits - 1), 2^(bits - 1) - 1)`, rounding half to even.
@@ -60,6 +65,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn rounding_is_half_to_even(r in -130f32..130.0, halves in -260i32..=260) {
+            let unit = QuantParams { scale: 1.0, zero_point: 0 };
+            for r in [r, halves as f32 / 2.0, (halves as f32 / 2.0).next_up(), (halves as f32 / 2.0).next_down()] {
+                prop_assert_eq!(quantize(r, unit), r.round_ties_even() as i8);
+            }
+        }
+
         #[test]
         fn every_integer_survives_the_round_trip(q: i8, z: i8, scale in 1e-20f32..1e20) {
             let params = QuantParams { scale, zero_point: z };

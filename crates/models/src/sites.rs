@@ -10,7 +10,7 @@ use zeropoint_kernels::{
     Isa, MatrixValues, WeightOnlyMatrix, dequantize_sums, matrix_vector, weight_only_product,
 };
 
-use crate::ops::{BiasActivation, apply_activation, halves_of, rows_of};
+use crate::ops::{BiasActivation, ROWS_PER_TASK, apply_activation, halves_of, rows_of};
 use crate::spec::ActivationFn;
 
 /// Runs all Linears that read one site: `[rows, channels]` in, one `[rows, outputs]` for each consumer out, in the
@@ -44,6 +44,12 @@ pub const LARGE_MATRIX: usize = 1 << 20;
 /// Most weights that are kept in f32 beside bfloat16: 256 MiB.
 pub const WIDEST_MATRIX: usize = 1 << 26;
 
+/// Most rows of a product in f32 that are computed at a time.
+const ROWS_PER_PRODUCT: usize = 256;
+
+/// Outputs from which on a product of all rows is made at once: a part of it would not stay in a cache.
+const WIDEST_PRODUCT: usize = 1 << 14;
+
 /// Outputs that one task computes of it.
 const OUTPUTS_PER_TASK: usize = 1024;
 
@@ -70,7 +76,7 @@ impl FloatLinear {
     fn many_rows(&self, input: &Tensor) -> Result<Tensor> {
         let (outputs, inputs) = self.weight.dims2()?;
         if self.weight.dtype() == DType::F32 || outputs * inputs <= WIDEST_MATRIX {
-            return input.matmul(&self.in_f32()?.t()?);
+            return product(input, self.in_f32()?);
         }
         let rows = (WIDEST_MATRIX / inputs).max(1);
         let part = |start: usize| {
@@ -116,6 +122,26 @@ impl FloatLinear {
     }
 }
 
+/// `input * weight^T` for rows in number.
+///
+/// Each thread takes some rows at a time: what it works on stays in its caches, and no thread waits for another within a product.
+/// How they are split depends on the sizes alone, and so do the sums.
+fn product(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (rows, outputs) = (input.dim(0)?, weight.dim(0)?);
+    let tasks = rows.div_ceil(ROWS_PER_PRODUCT);
+    if tasks < 2 || outputs > WIDEST_PRODUCT {
+        return input.matmul(&weight.t()?);
+    }
+    let rows_per_task = rows.div_ceil(tasks);
+    let mut out = vec![0f32; rows * outputs];
+    let tasks = out.par_chunks_mut(rows_per_task * outputs).enumerate();
+    tasks.try_for_each(|(task, out)| {
+        let part = input.narrow(0, task * rows_per_task, out.len() / outputs)?;
+        rows_of(&part.matmul(&weight.t()?)?, |part| out.copy_from_slice(part))
+    })?;
+    Tensor::from_vec(out, (rows, outputs), &Device::Cpu)
+}
+
 /// The f32 life: the original.
 pub struct FloatSite {
     /// For the epilogue.
@@ -156,20 +182,33 @@ impl ActivationQuantizer {
         x: &[f32],
         columns: usize,
     ) -> std::result::Result<QuantizedActivation, ParamsError> {
-        let mut steps = Vec::with_capacity(x.len());
-        let mut scales = Vec::with_capacity(x.len() / columns.max(1));
-        for row in x.chunks_exact(columns) {
-            if let Some(bad) = row.iter().find(|v| !v.is_finite()) {
-                return Err(ParamsError::NotFinite { min: *bad, max: *bad });
-            }
-            let params = match *self {
-                Self::Static(params) => params,
-                Self::Dynamic(symmetry) => row_params(row, symmetry)?,
-            };
-            steps.extend(row.iter().map(|v| step(quantize(*v, params), params)));
-            scales.push(params.scale);
+        let task = columns * ROWS_PER_TASK;
+        let mut steps = vec![0f32; x.len()];
+        let tasks = steps.par_chunks_mut(task).zip(x.par_chunks(task));
+        let scales: Vec<std::result::Result<Vec<f32>, ParamsError>> = tasks
+            .map(|(steps, x)| {
+                let rows = steps.chunks_exact_mut(columns).zip(x.chunks_exact(columns));
+                rows.map(|(steps, row)| self.quantize_row(row, steps)).collect()
+            })
+            .collect();
+        let mut all = Vec::with_capacity(x.len() / columns);
+        for scales in scales {
+            all.extend(scales?);
         }
-        Ok(QuantizedActivation { steps, scales })
+        Ok(QuantizedActivation { steps, scales: all })
+    }
+
+    /// The scale of a row, of which the steps are written.
+    fn quantize_row(&self, row: &[f32], steps: &mut [f32]) -> std::result::Result<f32, ParamsError> {
+        if let Some(bad) = row.iter().find(|v| !v.is_finite()) {
+            return Err(ParamsError::NotFinite { min: *bad, max: *bad });
+        }
+        let params = match *self {
+            Self::Static(params) => params,
+            Self::Dynamic(symmetry) => row_params(row, symmetry)?,
+        };
+        steps.iter_mut().zip(row).for_each(|(out, v)| *out = step(quantize(*v, params), params));
+        Ok(params.scale)
     }
 }
 
@@ -194,9 +233,14 @@ pub struct QuantizedActivation {
 impl QuantizedActivation {
     /// The real values, `[rows, columns]`.
     pub fn dequantize(&self) -> Vec<f32> {
-        let columns = self.steps.len() / self.scales.len().max(1);
-        let rows = self.steps.chunks_exact(columns.max(1)).zip(&self.scales);
-        rows.flat_map(|(row, scale)| row.iter().map(move |step| step * scale)).collect()
+        let columns = (self.steps.len() / self.scales.len().max(1)).max(1);
+        let mut values = self.steps.clone();
+        for (row, scale) in values.chunks_exact_mut(columns).zip(&self.scales) {
+            for step in row {
+                *step *= scale;
+            }
+        }
+        values
     }
 }
 
@@ -226,14 +270,20 @@ impl SimulatedLinear {
         for start in (0..inputs).step_by(EXACT_INPUTS) {
             let count = EXACT_INPUTS.min(inputs - start);
             let part = |x: &Tensor| x.narrow(1, start, count)?.contiguous();
-            let product = part(&steps)?.matmul(&part(&self.weight)?.t()?)?;
-            rows_of(&product, |exact| sums.iter_mut().zip(exact).for_each(|(sum, x)| *sum += *x as i32))?;
+            let product = product(&part(&steps)?, &part(&self.weight)?)?;
+            rows_of(&product, |exact| {
+                let tasks = sums.par_chunks_mut(outputs * ROWS_PER_TASK);
+                tasks.zip(exact.par_chunks(outputs * ROWS_PER_TASK)).for_each(|(sums, exact)| {
+                    sums.iter_mut().zip(exact).for_each(|(sum, x)| *sum += *x as i32);
+                });
+            })?;
         }
         let mut out = vec![0f32; rows * outputs];
-        for ((out, sums), scale) in out.chunks_mut(outputs).zip(sums.chunks(outputs)).zip(&quantized.scales) {
+        let all = out.par_chunks_mut(outputs).zip(sums.par_chunks(outputs)).zip(&quantized.scales);
+        all.with_min_len(ROWS_PER_TASK).for_each(|((out, sums), scale)| {
             dequantize_sums(isa, sums, *scale, &self.weight_scales, self.bias.as_deref(), out);
-        }
-        apply_activation(isa, &mut out, self.activation);
+            apply_activation(isa, out, self.activation);
+        });
         Tensor::from_vec(out, (rows, outputs), &Device::Cpu)
     }
 }

@@ -242,17 +242,17 @@ impl SiteSink for Moments<'_> {
 /// Adds the products of the channels of `x`, `[rows, channels]`.
 fn add(sums: &mut [f32], x: &[f32], channels: usize) -> candle_core::Result<()> {
     let x = Tensor::from_slice(x, (x.len() / channels, channels), &Device::Cpu)?;
-    for start in (0..channels).step_by(TILE) {
-        let width = TILE.min(channels - start);
+    // The last ones take the longest.
+    let tiles = sums.par_chunks_mut(TILE * channels).enumerate().rev();
+    tiles.try_for_each(|(tile, sums)| {
+        let (start, width) = (tile * TILE, sums.len() / channels);
         let product = x.narrow(1, start, width)?.t()?.matmul(&x.narrow(1, 0, start + width)?)?;
         rows_of(&product, |product| {
-            for (row, product) in product.chunks_exact(start + width).enumerate() {
-                let sums = &mut sums[(start + row) * channels..][..start + width];
+            for (sums, product) in sums.chunks_exact_mut(channels).zip(product.chunks_exact(start + width)) {
                 sums.iter_mut().zip(product).for_each(|(sum, x)| *sum += x);
             }
-        })?;
-    }
-    Ok(())
+        })
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use zeropoint_core::{ActivationMode, ParamsError, QuantParams};
 use zeropoint_kernels::Isa;
 use zeropoint_models::{
@@ -137,16 +138,18 @@ impl Trial<'_> {
     fn best(
         &self,
         strengths: &[f64],
-        factors: &dyn Fn(f64) -> Vec<f32>,
+        factors: &(dyn Fn(f64) -> Vec<f32> + Sync),
     ) -> Result<(f64, Vec<f32>), PipelineError> {
-        let linears = self.linears()?;
+        let readers = self.readers()?;
+        // Not all at once: each holds its own weights.
+        let halves = strengths.par_chunks(strengths.len().div_ceil(2));
+        let errors = |half: &[f64]| -> Vec<Result<f64, PipelineError>> {
+            half.iter().map(|strength| self.error(&factors(*strength), &readers)).collect()
+        };
+        let errors: Vec<Result<f64, PipelineError>> = halves.flat_map_iter(errors).collect();
         let mut best = (f64::INFINITY, strengths[0]);
-        for &strength in strengths {
-            let factors = factors(strength);
-            let mut error = 0.0;
-            for linear in &linears {
-                error += self.error(&factors, linear)?;
-            }
+        for (error, &strength) in errors.into_iter().zip(strengths) {
+            let error = error?;
             if error < best.0 {
                 best = (error, strength);
             }
@@ -155,7 +158,7 @@ impl Trial<'_> {
     }
 
     /// The Linears that become integers, with their weights and float outputs.
-    fn linears(&self) -> Result<Vec<Reader<'_>>, PipelineError> {
+    fn readers(&self) -> Result<Vec<Reader<'_>>, PipelineError> {
         let (spec, plan) = (self.prepared.directory.spec(), &self.prepared.plan);
         let checkpoint = self.prepared.directory.checkpoint();
         let mut readers = Vec::new();
@@ -183,20 +186,41 @@ impl Trial<'_> {
         Ok(readers)
     }
 
-    /// The squared error of a Linear's outputs, smoothed with these factors and rounded.
-    fn error(&self, factors: &[f32], reader: &Reader<'_>) -> Result<f64, PipelineError> {
+    /// The squared error of the outputs of all Linears, smoothed with these factors and rounded.
+    fn error(&self, factors: &[f32], readers: &[Reader<'_>]) -> Result<f64, PipelineError> {
         let isa = Isa::active().map_err(ModelError::from)?;
-        let Reader { scheme, edits, weight, output, inputs, path } = reader;
-        let failed = |reason: String| PipelineError::Layer { path: (*path).to_owned(), reason };
         let mut all = vec![Vec::new(); self.graph.plan.smoothings.len()];
         all[self.index] = factors.to_vec();
-        let (mut x, mut w) = (self.rows.to_vec(), weight.clone());
-        let outputs = w.len() / inputs;
-        let part = EditedRows { values: &mut w, rows: 0..outputs, inputs: *inputs };
-        edit_weight(isa, &self.graph.plan, edits, (&all, &[]), part);
-        for edit in edits {
+        let mut error = 0.0;
+        // Linears of one scheme read the same.
+        let mut input: Option<(&Reader<'_>, Vec<f32>)> = None;
+        for reader in readers {
+            let Reader { scheme, edits, weight, output, inputs, path } = reader;
+            let failed = |reason: String| PipelineError::Layer { path: (*path).to_owned(), reason };
+            let x = match input.take() {
+                Some((known, x)) if known.reads_as(reader) => x,
+                _ => self.input(isa, factors, reader).map_err(|error| failed(error.to_string()))?,
+            };
+            let mut w = weight.clone();
+            let outputs = w.len() / inputs;
+            let part = EditedRows { values: &mut w, rows: 0..outputs, inputs: *inputs };
+            edit_weight(isa, &self.graph.plan, edits, (&all, &[]), part);
+            // The full range, which takes no search of its own.
+            let w = quantize_weight(isa, &w, outputs, *inputs, scheme.scheme.weights, WeightObserver::MinMax);
+            let w = w.map_err(|error| failed(error.to_string()))?.dequantize();
+            let found = product(&x, &w, *inputs).map_err(ModelError::from)?;
+            error += output.iter().zip(&found).map(|(y, found)| f64::from(y - found).powi(2)).sum::<f64>();
+            input = Some((reader, x));
+        }
+        Ok(error)
+    }
+
+    /// What a Linear reads of the rows: smoothed, rotated and rounded.
+    fn input(&self, isa: Isa, factors: &[f32], reader: &Reader<'_>) -> Result<Vec<f32>, ParamsError> {
+        let mut x = self.rows.to_vec();
+        for edit in &reader.edits {
             match edit {
-                Edit::ScaleColumns { .. } => x.chunks_exact_mut(*inputs).for_each(|row| {
+                Edit::ScaleColumns { .. } => x.chunks_exact_mut(reader.inputs).for_each(|row| {
                     for (channel, x) in row.iter_mut().enumerate() {
                         *x /= factors[self.smoothing.factor_of(channel)];
                     }
@@ -209,14 +233,10 @@ impl Trial<'_> {
                 _ => {}
             }
         }
-        if let Some(quantizer) = quantizer(scheme, &x).map_err(|error| failed(error.to_string()))? {
-            x = quantizer.quantize(&x, *inputs).map_err(|error| failed(error.to_string()))?.dequantize();
+        match quantizer(reader.scheme, &x)? {
+            None => Ok(x),
+            Some(quantizer) => Ok(quantizer.quantize(&x, reader.inputs)?.dequantize()),
         }
-        // The full range, which takes no search of its own.
-        let w = quantize_weight(isa, &w, outputs, *inputs, scheme.scheme.weights, WeightObserver::MinMax);
-        let w = w.map_err(|error| failed(error.to_string()))?.dequantize();
-        let found = product(&x, &w, *inputs).map_err(ModelError::from)?;
-        Ok(output.iter().zip(&found).map(|(y, found)| f64::from(y - found).powi(2)).sum())
     }
 }
 
@@ -228,6 +248,14 @@ struct Reader<'a> {
     output: Vec<f32>,
     inputs: usize,
     path: &'a str,
+}
+
+impl Reader<'_> {
+    /// Whether another one reads the same numbers.
+    fn reads_as(&self, other: &Self) -> bool {
+        (self.scheme.scheme.activations, &self.edits, self.inputs)
+            == (other.scheme.scheme.activations, &other.edits, other.inputs)
+    }
 }
 
 /// How these values would be quantised: a static range is theirs. `None` where they stay float.
