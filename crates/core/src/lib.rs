@@ -23,7 +23,7 @@ mod scheme;
 pub use contain::contain;
 pub use fingerprint::{Fingerprint, FingerprintBuilder};
 pub use params::{ParamsError, QuantParams, SCALE_FLOOR};
-pub use quantize::{dequantize, quantize, quantize_weight};
+pub use quantize::{ROUNDER, dequantize, quantize, quantize_weight};
 pub use rng::Rng;
 pub use scheme::{
     ActivationMode, ActivationScheme, Granularity, QMAX, QMIN, Scheme, Symmetry, WeightBits, WeightScheme,

@@ -2,8 +2,9 @@
 
 use crate::{QMAX, QMIN, QuantParams, WeightBits};
 
-/// `1.5 * 2^23`: an f32 between `2^23` and `2^24` has no fraction, so that adding this rounds what is within `±2^22`, half to even.
-const ROUNDER: f32 = 12_582_912.0;
+/// `1.5 * 2^23`: between `2^23` and `2^24` an f32 has no fraction, so that adding this rounds what is within `±2^22`, half to even,
+/// and leaves the integer in the low bits.
+pub const ROUNDER: f32 = 12_582_912.0;
 
 /// `clamp(round(r / scale + zero_point), -128, 127)` in f32, rounding half to even.
 ///

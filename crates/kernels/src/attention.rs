@@ -2,12 +2,14 @@
 
 mod cache;
 mod kernel;
+mod pack;
 
 use std::ops::Range;
 
 pub use self::cache::{CachedInput, HeadCache, KvPrecision, attend_cached};
 
-use self::kernel::{Attend, PANEL, Pack, Packed, ROWS};
+use self::kernel::{Attend, ROWS};
+use self::pack::{PANEL, Pack, Packed};
 use crate::simd::LANES;
 use crate::{AlignedMemory, Isa};
 

@@ -2,16 +2,14 @@
 
 use std::array::from_fn;
 
+use zeropoint_core::ROUNDER;
+
 use crate::gemm::{Line, PANEL, Tile};
 use crate::simd::{Kernel, LANES, Product, Simd};
 
 /// Needs nothing of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Scalar;
-
-/// Between `2^23` and `2^24` an f32 has no fraction: adding `1.5 * 2^23` rounds, half to even, what is within `±2^22`, and
-/// leaves the integer in the low bits. Without SSE4.1 the functions of the standard library are calls.
-const ROUNDER: f32 = 12_582_912.0;
 
 impl Simd for Scalar {
     type Product = Self;
@@ -84,6 +82,7 @@ impl Simd for Scalar {
     #[inline(always)]
     fn floor(self, a: Self::F) -> Self::F {
         from_fn(|i| {
+            // The functions of the standard library are calls where the target lacks the instruction.
             let nearest = (a[i] + ROUNDER) - ROUNDER;
             if nearest > a[i] { nearest - 1.0 } else { nearest }
         })

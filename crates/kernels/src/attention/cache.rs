@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use zeropoint_core::{QuantParams, quantize};
 
-use super::kernel::{Attend, PANEL, Packed, ROWS};
+use super::kernel::{Attend, ROWS};
+use super::pack::{PANEL, Packed};
 use super::{AttentionPrecision, AttentionScratch, HeadInput};
 use crate::simd::LANES;
 use crate::{AlignedMemory, Isa};
