@@ -22,9 +22,17 @@ impl BatchPlan {
     where
         InputRef<'a>: From<&'a T>,
     {
+        Self::of_some(inputs, 0..inputs.len(), batch_size)
+    }
+
+    /// As [`BatchPlan::new`], of those inputs whose indices are given.
+    fn of_some<'a, T>(inputs: &'a [T], indices: impl IntoIterator<Item = usize>, batch_size: usize) -> Self
+    where
+        InputRef<'a>: From<&'a T>,
+    {
         let (mut texts, mut images) = (Vec::new(), Vec::new());
-        for (i, input) in inputs.iter().enumerate() {
-            match InputRef::from(input) {
+        for i in indices {
+            match InputRef::from(&inputs[i]) {
                 InputRef::Tokens(tokens) => texts.push((std::cmp::Reverse(tokens.len()), i)),
                 InputRef::Image(_) => images.push(i),
             }
@@ -92,13 +100,32 @@ impl CalibrationSet {
         plan.batches().iter().flatten().map(|&i| self.inputs[i].len()).sum()
     }
 
-    /// The batches that a shard takes, in the order of the whole plan: a function of the plan and the number of shards.
+    /// Batches of fewer samples, evenly spread over the set in file order: of texts and of images each as many as hold `rows` on
+    /// average, and at least one. `rows_of` says how many a sample has: tokens, or patches. All samples where they hold no more.
+    pub fn spread(
+        &self,
+        rows: usize,
+        rows_of: &dyn Fn(&ModelInput) -> usize,
+        batch_size: usize,
+    ) -> BatchPlan {
+        let is_image = |i: &usize| matches!(self.inputs[*i], ModelInput::Image(_));
+        let (images, texts): (Vec<usize>, Vec<usize>) = (0..self.inputs.len()).partition(is_image);
+        let some = |all: Vec<usize>| {
+            let held: usize = all.iter().map(|&i| rows_of(&self.inputs[i])).sum();
+            let count = if held <= rows { all.len() } else { (rows * all.len()).div_ceil(held).max(1) };
+            (0..count).map(|k| all[k * all.len() / count]).collect::<Vec<usize>>()
+        };
+        let chosen = some(texts).into_iter().chain(some(images));
+        BatchPlan::of_some(&self.inputs, chosen, batch_size)
+    }
+
+    /// The batches of `plan` that a shard takes, in its order: a function of the plan and the number of shards.
     ///
     /// Batches stay whole, because their rows go through one product together, and each belongs to one shard. The tokens
     /// of any two shards differ by at most those of the largest batch; where there are more shards than batches, some
     /// are empty.
-    pub fn shard(&self, shard: Shard) -> BatchPlan {
-        let batches = self.plan.batches();
+    pub fn shard(&self, plan: &BatchPlan, shard: Shard) -> BatchPlan {
+        let batches = plan.batches();
         let tokens: Vec<usize> =
             batches.iter().map(|batch| batch.iter().map(|&i| self.inputs[i].len()).sum()).collect();
         let taken = assign(&tokens, shard.of());
@@ -106,12 +133,17 @@ impl CalibrationSet {
         BatchPlan { batches: own.map(|(batch, _)| batch.clone()).collect() }
     }
 
-    /// Identifies the token ids, the pixels, the samples' numbers and the batches: everything of the data that statistics
-    /// depend on.
+    /// Identifies all of the data, in the batches that they are run in.
     pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint_of(&self.plan)
+    }
+
+    /// Identifies the token ids, the pixels, the samples' numbers and the batches of a plan: everything of the data that statistics
+    /// of these batches depend on.
+    pub fn fingerprint_of(&self, plan: &BatchPlan) -> Fingerprint {
         let mut builder = Fingerprint::builder("calibration-set");
         let bytes = |values: &[u32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        for batch in self.plan.batches() {
+        for batch in plan.batches() {
             builder.field("batch", (batch.len() as u64).to_le_bytes());
             for &i in batch {
                 // Moving averages are taken in the samples' order, which batches do not keep.
@@ -175,7 +207,8 @@ mod tests {
         let plan = BatchPlan::new(&inputs, 2);
         let set = CalibrationSet { inputs, plan, available: 9 };
         for of in 1..=8 {
-            let shards: Vec<BatchPlan> = (1..=of).map(|i| set.shard(Shard::new(i, of).unwrap())).collect();
+            let shards: Vec<BatchPlan> =
+                (1..=of).map(|i| set.shard(&set.plan, Shard::new(i, of).unwrap())).collect();
             for shard in &shards {
                 let of_set = set.plan.batches().iter().filter(|batch| shard.batches().contains(batch));
                 assert!(of_set.eq(shard.batches()), "{of}: {shard:?}");
@@ -190,6 +223,36 @@ mod tests {
                 of.saturating_sub(5) as usize
             );
         }
+    }
+
+    #[test]
+    fn fewer_samples_are_spread_over_the_set() {
+        let set = |inputs: Vec<ModelInput>| {
+            let plan = BatchPlan::new(&inputs, 2);
+            CalibrationSet { available: inputs.len(), inputs, plan }
+        };
+        let of = |set: &CalibrationSet, rows: usize| {
+            let plan = set.spread(rows, &ModelInput::len, 2);
+            let mut chosen = plan.batches().concat();
+            chosen.sort_unstable();
+            (chosen, plan)
+        };
+        let even = set(of_lengths(&[5; 8]));
+        for (rows, expected) in [(0, vec![0]), (5, vec![0]), (6, vec![0, 4]), (20, vec![0, 2, 4, 6])] {
+            assert_eq!(of(&even, rows).0, expected, "{rows}");
+        }
+        // All of them are the set as it is, and its statistics those of the set.
+        for rows in [40, 41, usize::MAX] {
+            let (chosen, plan) = of(&even, rows);
+            assert_eq!(chosen, (0..8).collect::<Vec<_>>());
+            assert_eq!(plan, even.plan);
+            assert_eq!(even.fingerprint_of(&plan), even.fingerprint());
+        }
+        assert_ne!(even.fingerprint_of(&of(&even, 20).1), even.fingerprint());
+        let mixed = set(vec![text(vec![1; 6]), image(0.0), text(vec![1; 2]), image(1.0), image(2.0)]);
+        assert_eq!(of(&mixed, 1).0, [0, 1]);
+        assert_eq!(of(&mixed, 2).0, [0, 1, 3]);
+        assert_eq!(of(&set(Vec::new()), 9).0, Vec::<usize>::new());
     }
 
     #[test]

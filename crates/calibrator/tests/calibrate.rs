@@ -166,7 +166,7 @@ fn experts_see_every_row_and_count_those_that_are_routed_to_them() {
     }
     // A shard without any batch among them.
     let parts = [1, 2, 3].map(|index| {
-        let plan = set.shard(Shard::new(index, 3).expect("a shard"));
+        let plan = set.shard(&set.plan, Shard::new(index, 3).expect("a shard"));
         match calibrate_batches(&model, &set, &plan, &mut |_| ControlFlow::Continue(())) {
             Ok(Calibrated::Done(sites)) => StatisticsFile { header: BTreeMap::new(), sites },
             other => panic!("{other:?}"),

@@ -114,10 +114,13 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
     text.push_str(&table(&rows));
     let _ = writeln!(
         text,
-        "\ncalibration  {} samples, {} tokens, {}{}",
+        "\ncalibration  {} samples, {} tokens, {}{}{}",
         plan.samples,
         HumanCount(plan.tokens as u64),
         if plan.passes == 0 { "no pass".to_owned() } else { format!("{} pass", plan.passes) },
+        plan.transform_samples
+            .filter(|samples| *samples < plan.samples)
+            .map_or_else(String::new, |samples| format!(", factors of transforms from {samples} samples")),
         if plan.cached { "; none if the statistics in the cache are of these weights" } else { "" }
     );
     for (task, samples) in &plan.tasks {

@@ -176,6 +176,9 @@ pub struct Calibration {
     pub samples: u64,
     /// Number of tokens, padding excluded.
     pub tokens: u64,
+    /// How many of the samples the factors of transforms were chosen from; `None` where no transform has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform_samples: Option<u64>,
     /// Of the samples; `None` when there were none.
     pub fingerprint: Option<Fingerprint>,
     /// Of the choice of samples.

@@ -5,6 +5,7 @@ mod choice;
 mod request;
 mod schemes;
 
+use zeropoint_calibrator::{BatchPlan, Room};
 use zeropoint_evaluator::compare::MetricName;
 use zeropoint_formats::TensorSpec;
 use zeropoint_formats::compressed_tensors::linear_tensor_specs;
@@ -69,8 +70,19 @@ pub fn auto(
     })
 }
 
+/// Refuses a metric that no task of a run gives.
+pub(crate) fn check_metric(prepared: &Prepared, metric: &MetricName) -> Result<(), PipelineError> {
+    let known = known_metrics(prepared)?;
+    if known.contains(metric) {
+        return Ok(());
+    }
+    let known: Vec<String> = known.iter().map(|metric| format!("`{metric}`")).collect();
+    let reason = format!("no task of the config gives `{metric}`; there are {}", known.join(", "));
+    Err(PipelineError::Option { option: "--metric", reason })
+}
+
 /// Every metric that the tasks of a run give.
-pub(crate) fn known_metrics(prepared: &Prepared) -> Result<Vec<MetricName>, PipelineError> {
+fn known_metrics(prepared: &Prepared) -> Result<Vec<MetricName>, PipelineError> {
     let mut known = Vec::new();
     for task in &prepared.tasks {
         let names = task.metrics(prepared.directory.spec())?;
@@ -82,20 +94,16 @@ pub(crate) fn known_metrics(prepared: &Prepared) -> Result<Vec<MetricName>, Pipe
 }
 
 fn metric_of(prepared: &Prepared, request: &AutoRequest) -> Result<MetricName, PipelineError> {
-    let option = |reason: String| PipelineError::Option { option: "--metric", reason };
-    let known = known_metrics(prepared)?;
     let gate = prepared.config.evaluation.gate.first();
     let of_gate = gate.map(|gate| MetricName { task: gate.task.clone(), name: gate.metric.to_string() });
-    match request.metric.clone().or(of_gate).or_else(|| known.first().cloned()) {
-        None => Err(option(
-            "the config has no evaluation task whose loss could be held to a limit; add one".to_owned(),
-        )),
-        Some(metric) if known.contains(&metric) => Ok(metric),
-        Some(metric) => {
-            let known: Vec<String> = known.iter().map(|metric| format!("`{metric}`")).collect();
-            Err(option(format!("no task of the config gives `{metric}`; there are {}", known.join(", "))))
-        }
+    if let Some(metric) = request.metric.clone().or(of_gate) {
+        check_metric(prepared, &metric)?;
+        return Ok(metric);
     }
+    known_metrics(prepared)?.into_iter().next().ok_or_else(|| {
+        let reason = "the config has no evaluation task whose loss could be held to a limit; add one";
+        PipelineError::Option { option: "--metric", reason: reason.to_owned() }
+    })
 }
 
 struct Search<'a> {
@@ -253,7 +261,7 @@ impl Search<'_> {
         let statistics = self.statistics(weights)?;
         let float = FloatParts::new(self.prepared.graph(), self.options.memory.whole())?;
         let directory = std::env::temp_dir();
-        let room = zeropoint_calibrator::Room { memory: self.options.memory.0, dir: &directory };
+        let room = Room { memory: self.options.memory.0, dir: &directory };
         let sensitivities = Sensitivities {
             prepared: self.prepared,
             float: &float,
@@ -284,26 +292,26 @@ impl Search<'_> {
     fn statistics(&self, weights: zeropoint_core::Fingerprint) -> Result<StatisticsFile, PipelineError> {
         let (prepared, options) = (self.prepared, self.options);
         let directory = std::env::temp_dir();
-        let found = |origin: Origin, model: &FloatParts<'_>| {
+        let found = |origin: Origin, model: &FloatParts<'_>, plan: &BatchPlan| {
             if let Some(file) = cached(prepared, origin, &options.cache, self.events) {
                 return Ok(file);
             }
-            let room = zeropoint_calibrator::Room { memory: options.memory.0, dir: &directory };
-            let pass = Pass::whole(prepared, room);
+            let room = Room { memory: options.memory.0, dir: &directory };
+            let pass = Pass::whole(plan, room);
             let file = observe(prepared, origin, model, pass, &mut |_| Ok(()), self.events, self.cancel)?;
             keep(&file, origin, &options.cache, self.events);
             Ok::<_, PipelineError>(file)
         };
         let original = FloatParts::new(&prepared.directory, options.memory.whole())?;
         let Some(graph) = &prepared.transformed else {
-            return found(Origin::of(prepared, weights)?, &original);
+            return found(Origin::of(prepared, weights)?, &original, prepared.first_pass());
         };
         if graph.plan.needs_statistics() {
-            let first = found(Origin::of(prepared, weights)?, &original)?;
+            let first = found(Origin::of(prepared, weights)?, &original, prepared.first_pass())?;
             graph.settle(prepared, &original, &first, self.cancel)?;
         }
         let transformed = FloatParts::new(&graph.directory, options.memory.whole())?;
-        found(Origin::of_graph(prepared, weights)?, &transformed)
+        found(Origin::of_graph(prepared, weights)?, &transformed, &prepared.calibration.plan)
     }
 
     /// From the cheapest on, what the metric says holds; groups that lose most for what they save are given up until it does. The last

@@ -1,6 +1,6 @@
 //! When a run keeps what its observing pass has seen.
 
-use zeropoint_calibrator::Begun;
+use zeropoint_calibrator::{BatchPlan, Begun};
 
 use crate::Prepared;
 
@@ -20,14 +20,14 @@ impl Cadence {
     /// About half a minute on two cores of a server processor.
     const OPERATIONS: f64 = 5e12;
 
-    pub(crate) fn new(prepared: &Prepared, parts: usize, begun: &Begun) -> Self {
+    pub(crate) fn new(prepared: &Prepared, plan: &BatchPlan, parts: usize, begun: &Begun) -> Self {
         let spec = prepared.directory.spec();
         let weights: usize = spec.towers.iter().map(|tower| spec.weights_per_observed_row(tower)).sum();
         let set = &prepared.calibration;
-        let of_part = set.plan.batches().len();
-        let before = set.plan.batches().iter().take(begun.batches).flatten();
+        let of_part = plan.batches().len();
+        let before = plan.batches().iter().take(begun.batches).flatten();
         let tokens: usize = before.map(|&sample| set.inputs[sample].len()).sum();
-        let tokens = (begun.parts * set.tokens() + tokens) / parts;
+        let tokens = (begun.parts * set.tokens_in(plan) + tokens) / parts;
         Self {
             operations_per_token: 2.0 * weights as f64,
             batches_of_part: of_part,
@@ -46,9 +46,9 @@ impl Cadence {
     }
 
     /// How often a whole pass part by part keeps hidden states: between two parts, never behind the last one.
-    pub(crate) fn between_parts(prepared: &Prepared, parts: usize) -> usize {
-        let mut cadence = Self::new(prepared, parts, &Begun::default());
-        let tokens = prepared.calibration.tokens();
+    pub(crate) fn between_parts(prepared: &Prepared, plan: &BatchPlan, parts: usize) -> usize {
+        let mut cadence = Self::new(prepared, plan, parts, &Begun::default());
+        let tokens = prepared.calibration.tokens_in(plan);
         (1..parts).filter(|done| cadence.is_due(*done, 0, done * tokens / parts)).count()
     }
 }

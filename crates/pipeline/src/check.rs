@@ -428,7 +428,7 @@ mod tests {
             let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
             let origin = Origin::of(&prepared, weights).unwrap();
             let cancel = Cancel::default();
-            let pass = Pass::whole(&prepared, room());
+            let pass = Pass::whole(prepared.last_pass(), room());
             let statistics = observe(&prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
             let out = tempfile::tempdir().unwrap();
             let deployed = deploy(&prepared, &statistics, float.isa(), out.path());

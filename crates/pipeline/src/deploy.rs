@@ -403,7 +403,7 @@ pub(crate) mod tests {
                 let float = Model::load(&prepared.directory).unwrap();
                 let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
                 let (origin, cancel) = (Origin::of(&prepared, weights).unwrap(), Cancel::default());
-                let pass = Pass::whole(&prepared, room());
+                let pass = Pass::whole(prepared.last_pass(), room());
                 let statistics =
                     observe(&prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
                 for max_shard_bytes in [5_000_000_000, 20_000, 3_000, 0] {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use zeropoint_calibrator::BatchPlan;
 use zeropoint_evaluator::tasks::{Task, batch_plan};
 use zeropoint_formats::SafetensorsFile;
 use zeropoint_formats::staged::companion_files;
@@ -53,10 +54,14 @@ pub(crate) fn needed(prepared: &Prepared, memory: Memory, passes: &Passes<'_>) -
     if let Some(parts) = memory.parts(spec) {
         let states = |rows: usize| (rows * spec.towers[0].hidden * size_of::<f32>()) as u64;
         let set = &prepared.calibration;
-        if passes.observes {
+        let of_batches = |plan: &BatchPlan| -> Vec<u64> {
             let of_batch = |batch: &Vec<usize>| batch.iter().map(|&i| set.inputs[i].rows(spec)).sum();
-            let batches: Vec<u64> = set.plan.batches().iter().map(of_batch).map(states).collect();
-            let kept = Cadence::between_parts(prepared, parts.len()).min(2) as u64;
+            plan.batches().iter().map(of_batch).map(states).collect()
+        };
+        if passes.observes {
+            let plan = prepared.last_pass();
+            let batches = of_batches(plan);
+            let kept = Cadence::between_parts(prepared, plan, parts.len()).min(2) as u64;
             observing += kept * batches.iter().sum::<u64>() + spilled(memory, &batches);
         }
         if prepared.config.output.self_check {
@@ -64,9 +69,7 @@ pub(crate) fn needed(prepared: &Prepared, memory: Memory, passes: &Passes<'_>) -
             beside = 2 * 2 * states(probe_lengths(prepared).iter().sum());
         }
         if prepared.is_sequential() {
-            let of_batch = |batch: &Vec<usize>| batch.iter().map(|&i| set.inputs[i].rows(spec)).sum();
-            let batches: Vec<u64> = set.plan.batches().iter().map(of_batch).map(states).collect();
-            beside += spilled(memory, &batches);
+            beside += spilled(memory, &of_batches(&set.plan));
         }
         for task in passes.evaluation {
             let batches: Vec<u64> = task.iter().map(|lengths| states(lengths.iter().sum())).collect();
@@ -116,7 +119,7 @@ pub(crate) fn statistics(prepared: &Prepared) -> u64 {
     let sites = &prepared.graph().spec().sites;
     let routed = ROUTED * sites.len() as u64;
     let sites = sites.iter().map(|site| (site.id.as_str(), site.channels));
-    HEADER + routed + StatisticsFile::planned_bytes(sites, prepared.calibration.inputs.len())
+    HEADER + routed + StatisticsFile::planned_bytes(sites, prepared.last_pass().samples())
 }
 
 /// Bytes that the files in a directory take already; 0 when there is none.

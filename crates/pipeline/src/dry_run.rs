@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
+use zeropoint_calibrator::BatchPlan;
 use zeropoint_formats::staged::StagedDir;
 use zeropoint_models::ModelError;
 use zeropoint_quantizer::Decision;
@@ -50,6 +51,8 @@ pub struct DryRun {
     pub samples: usize,
     /// Their tokens.
     pub tokens: usize,
+    /// How many of them the factors of transforms are chosen from, where any are.
+    pub transform_samples: Option<usize>,
     /// Observing passes over them. A run takes none when its cache has the statistics already, which only the weights tell.
     pub passes: usize,
     /// Whether the cache holds statistics of these texts for a model with these sites. They are used if it is the same
@@ -141,6 +144,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         layers: layers.collect(),
         samples: prepared.calibration.inputs.len(),
         tokens: prepared.calibration.tokens(),
+        transform_samples: prepared.factor_plan.as_ref().map(BatchPlan::samples),
         passes: prepared.observing_passes(),
         cached: is_likely_cached(prepared, &options.cache),
         tasks: prepared.tasks.iter().map(|task| (task.name.clone(), task.data.len())).collect(),
@@ -203,12 +207,19 @@ fn seconds(
     let spec = prepared.directory.spec();
     let (weights, observed) =
         (spec.weights_per_row(&spec.towers[0]), spec.weights_per_observed_row(&spec.towers[0]));
-    let samples = prepared.calibration.inputs.iter().map(|input| input.rows(spec));
-    let mut passes = prepared.observing_passes() as f64;
+    let set = &prepared.calibration;
+    let pass = |plan: &BatchPlan| {
+        let rows = plan.batches().iter().flatten().map(|&i| set.inputs[i].rows(spec));
+        operations(prepared, observed, rows)
+    };
+    let mut calibration = match prepared.observing_passes() {
+        0 => 0.0,
+        1 => pass(prepared.first_pass()),
+        _ => pass(prepared.first_pass()) + pass(prepared.last_pass()),
+    };
     if prepared.is_sequential() {
-        passes += GPTQ;
+        calibration += GPTQ * pass(&set.plan);
     }
-    let calibration = passes * operations(prepared, observed, samples);
     let evaluation: f64 =
         evaluation.iter().map(|task| operations(prepared, weights, task.iter().flatten().copied())).sum();
     let pace = operations_per_second().map_err(ModelError::from)? * PRODUCT_SHARE;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use zeropoint_calibrator::BatchPlan;
 use zeropoint_formats::Dtype;
 use zeropoint_models::{
     EmbeddingTable, LARGE_MATRIX, LinearId, LinearRole, LinearSpec, ModelSpec, Part, SiteId, WIDEST_MATRIX,
@@ -84,7 +85,9 @@ fn whole(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> Vec<usize> {
     let (float, integers) = (model.float() + statistics(prepared), model.integers());
     let written = model.left(true) + integers;
     let mut stages = vec![float + integers + largest_copy(prepared)];
-    if let Some(calibration) = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max() {
+    if let Some(calibration) =
+        batches(prepared, prepared.last_pass()).map(|lengths| in_blocks(spec, &lengths)).max()
+    {
         stages.push(float + calibration);
     }
     if prepared.config.output.self_check {
@@ -105,8 +108,14 @@ fn sequential(prepared: &Prepared, memory: Memory) -> Vec<usize> {
     let spec = prepared.graph().spec();
     let parts = Part::of(spec).unwrap_or_else(|| vec![Part::Whole]);
     let limit = usize::try_from(memory.0).unwrap_or(usize::MAX);
-    let states = (batches(prepared).flatten().sum::<usize>() * spec.towers[0].hidden * F32).min(limit);
-    let activations = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max().unwrap_or(0);
+    let states = (batches(prepared, &prepared.calibration.plan).flatten().sum::<usize>()
+        * spec.towers[0].hidden
+        * F32)
+        .min(limit);
+    let activations = batches(prepared, &prepared.calibration.plan)
+        .map(|lengths| in_blocks(spec, &lengths))
+        .max()
+        .unwrap_or(0);
     let quantized: BTreeSet<LinearId> = prepared.plan.quantized().map(|(plan, _)| plan.linear).collect();
     let of_part = |part: Part| {
         let sites = part.sites(spec).into_iter().map(|site| &spec.sites[site]);
@@ -139,8 +148,9 @@ fn by_parts(
     let statistics = statistics(prepared);
     let limit = usize::try_from(memory.0).unwrap_or(usize::MAX);
     let states = |rows: usize| (rows * hidden * F32).min(limit);
-    let calibrated: usize = batches(prepared).flatten().sum();
-    let calibration = batches(prepared).map(|lengths| in_blocks(spec, &lengths)).max().unwrap_or(0);
+    let calibrated: usize = batches(prepared, prepared.last_pass()).flatten().sum();
+    let calibration =
+        batches(prepared, prepared.last_pass()).map(|lengths| in_blocks(spec, &lengths)).max().unwrap_or(0);
     // A head that is made of a table waits for the part that runs it.
     let waiting = prepared.plan.tied_head(spec).map_or(0, |(id, _)| spec.linears[id].weights());
     let mut stages = Vec::new();
@@ -275,11 +285,11 @@ fn is_last(linear: &LinearSpec) -> bool {
     matches!(linear.role, LinearRole::Classifier | LinearRole::TiedDecoder)
 }
 
-/// Lengths of the sequences of each batch of the observing pass.
-fn batches(prepared: &Prepared) -> impl Iterator<Item = Vec<usize>> + '_ {
+/// Lengths of the sequences of each batch of some of the calibration set.
+fn batches<'a>(prepared: &'a Prepared, plan: &'a BatchPlan) -> impl Iterator<Item = Vec<usize>> + 'a {
     let set = &prepared.calibration;
     let spec = prepared.graph().spec();
-    set.plan.batches().iter().map(|batch| batch.iter().map(|&i| set.inputs[i].rows(spec)).collect())
+    plan.batches().iter().map(|batch| batch.iter().map(|&i| set.inputs[i].rows(spec)).collect())
 }
 
 /// The largest batch of a task, with the outputs of both models that are kept to its end.

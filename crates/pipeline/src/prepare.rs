@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use zeropoint_calibrator::dataset::{self, Record, Sample};
-use zeropoint_calibrator::{CalibrationSet, Inputs};
+use zeropoint_calibrator::{BatchPlan, CalibrationSet, Inputs};
 use zeropoint_evaluator::tasks::{ImageTask, Options, RankingPrompts, Task, TaskData, TaskError, Windows};
 use zeropoint_formats::DirectoryFormat;
-use zeropoint_models::{ActivationFn, HeadOutput, LinearId, ModelDirectory, ModelSpec};
+use zeropoint_models::{ActivationFn, HeadOutput, LinearId, ModelDirectory, ModelInput, ModelSpec};
 use zeropoint_quantizer::{Plan, TransformError, TransformPlan, WeightAlgorithm};
 
 use crate::PipelineError;
@@ -32,6 +32,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// Cuts at the calibration's length.
     pub calibration: CalibrationSet,
+    /// The batches of it that factors of transforms are chosen from, where any are.
+    pub(crate) factor_plan: Option<BatchPlan>,
     /// What makes the model's inputs for evaluation; cuts texts at the model's own length.
     pub inputs: Inputs,
     /// The tasks with their data, checked against the model.
@@ -111,6 +113,10 @@ impl Prepared {
             &makes,
             settings.batch_size,
         )?;
+        let smooths = transformed.as_ref().is_some_and(|graph| graph.plan.needs_statistics());
+        let rows = |input: &ModelInput| input.rows(directory.spec());
+        let factor_plan =
+            smooths.then(|| calibration.spread(settings.transform_tokens, &rows, settings.batch_size));
         let inputs = Inputs::of(&directory, None)?;
         let tasks = config
             .evaluation
@@ -138,6 +144,7 @@ impl Prepared {
             transformed,
             plan,
             calibration,
+            factor_plan,
             tasks,
             options,
             warnings,
@@ -153,14 +160,23 @@ impl Prepared {
     /// Observing passes over the calibration set: of the model that is quantised, and where static ranges are those of a model whose
     /// smoothing is chosen from the original's, of the original before.
     pub(crate) fn observing_passes(&self) -> usize {
-        let smooths = self.transformed.as_ref().is_some_and(|graph| graph.plan.needs_statistics());
         if self.calibration.inputs.is_empty() {
             0
-        } else if smooths && self.plan.needs_statistics() {
+        } else if self.factor_plan.is_some() && self.plan.needs_statistics() {
             2
         } else {
             1
         }
+    }
+
+    /// The batches of the first observing pass: those that factors are chosen from, or all.
+    pub(crate) fn first_pass(&self) -> &BatchPlan {
+        self.factor_plan.as_ref().unwrap_or(&self.calibration.plan)
+    }
+
+    /// The batches of the last one, which are no fewer.
+    pub(crate) fn last_pass(&self) -> &BatchPlan {
+        if self.observing_passes() > 1 { &self.calibration.plan } else { self.first_pass() }
     }
 
     /// Whether weights are rounded, or biases corrected, for what the calibration texts give behind the integers before them.

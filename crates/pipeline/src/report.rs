@@ -90,6 +90,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
         calibration: Calibration {
             samples: prepared.calibration.inputs.len() as u64,
             tokens: prepared.calibration.tokens() as u64,
+            transform_samples: prepared.factor_plan.as_ref().map(|plan| plan.samples() as u64),
             fingerprint: Some(prepared.calibration.fingerprint()),
             seed: prepared.config.calibration.seed,
             passes,
@@ -399,7 +400,7 @@ mod tests {
         let float = zeropoint_models::Model::load(&prepared.directory).unwrap();
         let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
         let (origin, cancel) = (Origin::of(prepared, weights).unwrap(), Cancel::default());
-        let pass = Pass::whole(prepared, room());
+        let pass = Pass::whole(prepared.last_pass(), room());
         let statistics = observe(prepared, origin, &float, pass, &mut |_| Ok(()), &(), &cancel).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let deployed = deploy(prepared, &statistics, float.isa(), dir.path());

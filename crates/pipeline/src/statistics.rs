@@ -65,21 +65,20 @@ impl KeptCache {
 pub(crate) struct Origin {
     pub(crate) graph: Fingerprint,
     pub(crate) data: Fingerprint,
+    samples: u64,
+    tokens: u64,
     isa: Isa,
 }
 
 impl Origin {
-    /// Of a prepared run. `weights` is the checkpoint's content fingerprint.
+    /// Of the first observing pass of a run. `weights` is the checkpoint's content fingerprint.
     pub(crate) fn of(prepared: &Prepared, weights: Fingerprint) -> Result<Self, PipelineError> {
         let isa = Isa::active().map_err(zeropoint_models::ModelError::from)?;
-        Ok(Self {
-            graph: graph_fingerprint(&prepared.directory, weights, isa),
-            data: prepared.calibration.fingerprint(),
-            isa,
-        })
+        let graph = graph_fingerprint(&prepared.directory, weights, isa);
+        Ok(Self::of_batches(prepared, graph, prepared.first_pass(), isa))
     }
 
-    /// As [`Origin::of`], of the model with its transforms.
+    /// Of the pass over the model with its transforms.
     pub(crate) fn of_graph(prepared: &Prepared, weights: Fingerprint) -> Result<Self, PipelineError> {
         let origin = Self::of(prepared, weights)?;
         let Some(graph) = &prepared.transformed else { return Ok(origin) };
@@ -87,7 +86,18 @@ impl Origin {
             .field(GRAPH, origin.graph.to_string())
             .field("transforms", graph.fingerprint().to_string())
             .finish();
-        Ok(Self { graph: transformed, ..origin })
+        Ok(Self::of_batches(prepared, transformed, &prepared.calibration.plan, origin.isa))
+    }
+
+    /// As this, of all batches.
+    pub(crate) fn of_all(self, prepared: &Prepared) -> Self {
+        Self::of_batches(prepared, self.graph, &prepared.calibration.plan, self.isa)
+    }
+
+    fn of_batches(prepared: &Prepared, graph: Fingerprint, plan: &BatchPlan, isa: Isa) -> Self {
+        let set = &prepared.calibration;
+        let (samples, tokens) = (plan.samples() as u64, set.tokens_in(plan) as u64);
+        Self { graph, data: set.fingerprint_of(plan), samples, tokens, isa }
     }
 
     /// The header of statistics of the whole set, or of a shard.
@@ -95,8 +105,8 @@ impl Origin {
         StatisticsHeader {
             graph_fingerprint: self.graph,
             data_fingerprint: self.data,
-            samples: prepared.calibration.inputs.len() as u64,
-            tokens: prepared.calibration.tokens() as u64,
+            samples: self.samples,
+            tokens: self.tokens,
             seed: prepared.config.calibration.seed,
             instruction_set: self.isa.to_string(),
             zeropoint_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -181,7 +191,7 @@ pub(crate) fn keep(file: &StatisticsFile, origin: Origin, cache: &CacheDir, even
 /// its weights tell.
 pub(crate) fn is_likely_cached(prepared: &Prepared, cache: &CacheDir) -> bool {
     let Some(entries) = cache.path().and_then(|dir| std::fs::read_dir(dir).ok()) else { return false };
-    let prefix = prepared.calibration.fingerprint().short();
+    let prefix = prepared.calibration.fingerprint_of(prepared.first_pass()).short();
     let sites = &prepared.directory.spec().sites;
     entries
         .flatten()
@@ -207,9 +217,9 @@ pub(crate) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Over the whole calibration set, from its beginning.
-    pub(crate) fn whole(prepared: &'a Prepared, room: Room<'a>) -> Self {
-        Self { plan: &prepared.calibration.plan, shard: None, begun: Begun::default(), room }
+    /// Over all of some batches.
+    pub(crate) fn whole(plan: &'a BatchPlan, room: Room<'a>) -> Self {
+        Self { plan, shard: None, begun: Begun::default(), room }
     }
 }
 
@@ -257,7 +267,7 @@ pub struct CalibrateOptions {
     pub memory: Memory,
 }
 
-/// The observing pass alone: writes the statistics of a config's model and data to `out`. Returns their header.
+/// The first observing pass alone: writes the statistics of a config's model and data to `out`. Returns their header.
 pub fn calibrate(
     prepared: &Prepared,
     out: &Path,
@@ -273,12 +283,12 @@ pub fn calibrate(
     events.event(Event::Started(Stage::Load));
     let model = FloatParts::new(&prepared.directory, options.memory.whole())?;
     let part = options.shard.map(|shard| {
-        let plan = prepared.calibration.shard(shard);
+        let plan = prepared.calibration.shard(prepared.first_pass(), shard);
         let (samples, tokens) = (plan.samples() as u64, prepared.calibration.tokens_in(&plan) as u64);
         (plan, ShardHeader { shard, samples, tokens })
     });
     if let Some((_, header)) = part.as_ref().filter(|(_, header)| header.samples == 0) {
-        let batches = prepared.calibration.plan.batches().len();
+        let batches = prepared.first_pass().batches().len();
         events.event(Event::Warning(format!(
             "shard {} is empty: the calibration set has only {batches} batches; merging needs its file all the same",
             header.shard
@@ -291,7 +301,7 @@ pub fn calibrate(
         let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
         let room = Room { memory: options.memory.0, dir: parent.unwrap_or(Path::new(".")) };
         let pass = match &part {
-            None => Pass::whole(prepared, room),
+            None => Pass::whole(prepared.first_pass(), room),
             Some((plan, header)) => Pass { plan, shard: Some(*header), begun: Begun::default(), room },
         };
         let file = observe(prepared, origin, &model, pass, &mut |_| Ok(()), events, cancel)?;

@@ -40,23 +40,23 @@ pub(crate) fn chosen_factors(
     cancel: &Cancel,
 ) -> Result<Vec<Vec<f32>>, PipelineError> {
     let all = &graph.plan.smoothings;
-    let mut found = vec![Vec::new(); all.len()];
+    let maxima: Vec<[Vec<f32>; 2]> = all.iter().map(maxima).collect::<Result<_, _>>()?;
     let mut wanted = BTreeSet::new();
-    for (smoothing, found) in all.iter().zip(&mut found) {
+    let mut of_one = |(smoothing, [activations, weights]): (&Smoothing, &[Vec<f32>; 2])| {
         // What is searched for and never seen is as it would be without a search.
-        let [activations, weights] = maxima(smoothing)?;
-        *found = match smoothing.strength {
-            Strength::Fixed(strength) => smoothing_factors(strength, &activations, &weights),
+        match smoothing.strength {
+            Strength::Fixed(strength) => smoothing_factors(strength, activations, weights),
             Strength::Search => {
                 wanted.insert(smoothing.site);
-                smoothing_factors(0.5, &activations, &weights)
+                smoothing_factors(0.5, activations, weights)
             }
             Strength::ActivationAware => {
                 wanted.insert(smoothing.site);
                 vec![1.0; smoothing.factors]
             }
-        };
-    }
+        }
+    };
+    let mut found: Vec<Vec<f32>> = all.iter().zip(&maxima).map(&mut of_one).collect();
     let searched = |index: &usize| !matches!(all[*index].strength, Strength::Fixed(_));
     if wanted.is_empty() {
         return Ok(found);
@@ -80,8 +80,8 @@ pub(crate) fn chosen_factors(
                 let means = mean_magnitudes(smoothing, rows);
                 trial.best(&ACTIVATION_AWARE, &|strength| activation_aware_factors(strength, &means))?
             } else {
-                let [activations, weights] = maxima(smoothing)?;
-                trial.best(&STRENGTHS, &|strength| smoothing_factors(strength, &activations, &weights))?
+                let [activations, weights] = &maxima[index];
+                trial.best(&STRENGTHS, &|strength| smoothing_factors(strength, activations, weights))?
             };
             found[index] = factors;
             let site = &prepared.directory.spec().sites[smoothing.site].id;

@@ -6,7 +6,7 @@ use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::compare::{Comparison, MetricName};
 use zeropoint_evaluator::report::Report;
 
-use crate::auto::known_metrics;
+use crate::auto::check_metric;
 use crate::compare::{compare, write_comparison};
 use crate::config::{COMPARISON, Config};
 use crate::events::{Cancel, Event, Events};
@@ -85,13 +85,7 @@ impl PreparedSweep {
         cancel: &Cancel,
     ) -> Result<SweepOutcome, PipelineError> {
         if let (Some(metric), Some((_, prepared))) = (metric, self.runs.first()) {
-            let known = known_metrics(prepared)?;
-            if !known.contains(metric) {
-                let known: Vec<String> = known.iter().map(|metric| format!("`{metric}`")).collect();
-                let reason =
-                    format!("no task of the config gives `{metric}`; there are {}", known.join(", "));
-                return Err(PipelineError::Option { option: "--metric", reason });
-            }
+            check_metric(prepared, metric)?;
         }
         let kept = KeptOutputs::new(options.memory.0);
         let cache = KeptCache::new(&options.cache)?;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 use zeropoint_evaluator::report::{Engine, Report, Timing};
 use zeropoint_formats::Checkpoint;
+use zeropoint_observer::StatisticsFile;
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
     CacheDir, CalibrateOptions, Cancel, Event, Events, Memory, PipelineError, Prepared, RunOptions, Stage,
@@ -427,6 +428,57 @@ fn statistics_of_one_config_serve_another_scheme() {
     assert_eq!(recorder.stages(), [Stage::Load, Stage::Quantize, Stage::SelfCheck, Stage::Publish]);
     assert_eq!(outcome.report.calibration.passes, 0);
     assert_eq!(outcome.report.self_check.map(|check| check.cosine_min), Some(1.0));
+}
+
+#[test]
+fn factors_of_transforms_are_chosen_from_fewer_samples() {
+    let dir = directory();
+    let path = |name: &str| dir.path().join(name);
+    let changes = [
+        "quantization.scheme=w8a8-static",
+        "quantization.transforms=[{kind='online-rotation'}]",
+        "output.formats=['zeropoint']",
+        "evaluation.tasks=[]",
+        "calibration.transform_tokens=200",
+    ];
+    let smoothed = prepared(dir.path(), "embedded", &changes);
+    let plan = dry_run(&smoothed, &OPTIONS).expect("it is planned");
+    let few = plan.transform_samples.expect("transforms have factors");
+    assert!((1..20).contains(&few), "{few} of {}", plan.samples);
+    assert_eq!((plan.samples, plan.passes), (40, 2));
+    let samples = |file: &Path| -> usize {
+        let header = StatisticsFile::load(file).expect("statistics").header;
+        header["samples"].parse().expect("a number")
+    };
+    let outcome = run(&smoothed, &OPTIONS, &(), &Cancel::default()).expect("it succeeds");
+    assert_eq!(outcome.report.calibration.transform_samples, Some(few as u64));
+    assert_eq!(outcome.report.calibration.samples, 40);
+    let observed = ["statistics-original.safetensors", "statistics.safetensors"];
+    assert_eq!(observed.map(|name| samples(&outcome.dir.join(name))), [few, 40]);
+    let expected = product(&outcome.dir);
+
+    // What is observed alone is what factors are chosen from, and gives the same.
+    let alone = CalibrateOptions { shard: None, cache: CacheDir::None, memory: Memory::default() };
+    calibrate(&smoothed, &path("few"), &alone, &(), &Cancel::default()).expect("it succeeds");
+    assert_eq!(samples(&path("few")), few);
+    let options = RunOptions { force: true, ..OPTIONS };
+    let again = quantize(&smoothed, &path("few"), &options, &(), &Cancel::default()).expect("it succeeds");
+    let weights = |files: &[(PathBuf, Vec<u8>)]| -> Vec<(PathBuf, Vec<u8>)> {
+        files.iter().filter(|(name, _)| name.ends_with("model.safetensors")).cloned().collect()
+    };
+    assert!(!weights(&expected).is_empty());
+    assert_eq!(weights(&product(&again.dir)), weights(&expected));
+
+    // Statistics of the whole set are more, and serve as well; those of another set do not.
+    let plain = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-static"]);
+    calibrate(&plain, &path("all"), &alone, &(), &Cancel::default()).expect("it succeeds");
+    assert_eq!(samples(&path("all")), 40);
+    quantize(&smoothed, &path("all"), &options, &(), &Cancel::default()).expect("it succeeds");
+    let fewer = [&changes[..4], &["calibration.transform_tokens=50"]].concat();
+    let fewer = prepared(dir.path(), "embedded", &fewer);
+    let error =
+        quantize(&fewer, &path("few"), &options, &(), &Cancel::default()).expect_err("of another set");
+    assert!(matches!(error, PipelineError::ForeignStatistics { .. }), "{error}");
 }
 
 #[test]

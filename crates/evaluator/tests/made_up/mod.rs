@@ -106,6 +106,7 @@ pub(crate) fn rich() -> Report {
         calibration: Calibration {
             samples: 256,
             tokens: 12_345,
+            transform_samples: None,
             fingerprint: Some(Fingerprint::builder("data").finish()),
             seed: 42,
             passes: 1,
@@ -208,7 +209,14 @@ pub(crate) fn mixtures() -> Report {
 /// Nothing measured, nothing quantised: every other branch of the templates.
 pub(crate) fn bare() -> Report {
     Report {
-        calibration: Calibration { samples: 0, tokens: 0, fingerprint: None, seed: 0, passes: 0 },
+        calibration: Calibration {
+            samples: 0,
+            tokens: 0,
+            transform_samples: None,
+            fingerprint: None,
+            seed: 0,
+            passes: 0,
+        },
         size: Size::new(1000, 0),
         metrics: Vec::new(),
         gates: Vec::new(),

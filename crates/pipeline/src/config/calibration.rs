@@ -10,6 +10,8 @@ use super::error::{Problem, within};
 pub(super) const MOST_SAMPLES: usize = 1_000_000;
 /// Largest number of texts in one forward.
 pub(super) const LARGEST_BATCH: usize = 4096;
+/// Most tokens that factors are chosen from.
+const MOST_TOKENS: usize = 1_000_000_000;
 /// Fewest tokens a text may be cut to: the two special tokens of an encoder and one of the text.
 const SHORTEST: usize = 5;
 /// Most tokens a text may be cut to.
@@ -37,6 +39,10 @@ pub struct Calibration {
     /// Texts in one forward.
     #[schemars(range(min = 1, max = LARGEST_BATCH))]
     pub batch_size: usize,
+    /// About how many tokens (of images, patches) the factors of transforms are chosen from: of samples spread over the set. Ranges,
+    /// and GPTQ, see all samples.
+    #[schemars(range(min = 1, max = MOST_TOKENS))]
+    pub transform_tokens: usize,
     /// Chooses the samples.
     #[schemars(range(max = LARGEST_SEED))]
     pub seed: u64,
@@ -67,7 +73,15 @@ impl Sequences {
 
 impl Default for Calibration {
     fn default() -> Self {
-        Self { data: Vec::new(), samples: 256, sequences: None, max_length: None, batch_size: 16, seed: 42 }
+        Self {
+            data: Vec::new(),
+            samples: 256,
+            sequences: None,
+            max_length: None,
+            batch_size: 16,
+            transform_tokens: 8192,
+            seed: 42,
+        }
     }
 }
 
@@ -84,6 +98,7 @@ impl Calibration {
             within("calibration.max_length", max_length, Self::MAX_LENGTH)?;
         }
         within("calibration.batch_size", self.batch_size, 1..=LARGEST_BATCH)?;
+        within("calibration.transform_tokens", self.transform_tokens, 1..=MOST_TOKENS)?;
         within("calibration.seed", self.seed, 0..=LARGEST_SEED)
     }
 }

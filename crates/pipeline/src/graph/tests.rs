@@ -46,7 +46,7 @@ fn config(fixture: &Path, transforms: &str) -> Config {
 fn settle(prepared: &Prepared, float: &Model) {
     let weights = prepared.directory.checkpoint().content_fingerprint().unwrap();
     let origin = Origin::of(prepared, weights).unwrap();
-    let pass = Pass::whole(prepared, room());
+    let pass = Pass::whole(prepared.first_pass(), room());
     let statistics =
         observe(prepared, origin, float, pass, &mut |_| Ok(()), &(), &Cancel::default()).unwrap();
     let parts = FloatParts::new(&prepared.directory, u64::MAX).unwrap();

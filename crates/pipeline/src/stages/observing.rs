@@ -4,29 +4,38 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use zeropoint_calibrator::{Begun, Observed};
+use zeropoint_calibrator::{BatchPlan, Begun, Observed};
 use zeropoint_core::Fingerprint;
 use zeropoint_evaluator::report::PassTime;
 use zeropoint_models::{FloatParts, ModelParts};
 use zeropoint_observer::StatisticsFile;
 
 use super::{Work, cost};
-use crate::PipelineError;
 use crate::cadence::Cadence;
 use crate::journal::{CheckpointDone, Cost, Done, Entry, Journal, StatisticsDone, WrittenFile};
 use crate::statistics::{Origin, Pass, cached, keep, observe};
+use crate::{PipelineError, Prepared};
 
 const STATISTICS: &str = "statistics.safetensors";
 /// Those of the original, from which the factors of transforms are chosen, where the transformed model is observed too.
 pub(super) const UNTRANSFORMED: &str = "statistics-original.safetensors";
 
-/// A pass over the calibration set.
+/// A pass over calibration samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Observing {
     /// The only one, or that of the transformed model.
     Last,
     /// Of the original, another follows.
     First,
+}
+
+impl Observing {
+    fn plan(self, prepared: &Prepared) -> &BatchPlan {
+        match self {
+            Self::First => prepared.first_pass(),
+            Self::Last => prepared.last_pass(),
+        }
+    }
 }
 
 /// What the observing passes gave.
@@ -50,7 +59,7 @@ impl Work<'_> {
     /// The statistics of the model that is quantised, and the factors of its transforms settled.
     ///
     /// Factors come from statistics of the original, and static ranges from those of the model with its transforms: then there are
-    /// two passes. What a dynamic scheme reports is seen in the first.
+    /// two passes, the first of them over fewer samples. What a dynamic scheme reports is seen in the first.
     pub(super) fn all_statistics(
         &self,
         float: &FloatParts<'_>,
@@ -130,14 +139,14 @@ impl Work<'_> {
         // What is given is of the first pass.
         let is_first = observing == Observing::First || self.prepared.observing_passes() < 2;
         let given = self.statistics.filter(|_| is_first);
-        let given = given.map(|path| given_statistics(path, origin)).transpose()?;
+        let given = given.map(|path| given_statistics(self.prepared, path, origin)).transpose()?;
         let at_hand = given.or_else(|| cached(self.prepared, origin, cache, self.events));
         let (file, observed, before) = if let Some(file) = at_hand {
             (file, false, Cost::default())
         } else {
             let checkpoint = done.checkpoint.take();
             let before = checkpoint.as_ref().map_or(Cost::default(), |done| done.cost);
-            (self.observe(float, origin, checkpoint, journal)?, true, before)
+            (self.observe(float, origin, observing.plan(self.prepared), checkpoint, journal)?, true, before)
         };
         let statistics = self.statistics_done(&file, observing, observed, cost(clock, before), journal)?;
         // Not earlier: a run that dies in between would find its own statistics there and take them for another's.
@@ -173,10 +182,11 @@ impl Work<'_> {
         &self,
         model: &FloatParts<'_>,
         origin: Origin,
+        plan: &BatchPlan,
         checkpoint: Option<CheckpointDone>,
         journal: &mut Journal,
     ) -> Result<StatisticsFile, PipelineError> {
-        let (clock, of_batches) = (Instant::now(), self.prepared.calibration.plan.batches().len());
+        let (clock, of_batches) = (Instant::now(), plan.batches().len());
         let of_parts = model.parts().len();
         let (begun, before) = match checkpoint {
             None => (Begun::default(), Cost::default()),
@@ -187,7 +197,7 @@ impl Work<'_> {
                 (Begun { parts, batches, sites, states, elapsed }, cost)
             }
         };
-        let mut cadence = Cadence::new(self.prepared, of_parts, &begun);
+        let mut cadence = Cadence::new(self.prepared, plan, of_parts, &begun);
         let mut after_batch = |observed: &mut Observed<'_>| {
             let (parts, batches) = (observed.parts, observed.batches);
             // Hidden states are at one place between two parts only.
@@ -213,13 +223,20 @@ impl Work<'_> {
             journal.append(&Entry::Checkpoint(done))?;
             self.remove_but("calibration-", &kept)
         };
-        let pass = Pass { begun, ..Pass::whole(self.prepared, self.room()) };
+        let pass = Pass { begun, ..Pass::whole(plan, self.room()) };
         observe(self.prepared, origin, model, pass, &mut after_batch, self.events, self.cancel)
     }
 }
 
-fn given_statistics(path: &Path, origin: Origin) -> Result<StatisticsFile, PipelineError> {
+/// Those of the whole set do where a part of it would.
+fn given_statistics(
+    prepared: &Prepared,
+    path: &Path,
+    origin: Origin,
+) -> Result<StatisticsFile, PipelineError> {
     let file = StatisticsFile::load(path)?;
-    origin.check(&file, path)?;
+    if origin.of_all(prepared).check(&file, path).is_err() {
+        origin.check(&file, path)?;
+    }
     Ok(file)
 }

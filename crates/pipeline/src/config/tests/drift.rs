@@ -15,6 +15,7 @@ samples = 10
 sequences = "chunked"
 max_length = 64
 batch_size = 2
+transform_tokens = 400
 seed = 7
 [[calibration.data]]
 path = "a.csv"
@@ -238,7 +239,7 @@ fn the_schema_and_the_checks_have_the_same_limits() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 7);
+    assert_eq!(checked, 8);
 }
 
 fn settings() -> impl Strategy<Value = Vec<String>> {

@@ -39,7 +39,7 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
         Case {
             text: "[calibration]\nsamplse = 1",
             display: "c.toml:2:1: unknown key `samplse` in `calibration`",
-            hint: "did you mean `samples`? allowed: `data`, `samples`, `sequences`, `max_length`, `batch_size`, `seed`",
+            hint: "did you mean `samples`? allowed: `data`, `samples`, `sequences`, `max_length`, `batch_size`, `transform_tokens`, `seed`",
         },
         Case {
             text: "[quantization]\ntransform = [{ kind = 'smoothquant' }]",
@@ -272,6 +272,13 @@ fn contradictions_are_found_at_their_key() {
             "calibration.max_length",
             (3, 14),
             "between 5 and",
+            "write a number of this range",
+        ),
+        (
+            "[calibration]\ntransform_tokens = 0",
+            "calibration.transform_tokens",
+            (3, 20),
+            "between 1 and 1000000000, but is 0",
             "write a number of this range",
         ),
         (

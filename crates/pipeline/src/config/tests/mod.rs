@@ -29,6 +29,7 @@ task = "auto"
 data = []
 samples = 256
 batch_size = 16
+transform_tokens = 8192
 seed = 42
 
 [quantization]
