@@ -117,10 +117,14 @@ pub(crate) fn dry_run(plan: &DryRun) -> String {
         "\ncalibration  {} samples, {} tokens, {}{}{}",
         plan.samples,
         HumanCount(plan.tokens as u64),
-        if plan.passes == 0 { "no pass".to_owned() } else { format!("{} pass", plan.passes) },
+        match plan.passes {
+            0 => "no pass".to_owned(),
+            1 => "1 pass".to_owned(),
+            passes => format!("{passes} passes"),
+        },
         plan.transform_samples
             .filter(|samples| *samples < plan.samples)
-            .map_or_else(String::new, |samples| format!(", factors of transforms from {samples} samples")),
+            .map_or_else(String::new, |samples| format!(", the first over {samples} of the samples")),
         if plan.cached { "; none if the statistics in the cache are of these weights" } else { "" }
     );
     for (task, samples) in &plan.tasks {

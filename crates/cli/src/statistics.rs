@@ -71,9 +71,8 @@ fn extent(header: &StatisticsHeader) -> String {
 
 fn page(shown: &ShownStatistics) -> String {
     let header = &shown.header;
-    let part =
-        header.shard.map_or_else(|| "the whole set".to_owned(), |part| format!("shard {}", part.shard));
-    let mut text = format!("statistics of {part}: {}\n\n", extent(header));
+    let part = header.shard.map_or_else(String::new, |part| format!("shard {}: ", part.shard));
+    let mut text = format!("statistics of {part}{}\n\n", extent(header));
     let _ = writeln!(text, "graph            {}", header.graph_fingerprint);
     let _ = writeln!(text, "data             {}", header.data_fingerprint);
     let _ = writeln!(text, "seed             {}", header.seed);

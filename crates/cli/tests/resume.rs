@@ -171,9 +171,17 @@ fn transforms_and_gptq_outlive_a_kill_after_any_line() {
     let quantization = "quantization.transforms = [{ kind = 'smoothquant', search = true }]\n\
                         quantization.algorithm = { kind = 'gptq' }\n";
     let scene = decoder_of("llama-causal", quantization);
+    let config = std::fs::read_to_string(scene.path("config.toml")).expect("it was written");
+    // The first pass is over a part of the samples.
+    scene.write(
+        "config.toml",
+        config.replace("batch_size = 1\n", "batch_size = 1\ntransform_tokens = 2000\n"),
+    );
     scene.succeeds(["run", "config.toml", "--no-cache", "--out", "reference"]);
     let expected = product(&scene, "reference");
     assert!(expected.0.contains_key("statistics-original.safetensors"));
+    let observed = expected.1["calibration"]["transform_samples"].as_u64().expect("a number");
+    assert!((1..100).contains(&observed), "{observed}");
     for lines in 2..LINES {
         killed_after(&scene, lines, &BY_PARTS);
         if !scene.path("out").exists() {

@@ -172,18 +172,18 @@ pub struct Settings {
 /// What the activations were observed on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Number of samples; 0 when nothing had to be observed.
+    /// Number of samples that went through the model; 0 when nothing had to be observed.
     pub samples: u64,
     /// Number of tokens, padding excluded.
     pub tokens: u64,
-    /// How many of the samples the factors of transforms were chosen from; `None` where no transform has any.
+    /// On how many of them the original was observed for the factors of transforms; `None` where no transform has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transform_samples: Option<u64>,
-    /// Of the samples; `None` when there were none.
+    /// Of all samples that were drawn; `None` when there were none.
     pub fingerprint: Option<Fingerprint>,
     /// Of the choice of samples.
     pub seed: u64,
-    /// How often the data went through the model.
+    /// How often they were observed; the passes of GPTQ are in the timing.
     pub passes: u32,
 }
 

@@ -121,10 +121,10 @@ fn what_a_report_says_follows_from_its_numbers() {
             "1. `x`, 20.0 dB: no cause measured",
         ),
         Case(|r| (r.timing.threads, r.timing.processor) = (Some(1), None), "Peak memory 612.0 MB, 1 thread."),
-        Case(|r| r.calibration.passes = 2, "in 2 passes."),
+        Case(|r| r.calibration.passes = 2, "; 2 observing passes."),
         Case(
             |r| r.calibration.transform_samples = Some(1_016),
-            "in 1 pass.\nFactors of transforms were chosen from 1,016 of them;",
+            "; 1 observing pass.\nFor the factors of transforms the original was observed on 1,016 of them.",
         ),
         Case(
             |r| r.layers[0].bytes = u64::MAX,

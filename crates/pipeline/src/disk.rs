@@ -103,11 +103,15 @@ pub(crate) fn evaluation_batches(prepared: &Prepared) -> Result<Vec<Vec<Vec<usiz
     prepared.tasks.iter().map(of_task).collect()
 }
 
-/// Bytes that a run needs: one whose statistics are given neither observes nor evaluates.
+/// Bytes that a run needs: one whose statistics are given makes no first observing pass, and does not evaluate.
 pub(crate) fn needed_by(prepared: &Prepared, memory: Memory, is_given: bool) -> Result<u64, PipelineError> {
     let evaluates = !is_given && memory.parts(prepared.graph().spec()).is_some();
     let evaluation = if evaluates { evaluation_batches(prepared)? } else { Vec::new() };
-    needed(prepared, memory, &Passes { observes: !is_given, evaluation: &evaluation })
+    needed(
+        prepared,
+        memory,
+        &Passes { observes: !is_given || prepared.observing_passes() > 1, evaluation: &evaluation },
+    )
 }
 
 /// An upper bound of the statistics file.

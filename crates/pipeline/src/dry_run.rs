@@ -53,7 +53,7 @@ pub struct DryRun {
     pub tokens: usize,
     /// How many of them the factors of transforms are chosen from, where any are.
     pub transform_samples: Option<usize>,
-    /// Observing passes over them. A run takes none when its cache has the statistics already, which only the weights tell.
+    /// Observing passes, one for factors over these alone. A run takes none when its cache has the statistics already, which only the weights tell.
     pub passes: usize,
     /// Whether the cache holds statistics of these texts for a model with these sites. They are used if it is the same
     /// model, which only its weights tell.
@@ -121,6 +121,7 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
     let shapes: Vec<[usize; 2]> = latency.iter().map(|&[_, batch, tokens]| [batch, tokens]).collect();
     let passes = disk::Passes { observes: true, evaluation: &evaluation };
     let planned = planned_output(prepared);
+    let used = if prepared.is_sequential() { &prepared.calibration.plan } else { prepared.last_pass() };
     let dense = dense_files(prepared, prepared.directory.path())?;
     let dense = dense.iter().map(|(folder, file)| (format!("{folder}/{DENSE_WEIGHTS}"), file.file_bytes()));
     let dense: Vec<(String, u64)> = dense.collect();
@@ -142,8 +143,8 @@ pub fn dry_run(prepared: &Prepared, options: &RunOptions) -> Result<DryRun, Pipe
         architecture: spec.architecture.clone(),
         scheme: prepared.scheme_name(),
         layers: layers.collect(),
-        samples: prepared.calibration.inputs.len(),
-        tokens: prepared.calibration.tokens(),
+        samples: used.samples(),
+        tokens: prepared.calibration.tokens_in(used),
         transform_samples: prepared.factor_plan.as_ref().map(BatchPlan::samples),
         passes: prepared.observing_passes(),
         cached: is_likely_cached(prepared, &options.cache),

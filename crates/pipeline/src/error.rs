@@ -415,7 +415,7 @@ impl PipelineError {
             }
             Self::EmptyTower { .. } => "name a file of texts too in `calibration.data`",
             Self::ForeignStatistics { .. } => {
-                "calibrate again with this config: `zeropoint calibrate CONFIG --out FILE`"
+                "calibrate again with this config, its keys in `[calibration]` included: `zeropoint calibrate CONFIG --out FILE`"
             }
             Self::LoneShard { .. } => {
                 "merge all shards first: `zeropoint statistics merge FILE... --out FILE`"

@@ -27,11 +27,11 @@ const SHARD_TOKENS: &str = "shard_tokens";
 pub struct StatisticsHeader {
     /// Identifies the float model with the code that ran it.
     pub graph_fingerprint: Fingerprint,
-    /// Identifies the whole calibration set: token ids and batches.
+    /// Identifies what is observed, by one file or by all shards: token ids and batches.
     pub data_fingerprint: Fingerprint,
-    /// Samples of the whole set.
+    /// Samples of it.
     pub samples: u64,
-    /// Tokens of the whole set.
+    /// Tokens of it.
     pub tokens: u64,
     /// The seed that chose the samples.
     pub seed: u64,
@@ -39,7 +39,7 @@ pub struct StatisticsHeader {
     pub instruction_set: String,
     /// The release that observed.
     pub zeropoint_version: String,
-    /// The part that was observed, or `None` for the whole set.
+    /// The part that this file has observed, or `None` for all of it.
     pub shard: Option<ShardHeader>,
 }
 
@@ -52,6 +52,12 @@ pub struct ShardHeader {
     pub samples: u64,
     /// Tokens in it.
     pub tokens: u64,
+}
+
+/// Samples and tokens of what a statistics file is of.
+pub(crate) fn samples_and_tokens(file: &StatisticsFile) -> Option<[u64; 2]> {
+    let number = |key: &str| file.header.get(key)?.parse().ok();
+    Some([number(SAMPLES)?, number(TOKENS)?])
 }
 
 /// A statistics file that is named must be there.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use zeropoint_core::WeightBits;
 use zeropoint_formats::write_file_atomically;
 use zeropoint_models::{HeadOutput, Problem};
 use zeropoint_quantizer::Decision;
@@ -108,6 +109,8 @@ pub fn write_starter(
 /// What was found, a line each.
 fn header(prepared: &Prepared, found: &inspect::Inspection) -> String {
     let quantized = prepared.plan.quantized().count();
+    let four = prepared.plan.quantized().any(|(_, layer)| layer.scheme.weights.bits == WeightBits::Four);
+    let integers = if four { "INT4" } else { "INT8" };
     let bytes = planned_output(prepared).weight_bytes();
     let ratio = found.bytes as f64 / bytes.max(1) as f64;
     let mut text = String::new();
@@ -134,7 +137,7 @@ fn header(prepared: &Prepared, found: &inspect::Inspection) -> String {
         (
             "weight file",
             format!(
-                "{} bytes; {} bytes with {quantized} Linears as INT8, {ratio:.2} times smaller",
+                "{} bytes; {} bytes with {quantized} Linears as {integers}, {ratio:.2} times smaller",
                 grouped(found.bytes),
                 grouped(bytes)
             ),

@@ -82,7 +82,11 @@ fn statistics(prepared: &Prepared) -> usize {
 fn whole(prepared: &Prepared, evaluation: &[Vec<Vec<usize>>]) -> Vec<usize> {
     let spec = prepared.graph().spec();
     let model = Weights::of(prepared, Part::Whole);
-    let (float, integers) = (model.float() + statistics(prepared), model.integers());
+    // The original stays beside the model with its transforms, where that is run as a whole.
+    let runs_both =
+        prepared.transformed.is_some() && (!prepared.is_sequential() || prepared.plan.needs_statistics());
+    let originals = if runs_both { 2 } else { 1 };
+    let (float, integers) = (originals * model.float() + statistics(prepared), model.integers());
     let written = model.left(true) + integers;
     let mut stages = vec![float + integers + largest_copy(prepared)];
     if let Some(calibration) =

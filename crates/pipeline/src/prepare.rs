@@ -114,9 +114,12 @@ impl Prepared {
             settings.batch_size,
         )?;
         let smooths = transformed.as_ref().is_some_and(|graph| graph.plan.needs_statistics());
+        // How many tokens an expert gets is reported of all.
+        let mut blocks = directory.spec().towers.iter().flat_map(|tower| &tower.blocks);
+        let has_experts = blocks.any(|block| block.mlp.experts().is_some());
+        let factor_tokens = if has_experts { usize::MAX } else { settings.transform_tokens };
         let rows = |input: &ModelInput| input.rows(directory.spec());
-        let factor_plan =
-            smooths.then(|| calibration.spread(settings.transform_tokens, &rows, settings.batch_size));
+        let factor_plan = smooths.then(|| calibration.spread(factor_tokens, &rows, settings.batch_size));
         let inputs = Inputs::of(&directory, None)?;
         let tasks = config
             .evaluation

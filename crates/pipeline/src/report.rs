@@ -19,6 +19,7 @@ use zeropoint_quantizer::{Decision, EmbeddingPrecision, LayerScheme};
 use crate::deploy::dense_files;
 use crate::distribution::activation_bins;
 use crate::experts::{expert_rows, unused_warning};
+use crate::header::samples_and_tokens;
 use crate::journal::{Exact, LinearDone};
 use crate::system::processor;
 use crate::tables::own_bytes;
@@ -41,6 +42,7 @@ pub(crate) struct LayerFacts {
 pub(crate) struct Findings<'a> {
     pub(crate) model: Fingerprint,
     pub(crate) statistics: &'a StatisticsFile,
+    pub(crate) factor_samples: Option<u64>,
     pub(crate) passes: u32,
     pub(crate) layers: &'a BTreeMap<usize, LayerFacts>,
     pub(crate) output: &'a Checkpoint,
@@ -56,6 +58,7 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
     let Findings {
         model,
         statistics,
+        factor_samples,
         passes,
         layers,
         output,
@@ -73,6 +76,11 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
     let dense = dense_files(prepared, output.dir())?;
     let source_dense = dense_files(prepared, prepared.directory.path())?;
     let experts = expert_rows(spec, statistics);
+    let set = &prepared.calibration;
+    // Of a set no more is run than what is observed, but where weights or biases are made for all of it.
+    let [samples, tokens] = samples_and_tokens(statistics)
+        .filter(|_| !prepared.is_sequential())
+        .unwrap_or([set.inputs.len() as u64, set.tokens() as u64]);
     Ok(Report {
         schema: SCHEMA,
         zeropoint: Zeropoint { version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -88,10 +96,10 @@ pub(crate) fn build(prepared: &Prepared, findings: Findings<'_>) -> Result<Repor
             config_fingerprint: config_fingerprint(prepared),
         },
         calibration: Calibration {
-            samples: prepared.calibration.inputs.len() as u64,
-            tokens: prepared.calibration.tokens() as u64,
-            transform_samples: prepared.factor_plan.as_ref().map(|plan| plan.samples() as u64),
-            fingerprint: Some(prepared.calibration.fingerprint()),
+            samples,
+            tokens,
+            transform_samples: factor_samples,
+            fingerprint: Some(set.fingerprint()),
             seed: prepared.config.calibration.seed,
             passes,
         },
@@ -451,6 +459,7 @@ mod tests {
         let findings = Findings {
             model: Fingerprint::builder("model").finish(),
             statistics: &statistics,
+            factor_samples: None,
             passes: 1,
             layers: &BTreeMap::new(),
             output: &output,

@@ -43,7 +43,7 @@ const PROBES: &str = "self-check-";
 pub(crate) struct Work<'a> {
     pub(crate) prepared: &'a Prepared,
     pub(crate) options: &'a RunOptions,
-    /// The file that `quantize` is given: no observing pass then, and no evaluation.
+    /// The file that `quantize` is given: no first observing pass then, and no evaluation.
     pub(crate) statistics: Option<&'a Path>,
     /// What the runs of a sweep keep of the original.
     pub(crate) kept: Option<&'a KeptOutputs>,
@@ -134,7 +134,7 @@ impl Work<'_> {
         } else {
             graph
         };
-        let Observations { statistics, done: statistics_done, passes, times } =
+        let Observations { statistics, factor_samples, done: statistics_done, passes, times } =
             self.all_statistics(float, graph, weights, journal, done)?;
         let unused = unused_warning(&expert_rows(prepared.graph().spec(), &statistics));
         if let Some(warning) = unused {
@@ -159,7 +159,8 @@ impl Work<'_> {
             load_s: fingerprinted + loaded,
             calibrate_s: statistics_done.cost.seconds,
             quantize_s: model_cost.seconds,
-            evaluate_s: tasks.iter().map(|task| task.cost.seconds).sum(),
+            // The sum of nothing is -0.
+            evaluate_s: tasks.iter().fold(0.0, |sum, task| sum + task.cost.seconds),
             peak_rss_bytes: costs().map(|cost| cost.peak_rss_bytes).fold(peak_memory(), u64::max),
             threads: u32::try_from(rayon::current_num_threads()).ok(),
             passes: self.pass_times(times, model_cost),
@@ -172,6 +173,7 @@ impl Work<'_> {
             Findings {
                 model,
                 statistics: &statistics,
+                factor_samples,
                 passes,
                 layers: &layers,
                 output: &output,

@@ -259,7 +259,7 @@ pub(crate) fn observe(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CalibrateOptions {
     /// Observe these batches of the calibration set only; [`merge_statistics`](crate::merge_statistics) makes the
-    /// shards into one. `None` is the whole set.
+    /// shards into one. `None` is all that is to be observed.
     pub shard: Option<Shard>,
     /// Where statistics of whole sets are kept between runs; shards neither look there nor are kept.
     pub cache: CacheDir,
@@ -290,7 +290,7 @@ pub fn calibrate(
     if let Some((_, header)) = part.as_ref().filter(|(_, header)| header.samples == 0) {
         let batches = prepared.first_pass().batches().len();
         events.event(Event::Warning(format!(
-            "shard {} is empty: the calibration set has only {batches} batches; merging needs its file all the same",
+            "shard {} is empty: there are no more than {batches} batches to observe; merging needs its file all the same",
             header.shard
         )));
     }

@@ -473,7 +473,14 @@ fn factors_of_transforms_are_chosen_from_fewer_samples() {
     let plain = prepared(dir.path(), "embedded", &["quantization.scheme=w8a8-static"]);
     calibrate(&plain, &path("all"), &alone, &(), &Cancel::default()).expect("it succeeds");
     assert_eq!(samples(&path("all")), 40);
-    quantize(&smoothed, &path("all"), &options, &(), &Cancel::default()).expect("it succeeds");
+    let with_all = quantize(&smoothed, &path("all"), &options, &(), &Cancel::default()).expect("it succeeds");
+    assert_eq!(with_all.report.calibration.transform_samples, Some(40));
+    // A dynamic scheme observes no others, and claims none.
+    let dynamic = [&["quantization.scheme=w8a8-dynamic"], &changes[1..]].concat();
+    let dynamic = prepared(dir.path(), "embedded", &dynamic);
+    let report = run(&dynamic, &options, &(), &Cancel::default()).expect("it succeeds").report;
+    assert_eq!((report.calibration.samples, report.calibration.passes), (few as u64, 1));
+    assert_eq!(report.calibration.transform_samples, Some(few as u64));
     let fewer = [&changes[..4], &["calibration.transform_tokens=50"]].concat();
     let fewer = prepared(dir.path(), "embedded", &fewer);
     let error =

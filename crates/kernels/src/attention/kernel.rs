@@ -14,6 +14,7 @@ use crate::simd::{Kernel, LANES, Simd};
 pub(super) const ROWS: usize = 6;
 /// Panels between the one that is read and the one that is asked for.
 const AHEAD: usize = 2;
+
 /// Blocks of queries against packed keys and values.
 pub(super) struct Attend<'a, 'i> {
     /// Of which keys and values are not read.
@@ -99,7 +100,7 @@ impl Attend<'_, '_> {
         }
     }
 
-    /// Those rows, as a function of its own.
+    /// [`Attend::rows`], as a function of its own.
     #[inline(always)]
     fn block<S: Simd, F: Factors, const R: usize>(&mut self, s: S, at: usize) {
         s.apart(Block::<F, R> { attend: self, at, factors: PhantomData });

@@ -39,8 +39,8 @@ pub struct Calibration {
     /// Texts in one forward.
     #[schemars(range(min = 1, max = LARGEST_BATCH))]
     pub batch_size: usize,
-    /// About how many tokens (of images, patches) the factors of transforms are chosen from: of samples spread over the set. Ranges,
-    /// and GPTQ, see all samples.
+    /// On about how many tokens (of images, patches) the original is observed for the factors of transforms: those of samples
+    /// spread over the set, and of mixtures of experts all. Static ranges and GPTQ see all samples.
     #[schemars(range(min = 1, max = MOST_TOKENS))]
     pub transform_tokens: usize,
     /// Chooses the samples.

@@ -56,8 +56,13 @@ impl Quantization {
             transform.kind == TransformKind::Awq
                 || (transform.search.is_some() && transform.smooth != Some(false))
         };
-        let index = self.transforms.iter().flatten().position(smooths)?;
-        Some(format!("quantization.transforms.{index}"))
+        match &self.transforms {
+            Some(transforms) => {
+                transforms.iter().position(smooths).map(|index| format!("quantization.transforms.{index}"))
+            }
+            // A run makes those of the preset.
+            None => self.scheme.transforms().iter().any(smooths).then(|| "quantization.scheme".to_owned()),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use zeropoint_observer::StatisticsFile;
 
 use super::{Work, cost};
 use crate::cadence::Cadence;
+use crate::header::samples_and_tokens;
 use crate::journal::{CheckpointDone, Cost, Done, Entry, Journal, StatisticsDone, WrittenFile};
 use crate::statistics::{Origin, Pass, cached, keep, observe};
 use crate::{PipelineError, Prepared};
@@ -42,6 +43,8 @@ impl Observing {
 pub(super) struct Observations {
     /// Of the model that is quantised.
     pub(super) statistics: StatisticsFile,
+    /// How many samples the original was observed on for the factors of transforms, where these have any.
+    pub(super) factor_samples: Option<u64>,
     /// With the time of all of them.
     pub(super) done: StatisticsDone,
     /// How many this run has made.
@@ -59,7 +62,7 @@ impl Work<'_> {
     /// The statistics of the model that is quantised, and the factors of its transforms settled.
     ///
     /// Factors come from statistics of the original, and static ranges from those of the model with its transforms: then there are
-    /// two passes, the first of them over fewer samples. What a dynamic scheme reports is seen in the first.
+    /// two passes, the first of them over no more samples. What a dynamic scheme reports is seen in the first.
     pub(super) fn all_statistics(
         &self,
         float: &FloatParts<'_>,
@@ -71,7 +74,7 @@ impl Work<'_> {
         let prepared = self.prepared;
         let only = |what: &'static str, (statistics, done): (StatisticsFile, StatisticsDone)| {
             let times = if done.observed { vec![(what, done.cost.seconds)] } else { Vec::new() };
-            Observations { statistics, passes: u32::from(done.observed), times, done }
+            Observations { statistics, factor_samples: None, passes: u32::from(done.observed), times, done }
         };
         let origin = weights.map(|weights| Origin::of(prepared, weights)).transpose()?;
         let Some(graph) = &prepared.transformed else {
@@ -85,10 +88,12 @@ impl Work<'_> {
         if !prepared.plan.needs_statistics() {
             let found = self.statistics(float, origin, Observing::Last, journal, done)?;
             graph.settle(prepared, float, &found.0, self.cancel)?;
-            return Ok(only(OF_ORIGINAL, found));
+            let factor_samples = samples_and_tokens(&found.0).map(|[samples, _]| samples);
+            return Ok(Observations { factor_samples, ..only(OF_ORIGINAL, found) });
         }
         let (first, first_done) = self.statistics(float, origin, Observing::First, journal, done)?;
         graph.settle(prepared, float, &first, self.cancel)?;
+        let factor_samples = samples_and_tokens(&first).map(|[samples, _]| samples);
         drop(first);
         let (statistics, mut last) =
             self.statistics(transformed, of_graph()?, Observing::Last, journal, done)?;
@@ -101,7 +106,7 @@ impl Work<'_> {
         last.cost.seconds += first_done.cost.seconds;
         last.cost.peak_rss_bytes = last.cost.peak_rss_bytes.max(first_done.cost.peak_rss_bytes);
         let passes = u32::from(first_done.observed) + u32::from(last.observed);
-        Ok(Observations { statistics, done: last, passes, times })
+        Ok(Observations { statistics, factor_samples, done: last, passes, times })
     }
 
     /// Each pass of the calibration data through the model, for the report.
@@ -235,8 +240,9 @@ fn given_statistics(
     origin: Origin,
 ) -> Result<StatisticsFile, PipelineError> {
     let file = StatisticsFile::load(path)?;
-    if origin.of_all(prepared).check(&file, path).is_err() {
-        origin.check(&file, path)?;
+    match origin.of_all(prepared).check(&file, path) {
+        Err(PipelineError::ForeignStatistics { .. }) => origin.check(&file, path)?,
+        checked => checked?,
     }
     Ok(file)
 }

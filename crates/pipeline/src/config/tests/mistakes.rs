@@ -72,6 +72,11 @@ fn mistakes_are_answered_with_a_place_and_a_way_out() {
             hint: "ask for samples",
         },
         Case {
+            text: "model.source = 'm'\n[calibration]\nsamples = 0\n[quantization]\nscheme = 'best-int8'\nalgorithm.kind = 'rtn'",
+            display: "c.toml:3:11: `calibration.samples` is 0, but `quantization.scheme` goes by what calibration shows",
+            hint: "ask for samples",
+        },
+        Case {
             text: "model.source = 'm'\n[[quantization.transforms]]\nkind = 'rotation'\nlayers = ['a']",
             display: "c.toml:4:10: `quantization.transforms.0.layers` is given, but the transform is \"rotation\"",
             hint: "remove `layers`",
