@@ -167,7 +167,7 @@ fn a_decoder_that_is_killed_after_any_part_goes_on_at_the_next_one() {
 /// The original is observed, then the model with its transforms; weights are rounded for what the parts before give.
 #[test]
 fn transforms_and_gptq_outlive_a_kill_after_any_line() {
-    const LINES: usize = 15;
+    const LINES: usize = 14;
     let quantization = "quantization.transforms = [{ kind = 'smoothquant', search = true }]\n\
                         quantization.algorithm = { kind = 'gptq' }\n";
     let scene = decoder_of("llama-causal", quantization);

@@ -8,8 +8,8 @@ use zeropoint_core::Rng;
 use zeropoint_observer::{StatisticsFile, outlier_channels};
 use zeropoint_pipeline::config::Config;
 use zeropoint_pipeline::{
-    CacheDir, CalibrateOptions, Cancel, Memory, Prepared, Shard, StatisticsHeader, calibrate,
-    merge_statistics, show_statistics,
+    CacheDir, CalibrateOptions, Cancel, Memory, PipelineError, Prepared, RunOptions, Shard, StatisticsHeader,
+    calibrate, merge_statistics, quantize, show_statistics,
 };
 
 fn repository() -> PathBuf {
@@ -18,6 +18,11 @@ fn repository() -> PathBuf {
 
 /// Forty of the repository's texts on a model, in batches of this many.
 fn prepared(dir: &Path, model: &str, batch_size: usize) -> Prepared {
+    prepared_with(dir, model, batch_size, &[])
+}
+
+/// The same with changes to the config.
+fn prepared_with(dir: &Path, model: &str, batch_size: usize, changes: &[&str]) -> Prepared {
     // Experts have no INT8 form in compressed-tensors.
     let overrides =
         if model.contains("mixtral") { r"{ layers = ['re:.*\.experts\.'], scheme = 'none' }" } else { "" };
@@ -28,7 +33,8 @@ fn prepared(dir: &Path, model: &str, batch_size: usize) -> Prepared {
     );
     let file = dir.join("config.toml");
     fs::write(&file, text).expect("the directory is writable");
-    let config = Config::load(&file, &[]).unwrap_or_else(|error| panic!("{error}"));
+    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    let config = Config::load(&file, &changes).unwrap_or_else(|error| panic!("{error}"));
     Prepared::new(config).unwrap_or_else(|error| panic!("{model}: {error}"))
 }
 
@@ -77,6 +83,40 @@ fn any_number_of_shards_merged_in_any_order_is_one_run() {
                 fs::remove_file(file).expect("it can be removed");
             }
         }
+    }
+}
+
+#[test]
+fn shards_of_what_factors_are_chosen_from_are_one_run() {
+    let dir = TempDir::new().expect("a temporary directory can be made");
+    let path = |name: &str| dir.path().join(name);
+    let changes = [
+        "quantization.transforms=[{kind='online-rotation'}]",
+        "output.formats=['zeropoint']",
+        "calibration.transform_tokens=200",
+    ];
+    let smoothed = prepared_with(dir.path(), "embedded", 2, &changes);
+    let header = observed(&smoothed, None, 2, &path("whole"));
+    assert!(header.samples < 20, "{header:?}");
+    let files: Vec<PathBuf> = shards(3).map(|shard| path(&format!("{}", shard.index()))).collect();
+    for (shard, file) in shards(3).zip(&files) {
+        assert_eq!(observed(&smoothed, Some(shard), 1, file).samples, header.samples);
+    }
+    assert_eq!(merge_statistics(&files, &path("merged")).expect("they belong together"), header);
+    assert!(fs::read(path("merged")).expect("it is there") == fs::read(path("whole")).expect("it is there"));
+
+    // One shard is told as such, be it of these samples or of all.
+    let plain = prepared(dir.path(), "embedded", 2);
+    observed(&plain, Shard::new(1, 3).ok(), 1, &path("of all"));
+    let options =
+        RunOptions { force: false, restart: false, cache: CacheDir::None, memory: Memory::default() };
+    for lone in [&files[0], &path("of all")] {
+        let error = quantize(&smoothed, lone, &options, &(), &Cancel::default()).expect_err("a part alone");
+        let error = match error {
+            PipelineError::Interrupted { source, .. } => *source,
+            error => error,
+        };
+        assert!(matches!(error, PipelineError::LoneShard { .. }), "{error}");
     }
 }
 
