@@ -123,7 +123,7 @@ pub(crate) fn statistics(prepared: &Prepared) -> u64 {
     let sites = &prepared.graph().spec().sites;
     let routed = ROUTED * sites.len() as u64;
     let sites = sites.iter().map(|site| (site.id.as_str(), site.channels));
-    HEADER + routed + StatisticsFile::planned_bytes(sites, prepared.last_pass().samples())
+    HEADER + routed + StatisticsFile::planned_bytes(sites, prepared.calibration.inputs.len())
 }
 
 /// Bytes that the files in a directory take already; 0 when there is none.
