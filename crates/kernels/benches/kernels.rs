@@ -5,11 +5,11 @@
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use zeropoint_core::{QuantParams, Rng, Symmetry};
+use zeropoint_core::{QuantParams, Rng, Symmetry, WeightBits};
 use zeropoint_kernels::{
     Activation, AttentionPrecision, AttentionScratch, Epilogue, HeadInput, Isa, PackedWeights, RowParams,
-    activate, attend, channel_absmax, dequantize, extremes, histogram, layer_norm, linear, quantize_static,
-    quantize_tokens, rms_norm, sum_squared_error, tanh_in_place,
+    WeightOnlyMatrix, activate, attend, channel_absmax, dequantize, extremes, histogram, layer_norm, linear,
+    quantize_static, quantize_tokens, rms_norm, sum_squared_error, tanh_in_place, weight_only_product,
 };
 
 fn main() {
@@ -88,6 +88,30 @@ fn linear_plain(bencher: Bencher<'_, '_>, case: &str) {
 #[divan::bench(args = cases())]
 fn linear_gelu_erf(bencher: Bencher<'_, '_>, case: &str) {
     bench_linear(bencher, case, Activation::GeluErf);
+}
+
+#[divan::bench(args = cases())]
+fn weight_only_8_bits(bencher: Bencher<'_, '_>, case: &str) {
+    bench_weight_only(bencher, case, WeightBits::Eight);
+}
+
+#[divan::bench(args = cases())]
+fn weight_only_4_bits(bencher: Bencher<'_, '_>, case: &str) {
+    bench_weight_only(bencher, case, WeightBits::Four);
+}
+
+/// A scale for 64 inputs.
+fn bench_weight_only(bencher: Bencher<'_, '_>, text: &str, bits: WeightBits) {
+    let (isa, [rows, inputs, outputs]) = case(text);
+    let low = if bits == WeightBits::Four { 4 } else { 0 };
+    let q: Vec<i8> = integers(outputs * inputs).iter().map(|q| q >> low).collect();
+    let scales = vec![0.01; outputs * inputs / 64];
+    let weight = WeightOnlyMatrix::pack(&q, (outputs, inputs), bits, &scales).expect("valid sizes");
+    let x = normal(rows * inputs);
+    let mut out = vec![0.0; rows * outputs];
+    bencher.counter(ItemsCount::new(2 * rows * inputs * outputs)).bench_local(|| {
+        weight_only_product(isa, black_box(&x), rows, &weight, 0..outputs, &mut out, outputs);
+    });
 }
 
 /// Tokens, heads and their channels: short and long sequences of small and base BERTs.

@@ -15,6 +15,9 @@ const BLOCK: usize = 64;
 /// Rows that go through a panel together: each block of the weight is unpacked once for them.
 const ROWS: usize = 48;
 
+/// Rows whose sums are in registers together.
+const TILE: usize = 6;
+
 /// Vectors of a panel.
 const VECTORS: usize = PANEL / LANES;
 
@@ -310,28 +313,36 @@ fn add_block<S: Simd>(
     scales: &[f32; PANEL],
     totals: &mut [[f32; PANEL]],
 ) {
-    // As many sums as the registers hold: six rows of a panel, or three of half of one.
-    let most = if S::WIDE { 6 } else { 3 };
-    let tiles = totals.len().div_ceil(most);
+    let tiles = totals.len().div_ceil(TILE);
     for tile in 0..tiles {
         let rows = tile * totals.len() / tiles..(tile + 1) * totals.len() / tiles;
         let (x, totals) = (&x[rows.start * inputs..], &mut totals[rows]);
-        if S::WIDE {
-            match totals.len() {
-                6 => add_tile::<S, 6, VECTORS>(s, x, inputs, block, scales, totals),
-                5 => add_tile::<S, 5, VECTORS>(s, x, inputs, block, scales, totals),
-                4 => add_tile::<S, 4, VECTORS>(s, x, inputs, block, scales, totals),
-                3 => add_tile::<S, 3, VECTORS>(s, x, inputs, block, scales, totals),
-                2 => add_tile::<S, 2, VECTORS>(s, x, inputs, block, scales, totals),
-                _ => add_tile::<S, 1, VECTORS>(s, x, inputs, block, scales, totals),
-            }
-        } else {
-            match totals.len() {
-                3 => add_tile::<S, 3, { VECTORS / 2 }>(s, x, inputs, block, scales, totals),
-                2 => add_tile::<S, 2, { VECTORS / 2 }>(s, x, inputs, block, scales, totals),
-                _ => add_tile::<S, 1, { VECTORS / 2 }>(s, x, inputs, block, scales, totals),
-            }
+        match totals.len() {
+            TILE => add_rows::<S, TILE>(s, x, inputs, block, scales, totals),
+            5 => add_rows::<S, 5>(s, x, inputs, block, scales, totals),
+            4 => add_rows::<S, 4>(s, x, inputs, block, scales, totals),
+            3 => add_rows::<S, 3>(s, x, inputs, block, scales, totals),
+            2 => add_rows::<S, 2>(s, x, inputs, block, scales, totals),
+            _ => add_rows::<S, 1>(s, x, inputs, block, scales, totals),
         }
+    }
+}
+
+/// [`add_block`] of R rows, with as many sums as the registers hold beside a column of the block: of a whole panel, or of a
+/// vector of it. With fewer rows each value of a column would be loaded for fewer products.
+#[inline(always)]
+fn add_rows<S: Simd, const R: usize>(
+    s: S,
+    x: &[f32],
+    inputs: usize,
+    block: &[[f32; PANEL]],
+    scales: &[f32; PANEL],
+    totals: &mut [[f32; PANEL]],
+) {
+    if S::WIDE {
+        add_tile::<S, R, VECTORS>(s, x, inputs, block, scales, totals);
+    } else {
+        add_tile::<S, R, 1>(s, x, inputs, block, scales, totals);
     }
 }
 
