@@ -32,7 +32,7 @@ pub(crate) fn sweep_command(
             let plan = dry_run(prepared, &options)?;
             rows.push(vec![name.clone(), plan.quantized_bytes.to_string(), plan.scheme]);
         }
-        terminal.print(&render::table(&rows))?;
+        terminal.print(&format!("{}{}", render::table(&rows), warnings(&sweep)))?;
         return Ok(Outcome::Done);
     }
     let outcome = sweep.run(&options, args.metric.as_ref(), terminal, cancel)?;
@@ -46,4 +46,25 @@ pub(crate) fn sweep_command(
         terminal.say(&format!("comparison: {}", outcome.dir.join("compare.html").display()));
     }
     Ok(gate_outcome(outcome.runs.iter().all(RunOutcome::gates_passed), terminal))
+}
+
+/// What the runs are warned of, each warning once, with the runs that it is for unless it is for all.
+fn warnings(sweep: &PreparedSweep) -> String {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, prepared) in &sweep.runs {
+        for warning in &prepared.warnings {
+            match found.iter_mut().find(|(known, _)| known == warning) {
+                Some((_, names)) => names.push(name),
+                None => found.push((warning, vec![name])),
+            }
+        }
+    }
+    let lines = found.iter().map(|(warning, names)| {
+        if names.len() == sweep.runs.len() {
+            format!("warning: {warning}\n")
+        } else {
+            format!("warning: {}: {warning}\n", names.join(", "))
+        }
+    });
+    lines.collect()
 }

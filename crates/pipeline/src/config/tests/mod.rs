@@ -1,5 +1,6 @@
 //! What is accepted, and what it means.
 
+mod contradictions;
 mod drift;
 mod mistakes;
 
@@ -14,6 +15,11 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 fn with_sets(sets: &[&str]) -> Result<Config, ConfigError> {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     Config::parse(MODEL, "c.toml", &sets)
+}
+
+fn assert_hint(error: &ConfigError, start: &str) {
+    let hint = error.hint().unwrap_or_default();
+    assert!(!start.is_empty() && hint.starts_with(start), "{error}: hint {hint:?}, not {start:?}");
 }
 
 #[test]
