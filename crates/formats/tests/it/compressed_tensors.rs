@@ -9,11 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 use zeropoint_core::{
-    ActivationMode::{self, Dynamic, Static},
-    ActivationScheme,
+    ActivationMode::{Dynamic, Static},
     Granularity::{self, Channel, Tensor},
     Scheme,
-    Symmetry::{self, Asymmetric, Symmetric},
+    Symmetry::{Asymmetric, Symmetric},
     WeightBits,
 };
 use zeropoint_formats::{
@@ -22,18 +21,7 @@ use zeropoint_formats::{
     linear_tensor_specs, planned_bytes,
 };
 
-fn scheme(granularity: Granularity, mode: ActivationMode, symmetry: Symmetry) -> Scheme {
-    Scheme::int8(granularity, ActivationScheme { mode, symmetry })
-}
-
-/// Every weight-only scheme that a row of 12 inputs can have.
-fn weight_only_schemes() -> impl Iterator<Item = Scheme> {
-    let granularities =
-        [Tensor, Channel, Granularity::Group(12), Granularity::Group(4), Granularity::Group(1)];
-    [WeightBits::Four, WeightBits::Eight]
-        .into_iter()
-        .flat_map(move |bits| granularities.map(|granularity| Scheme::weight_only(bits, granularity)))
-}
+use crate::schemes::{scheme, weight_only_schemes};
 
 fn portable() -> Value {
     json!({

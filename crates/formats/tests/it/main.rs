@@ -3,3 +3,4 @@
 mod compressed_tensors;
 mod quantized_linear;
 mod safetensors;
+mod schemes;

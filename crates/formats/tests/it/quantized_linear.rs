@@ -5,11 +5,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use zeropoint_core::{
-    ActivationMode::{self, Dynamic, Static},
-    ActivationScheme,
+    ActivationMode::{Dynamic, Static},
     Granularity::{self, Channel, Tensor},
     QuantParams, Scheme,
-    Symmetry::{self, Asymmetric, Symmetric},
+    Symmetry::{Asymmetric, Symmetric},
     WeightBits,
 };
 use zeropoint_formats::{
@@ -18,18 +17,7 @@ use zeropoint_formats::{
     safetensors::element::{bf16_bytes, f16_bytes, f32_bytes},
 };
 
-fn scheme(granularity: Granularity, mode: ActivationMode, symmetry: Symmetry) -> Scheme {
-    Scheme::int8(granularity, ActivationScheme { mode, symmetry })
-}
-
-/// Every weight-only scheme that a row of 12 inputs can have.
-fn weight_only_schemes() -> impl Iterator<Item = Scheme> {
-    let granularities =
-        [Tensor, Channel, Granularity::Group(12), Granularity::Group(4), Granularity::Group(1)];
-    [WeightBits::Four, WeightBits::Eight]
-        .into_iter()
-        .flat_map(move |bits| granularities.map(|granularity| Scheme::weight_only(bits, granularity)))
-}
+use crate::schemes::{scheme, weight_only_schemes};
 
 #[test]
 fn tensors_of_a_linear_are_those_of_the_table() {
